@@ -1,0 +1,122 @@
+import type { Cache } from '../cache/cache.js'
+import type { ApiKeyError } from '../errors.js'
+import type { Store } from '../store/store.js'
+import type { Clock } from './clock.js'
+import type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page } from './key.js'
+
+/** What `createApiKeys` takes. */
+export interface ApiKeysOptions {
+  /** Where keys live: `postgresStore(pool)`, `sqliteStore(database)`, `sqlStore(kysely)`, `memoryStore()` or your own. */
+  store: Store
+  /**
+   * At least 32 bytes, or `[current, …previous]`. Seals replay records and authenticates cache entries. Losing it loses
+   * pending replays, never keys. To change it, first deploy `[old, new]` everywhere, then `[new, old]`.
+   */
+  secret: string | Uint8Array | readonly (string | Uint8Array)[]
+  /** `redisCache(client)`, or nothing: every promise holds without it. */
+  cache?: Cache
+  /** What every secret begins with. Lower-case letters, digits and `_`, at most 32, not `rot`. Default `sk`. */
+  prefix?: string
+  /** Whether secrets name their environment after the prefix (`sk_live_…`). Default true. */
+  environmentInSecret?: boolean
+  /** How long a verdict may be relied on, in milliseconds: 50 to 60,000. A rotation takes this long to answer. Default 1,000. */
+  leaseMs?: number
+  /** How long a lost answer can be asked for again, in milliseconds: 1,000 to 86,400,000. Default 600,000. */
+  replayWindowMs?: number
+  /** How long after its first use a new secret's replay stays open, in milliseconds: 0 to 600,000. Default 10,000. */
+  replayGraceMs?: number
+  /** Set to false to answer a rotation right after COMMIT; the answer then says in `acceptedUntil` how long the old secret may still work. Default true. */
+  waitForLease?: boolean
+  /** How many verdicts one process keeps, 100 to 1,000,000; the least recently granted goes first. Default 50,000. */
+  maxLeases?: number
+  /** Hears of trouble that no answer tells of: a cache that went away or came back, a bug behind a 500. Default: one line on stderr. */
+  onError?: (error: ApiKeyError) => void
+  /** For tests. Default: the machine's clocks. */
+  clock?: Clock
+}
+
+/** Who a command is carried out for, where it came from, and how a retry is told from a new request. */
+export interface CommandContext {
+  /**
+   * The secret that the caller presented. It is authenticated at the authority, inside the transaction, and authorises the
+   * command: its own key, or `api_keys:write` and a key of the same owner. Left out: the application itself is calling, and may do everything.
+   */
+  secret?: string
+  /** 1 to 255 visible ASCII characters. Takes effect only together with `secret`. */
+  idempotencyKey?: string
+  /** What a retry must repeat exactly; a difference is `idempotency_key_mismatch`. Default: the command itself. */
+  request?: { readonly method: string; readonly path: string; readonly query?: string; readonly body?: unknown }
+  /** For the audit trail. */
+  ip?: string
+  /** For the audit trail; cut at 255 characters. */
+  userAgent?: string
+}
+
+/** Which key a command is about: `id`, or, left out, the key that `secret` belongs to. */
+export interface Target {
+  id?: string
+}
+
+export type RotateCommand = CommandContext & Target
+export type RevokeCommand = CommandContext & Target & { reason?: string }
+export type UpdateCommand = CommandContext & Target & { changes: KeyChanges }
+
+/** The answer of a mutation. */
+export interface MutationResult {
+  readonly key: ApiKey
+  /** Whether this is the answer of an earlier request with the same Idempotency-Key. */
+  readonly replayed: boolean
+}
+
+/** The answer of `create` and `rotate`: the only moment a secret exists outside its client. `util.inspect` and JSON show it redacted; read the property. */
+export interface IssuedKey extends MutationResult {
+  readonly secret: string
+  /** Only with `waitForLease: false`: until when the old secret may still be accepted (RFC 3339). */
+  readonly acceptedUntil?: string
+}
+
+export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated'
+
+export interface Verified {
+  readonly ok: true
+  readonly key: ApiKey
+  /**
+   * Whether the lease behind this result still runs. Ask right before acting on it, with no `await` between: it is what
+   * keeps a paused process from accepting a dead secret.
+   */
+  live(): boolean
+}
+export interface Rejected {
+  readonly ok: false
+  readonly reason: RejectionReason
+}
+export type VerifyResult = Verified | Rejected
+
+/** API keys without HTTP: what the router and the middleware are made of, for jobs and command lines. */
+export interface ApiKeys {
+  /** Creates or upgrades the store's tables. Nothing else does. */
+  migrate(): Promise<void>
+  /** Issues a key. With `context.secret`, for the caller's own owner only, and a retry with the same Idempotency-Key makes one key. */
+  create(input: CreateInput, context?: CommandContext): Promise<IssuedKey>
+  /** Says whether a secret is good. Rejects (`store_unavailable`) only when no trustworthy answer can be had. */
+  verify(secret: string): Promise<VerifyResult>
+  /** The same without I/O and without a promise: undefined where only `verify` can tell. A `Verified` from here is live. */
+  peek(secret: string): VerifyResult | undefined
+  /** Replaces the active secret. See DESIGN in docs/design.md. */
+  rotate(command: RotateCommand): Promise<IssuedKey>
+  /** Ends a key for good. Revoking a revoked key changes nothing. */
+  revoke(command: RevokeCommand): Promise<MutationResult>
+  update(command: UpdateCommand): Promise<MutationResult>
+  /** Resolves with the key, or undefined; `ownerId` narrows it to that owner's. */
+  get(id: string, scope?: { ownerId?: string }): Promise<ApiKey | undefined>
+  /** Lists an owner's keys, newest first. `limit` 1 to 100, default 50. */
+  list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey>>
+  /** Lists a key's audit trail, newest first; undefined where there is no such key. `limit` 1 to 100, default 50. */
+  events(query: { id: string; ownerId?: string; cursor?: string; limit?: number }): Promise<Page<KeyEvent> | undefined>
+  /** Throws `credential_malformed`-free: whether a string has the shape and checksum of a secret of this instance, with no I/O. */
+  wellFormed(secret: string): boolean
+  /** Hands trouble to `onError`; never throws. */
+  report(error: unknown): void
+  /** Waits for commands under way, then lets go of timers and connections that were opened here. */
+  close(): Promise<void>
+}

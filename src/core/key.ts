@@ -1,0 +1,98 @@
+import type { Environment, EventType, JsonObject, KeyRow } from '../store/store.js'
+
+/**
+ * A key as the application sees it. It never holds a secret or a digest, and is safe to log and to share between
+ * requests: it is frozen, all the way down.
+ */
+export interface ApiKey {
+  /** A UUID, stable through rotation. */
+  readonly id: string
+  /** The tenancy boundary: a caller sees only the keys of its own owner. */
+  readonly ownerId: string
+  readonly name: string
+  readonly environment: Environment
+  readonly scopes: readonly string[]
+  readonly metadata: JsonObject
+  /** 1 at creation, one more at each rotation. */
+  readonly generation: number
+  readonly status: 'active' | 'revoked'
+  /** RFC 3339 instants in UTC, with milliseconds. */
+  readonly createdAt: string
+  readonly updatedAt: string
+  readonly expiresAt: string | null
+  readonly revokedAt: string | null
+  readonly revokedReason: string | null
+}
+
+/** What `create()` takes. */
+export interface CreateInput {
+  /** 1 to 255 characters. */
+  ownerId: string
+  /** 1 to 255 characters, for people. */
+  name: string
+  /** Default `live`. */
+  environment?: Environment
+  /** RFC 6749 §3.3 scope tokens, at most 100 of at most 128 characters. Default none. */
+  scopes?: readonly string[]
+  /** A JSON object of at most 8 KiB as text. Default empty. */
+  metadata?: JsonObject
+  /** When the key stops working; kept by rotation, never extended by it. Default never. */
+  expiresAt?: Date | string | null
+}
+
+/** What `update()` may change. A field left out stays as it is. */
+export interface KeyChanges {
+  name?: string
+  scopes?: readonly string[]
+  metadata?: JsonObject
+  expiresAt?: Date | string | null
+}
+
+/** An event of the audit trail. */
+export interface KeyEvent {
+  readonly id: string
+  readonly keyId: string
+  readonly type: EventType
+  readonly at: string
+  /** `key:<id>`, or `system` for a call without a credential. */
+  readonly actor: string
+  readonly ip: string | null
+  readonly userAgent: string | null
+  readonly details: JsonObject
+}
+
+export interface Page<T> {
+  readonly items: readonly T[]
+  /** Hand it back as `cursor` for the next page; null at the end. */
+  readonly nextCursor: string | null
+}
+
+export function apiKey(row: KeyRow): ApiKey {
+  return deepFreeze({
+    id: row.id,
+    ownerId: row.ownerId,
+    name: row.name,
+    environment: row.environment,
+    scopes: [...row.scopes],
+    metadata: structuredClone(row.metadata),
+    generation: row.generation,
+    status: row.revokedAt === null ? 'active' : 'revoked',
+    createdAt: iso(row.createdAt),
+    updatedAt: iso(row.updatedAt),
+    expiresAt: row.expiresAt === null ? null : iso(row.expiresAt),
+    revokedAt: row.revokedAt === null ? null : iso(row.revokedAt),
+    revokedReason: row.revokedReason,
+  })
+}
+
+export function iso(ms: number): string {
+  return new Date(ms).toISOString()
+}
+
+function deepFreeze<T>(value: T): T {
+  if (typeof value === 'object' && value !== null && !Object.isFrozen(value)) {
+    Object.freeze(value)
+    for (const part of Object.values(value)) deepFreeze(part)
+  }
+  return value
+}

@@ -1,0 +1,194 @@
+/** A JSON value that metadata and event details may hold. */
+export type Json = null | boolean | number | string | readonly Json[] | { readonly [name: string]: Json }
+export type JsonObject = { readonly [name: string]: Json }
+
+export type Environment = 'live' | 'test'
+
+/** A key as a store keeps it. Every instant is in milliseconds since the epoch, on the store's own clock. */
+export interface KeyRow {
+  readonly id: string
+  readonly ownerId: string
+  readonly name: string
+  readonly environment: Environment
+  readonly scopes: readonly string[]
+  readonly metadata: JsonObject
+  /** The number of the active generation; 1 at creation, one more at each rotation. */
+  readonly generation: number
+  readonly createdAt: number
+  readonly updatedAt: number
+  readonly expiresAt: number | null
+  readonly revokedAt: number | null
+  readonly revokedReason: string | null
+}
+
+/** One secret of a key, known by its digest only. */
+export interface GenerationRow {
+  /** SHA-256 of the secret, base64url without padding: 43 characters. */
+  readonly digest: string
+  readonly keyId: string
+  readonly generation: number
+  readonly createdAt: number
+  readonly retiredAt: number | null
+  /** The id of the replay record of the mutation that retired it; null while active or where there was no Idempotency-Key. */
+  readonly retiredBy: string | null
+  readonly retiredReason: 'rotated' | 'revoked' | null
+  /** When a verifier first met this secret; null until then. */
+  readonly firstUsedAt: number | null
+  /** What may be shown of the secret: everything before its random part, and its last four characters. */
+  readonly secretStart: string
+  readonly secretLast4: string
+}
+
+/** The sealed answer of a finished mutation. */
+export interface ReplayRow {
+  /** HMAC of the caller and the Idempotency-Key, base64url; the Idempotency-Key itself is never stored. */
+  readonly id: string
+  readonly callerId: string
+  readonly keyId: string
+  /** The generation that the mutation made; null where it made none (revoke, update). */
+  readonly generation: number | null
+  /** HMAC of the request, base64url. */
+  readonly fingerprint: string
+  /** Salt, IV and ciphertext, base64url; null once erased (burnt): it can then never be replayed. */
+  readonly sealed: string | null
+  readonly createdAt: number
+  readonly expiresAt: number
+  /** When the mutation had waited out every lease; null before. */
+  readonly settledAt: number | null
+  /** How many replays were given after it was settled. */
+  readonly replays: number
+  /** How many times it was asked for with a credential that does not open it. */
+  readonly refusals: number
+}
+
+export type EventType =
+  | 'key.created'
+  | 'key.updated'
+  | 'key.rotated'
+  | 'key.revoked'
+  | 'key.replayed'
+  | 'key.replay_refused'
+  | 'key.retired_secret_refused'
+
+/** One line of the audit trail. */
+export interface EventRow {
+  readonly id: string
+  readonly keyId: string
+  readonly ownerId: string
+  readonly type: EventType
+  readonly at: number
+  /** Who did it: `key:<id>` or `system`. */
+  readonly actor: string
+  readonly ip: string | null
+  readonly userAgent: string | null
+  readonly details: JsonObject
+}
+
+/** What the authority said about some digests, from one consistent read. */
+export interface AuthorityAnswer {
+  /**
+   * The store's clock, taken no later than the read's snapshot. Every change that this read does not show is
+   * committed after it, so a lease counted from it ends in time.
+   */
+  readonly at: number
+  /** For how long this answer may be relied on: the lease that verifiers are granted. */
+  readonly leaseMs: number
+  /** One entry per digest that exists; a digest without one is unknown. */
+  readonly found: readonly { readonly key: KeyRow; readonly generation: GenerationRow }[]
+}
+
+/** A place in a listing: rows strictly after (older than) this one. */
+export interface Position {
+  readonly at: number
+  readonly id: string
+}
+
+/**
+ * Where keys live: the authority. `storeContract` in `express-api-keys/testing` judges an implementation.
+ *
+ * Every method rejects with `ApiKeyError('store_unavailable')` (with its `cause`) when the store cannot be asked,
+ * and does so in bounded time. A store that may answer from a stale copy (a standby) must reject instead.
+ */
+export interface Store {
+  /** Whether another process can see the same data. Only then must a rotation wait for leases to run out. */
+  readonly shared: boolean
+
+  /** Creates or upgrades what the store needs; safe to run from several processes at once, and again. */
+  migrate(): Promise<void>
+
+  /** Answers for up to 100 distinct digests, from the primary. This is the read behind every lease. */
+  read(digests: readonly string[]): Promise<AuthorityAnswer>
+
+  /**
+   * Runs `work` atomically, at READ COMMITTED or stricter with locks held to the end, and resolves with its result
+   * once that is durable. What `work` throws rolls everything back and is rethrown as it is; `work` is never run twice.
+   * Rejects with `store_unavailable` when nothing was committed, and with `outcome_unknown` only when COMMIT had been sent
+   * and its answer was lost.
+   */
+  transaction<T>(work: (tx: StoreTransaction) => Promise<T>): Promise<T>
+
+  /** Resolves with the key, whatever its state, and its newest generation. */
+  key(id: string): Promise<{ key: KeyRow; generation: GenerationRow } | undefined>
+
+  /** Lists an owner's keys, newest first (by `createdAt`, then `id`, both descending). */
+  keys(query: { ownerId: string; after?: Position | undefined; limit: number }): Promise<readonly KeyRow[]>
+
+  /** Lists a key's events, newest first (by `at`, then `id`, both descending). */
+  events(query: { keyId: string; after?: Position | undefined; limit: number }): Promise<readonly EventRow[]>
+
+  /** Sets `firstUsedAt` to the store's clock if it is null, in one conditional write. */
+  markFirstUse(digest: string): Promise<void>
+
+  /** Sets `settledAt` to the store's clock if it is null, and erases the seal of every record whose `expiresAt` has passed. */
+  settle(replayId: string): Promise<void>
+
+  /**
+   * Sets the lease that `read` grants from now on. Until every lease granted under an earlier, longer value has surely
+   * run out (two of the old lease and 10 s from now), `StoreTransaction.waitMs` goes on reporting that longer value.
+   * Setting the value already in force changes nothing.
+   */
+  setLease(leaseMs: number): Promise<void>
+
+  /** Lets go of what the store itself opened; a pool or handle that was handed in stays open. */
+  close(): Promise<void>
+}
+
+/** What a transaction can do. Small steps; the order and the rules are the core's. */
+export interface StoreTransaction {
+  /** The store's clock at the time of this call, not at the transaction's start. */
+  now(): Promise<number>
+
+  /**
+   * The longest lease that a verifier may hold at or after this call, in milliseconds. Takes a shared lock that keeps
+   * `setLease` waiting until this transaction ends.
+   */
+  waitMs(): Promise<number>
+
+  /** Finds a generation by digest whatever its state, as committed at the time of this call; locks nothing. */
+  generation(digest: string): Promise<GenerationRow | undefined>
+
+  /** Locks the rows of these keys in ascending order of id, waiting for other holders, and resolves with their current content. Unknown ids are left out. */
+  lockKeys(ids: readonly string[]): Promise<readonly KeyRow[]>
+
+  insertKey(row: KeyRow): Promise<void>
+  /** Writes every mutable field (`name`, `scopes`, `metadata`, `generation`, `updatedAt`, `expiresAt`, `revokedAt`, `revokedReason`) of a locked key. */
+  updateKey(row: KeyRow): Promise<void>
+
+  /** Rejects when the digest, or the key's generation number, exists already. */
+  insertGeneration(row: GenerationRow): Promise<void>
+  /** Retires every generation of the key that is not retired yet, in one conditional write; resolves with their digests. */
+  retireGenerations(keyId: string, change: { at: number; by: string | null; reason: 'rotated' | 'revoked' }): Promise<readonly string[]>
+  /** Finds a key's generation by its number. */
+  generationOf(keyId: string, generation: number): Promise<GenerationRow | undefined>
+
+  /** Finds the record that has one of these ids. */
+  replay(ids: readonly string[]): Promise<ReplayRow | undefined>
+  /** Rejects when the id exists already. */
+  insertReplay(row: ReplayRow): Promise<void>
+  /** Adds one to `replays`, or to `refusals`. */
+  countReplay(id: string, what: 'replays' | 'refusals'): Promise<void>
+  /** Erases the seal of every record about this key (`keyId`), but for the one named. */
+  eraseReplays(keyId: string, exceptId: string | null): Promise<void>
+
+  appendEvent(row: EventRow): Promise<void>
+}
