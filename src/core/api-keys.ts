@@ -102,7 +102,10 @@ export interface ApiKeys {
   verify(secret: string): Promise<VerifyResult>
   /** The same without I/O and without a promise: undefined where only `verify` can tell. A `Verified` from here is live. */
   peek(secret: string): VerifyResult | undefined
-  /** Replaces the active secret. See DESIGN in docs/design.md. */
+  /**
+   * Replaces the active secret. Resolves once no instance accepts the old one. A retry with the same secret and Idempotency-Key
+   * inside the replay window resolves with the same new secret, also when that very rotation retired the one presented.
+   */
   rotate(command: RotateCommand): Promise<IssuedKey>
   /** Ends a key for good. Revoking a revoked key changes nothing. */
   revoke(command: RevokeCommand): Promise<MutationResult>
@@ -113,7 +116,7 @@ export interface ApiKeys {
   list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey>>
   /** Lists a key's audit trail, newest first; undefined where there is no such key. `limit` 1 to 100, default 50. */
   events(query: { id: string; ownerId?: string; cursor?: string; limit?: number }): Promise<Page<KeyEvent> | undefined>
-  /** Throws `credential_malformed`-free: whether a string has the shape and checksum of a secret of this instance, with no I/O. */
+  /** Says whether a string has the shape and checksum of a secret of this instance, with no I/O. */
   wellFormed(secret: string): boolean
   /** Hands trouble to `onError`; never throws. */
   report(error: unknown): void

@@ -1,0 +1,147 @@
+import { ApiKeyError } from '../errors.js'
+import type { JsonObject, Position } from '../store/store.js'
+import type { CreateInput, KeyChanges } from './key.js'
+import { refuseUnknown } from './options.js'
+
+/** The fields of a key that callers choose, checked. */
+export interface KeyFields {
+  readonly ownerId: string
+  readonly name: string
+  readonly environment: 'live' | 'test'
+  readonly scopes: readonly string[]
+  readonly metadata: JsonObject
+  readonly expiresAt: number | null
+}
+
+const MAX_TEXT = 255
+const MAX_SCOPES = 100
+const MAX_SCOPE_LENGTH = 128
+const MAX_METADATA_BYTES = 8 * 1024
+const MAX_METADATA_DEPTH = 16
+/** The last instant that RFC 3339 can write, 9999-12-31T23:59:59.999Z. */
+const MAX_INSTANT = 253_402_300_799_999
+// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it is for
+const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
+/** RFC 6749 §3.3: visible ASCII without `"` and `\`. */
+const SCOPE_TOKEN = /^[\x21\x23-\x5b\x5d-\x7e]+$/
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i
+const RFC3339 = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
+
+/** Checks what `create()` was given; throws `invalid_request` naming the field. */
+export function createFields(input: CreateInput): KeyFields {
+  known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt'], 'A new key')
+  const environment = input.environment ?? 'live'
+  if (environment !== 'live' && environment !== 'test') throw invalid('environment must be "live" or "test".')
+  return {
+    ownerId: text('ownerId', input.ownerId),
+    name: text('name', input.name),
+    environment,
+    scopes: input.scopes === undefined ? [] : scopeList(input.scopes),
+    metadata: input.metadata === undefined ? {} : jsonObject(input.metadata),
+    expiresAt: instantOf(input.expiresAt ?? null),
+  }
+}
+
+/** Checks what `update()` was given; at least one field must be there. */
+export function changedFields(changes: KeyChanges): Partial<KeyFields> {
+  known(changes, ['name', 'scopes', 'metadata', 'expiresAt'], 'A key')
+  if (Object.keys(changes).length === 0) throw invalid('Nothing to change: give name, scopes, metadata or expiresAt.')
+  return {
+    ...(changes.name === undefined ? {} : { name: text('name', changes.name) }),
+    ...(changes.scopes === undefined ? {} : { scopes: scopeList(changes.scopes) }),
+    ...(changes.metadata === undefined ? {} : { metadata: jsonObject(changes.metadata) }),
+    ...(changes.expiresAt === undefined ? {} : { expiresAt: instantOf(changes.expiresAt) }),
+  }
+}
+
+export function reasonText(reason: unknown): string {
+  return text('reason', reason)
+}
+
+/** A key's id in lower case; throws `invalid_request` before any store is asked. */
+export function keyId(id: unknown): string {
+  if (typeof id !== 'string' || !UUID.test(id)) throw invalid('A key id must be a UUID.')
+  return id.toLowerCase()
+}
+
+export function ownerText(ownerId: unknown): string {
+  return text('ownerId', ownerId)
+}
+
+export function pageLimit(limit: unknown): number {
+  if (limit === undefined) return 50
+  if (typeof limit === 'number' && Number.isInteger(limit) && limit >= 1 && limit <= 100) return limit
+  throw invalid('limit must be a whole number from 1 to 100.')
+}
+
+/** A cursor is a position in a listing, written so that nobody is tempted to build one. */
+export function cursorOf({ at, id }: Position): string {
+  return Buffer.from(`${at}.${id}`).toString('base64url')
+}
+
+export function positionOf(cursor: unknown): Position | undefined {
+  if (cursor === undefined) return undefined
+  const [, at, id] = (typeof cursor === 'string' && /^(\d{1,15})\.([0-9a-f-]{36})$/.exec(Buffer.from(cursor, 'base64url').toString())) || []
+  if (at === undefined || id === undefined) throw invalid('cursor must be a nextCursor of an earlier page.')
+  return { at: Number(at), id }
+}
+
+function known(input: object, names: readonly string[], where: string): void {
+  if (typeof input !== 'object' || input === null || Array.isArray(input)) throw invalid(`${where} is described by an object.`)
+  try {
+    refuseUnknown(input, names, where)
+  } catch (error) {
+    throw invalid((error as Error).message.replace('option', 'field'))
+  }
+}
+
+function text(name: string, value: unknown): string {
+  if (typeof value !== 'string' || value.length < 1 || value.length > MAX_TEXT) throw invalid(`${name} must be 1 to ${MAX_TEXT} characters.`)
+  if (CONTROL.test(value) || !value.isWellFormed()) throw invalid(`${name} must not hold control characters.`)
+  return value
+}
+
+function scopeList(value: unknown): readonly string[] {
+  const good = (scope: unknown): boolean => typeof scope === 'string' && scope.length <= MAX_SCOPE_LENGTH && SCOPE_TOKEN.test(scope)
+  if (!Array.isArray(value) || value.length > MAX_SCOPES || !value.every(good)) {
+    throw invalid(`scopes must be a list of at most ${MAX_SCOPES} scope tokens (RFC 6749 §3.3) of at most ${MAX_SCOPE_LENGTH} characters.`)
+  }
+  return [...new Set(value as string[])]
+}
+
+function jsonObject(value: unknown): JsonObject {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('metadata must be an object.')
+  let written: string
+  try {
+    refuseUnsafe(value, 1)
+    written = JSON.stringify(value)
+  } catch (error) {
+    if (error instanceof ApiKeyError) throw error
+    throw invalid('metadata must be plain JSON.')
+  }
+  if (Buffer.byteLength(written) > MAX_METADATA_BYTES) throw invalid(`metadata must be at most ${MAX_METADATA_BYTES} bytes of JSON.`)
+  return JSON.parse(written) as JsonObject
+}
+
+/** Refuses names that a careless merge would follow into a prototype, and NUL, which PostgreSQL cannot hold. */
+function refuseUnsafe(value: unknown, depth: number): void {
+  if (depth > MAX_METADATA_DEPTH) throw invalid(`metadata must not be nested deeper than ${MAX_METADATA_DEPTH}.`)
+  if (typeof value === 'string' && (value.includes('\0') || !value.isWellFormed())) throw invalid('metadata must be well-formed text without NUL.')
+  if (typeof value !== 'object' || value === null) return
+  for (const [name, part] of Object.entries(value)) {
+    if (name === '__proto__' || name === 'constructor' || name === 'prototype') throw invalid(`metadata must not have a member "${name}".`)
+    refuseUnsafe(name, depth)
+    refuseUnsafe(part, depth + 1)
+  }
+}
+
+function instantOf(value: unknown): number | null {
+  if (value === null) return null
+  const ms = value instanceof Date ? value.getTime() : typeof value === 'string' && RFC3339.test(value) ? Date.parse(value) : Number.NaN
+  if (Number.isNaN(ms) || ms < 0 || ms > MAX_INSTANT) throw invalid('expiresAt must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z, or null.')
+  return ms
+}
+
+function invalid(message: string): ApiKeyError {
+  return new ApiKeyError('invalid_request', message)
+}

@@ -1,0 +1,67 @@
+import { hash, randomBytes } from 'node:crypto'
+import { crc32 } from 'node:zlib'
+import type { Environment } from '../store/store.js'
+
+/** A secret at birth: what the client gets, and what may be kept of it. */
+export interface MintedSecret {
+  readonly secret: string
+  readonly digest: string
+  /** Everything before the random part, e.g. `sk_live_`. */
+  readonly start: string
+  /** The last four characters: part of the checksum. */
+  readonly last4: string
+}
+
+/** Makes and recognises secrets: `<prefix>_<env>_<43 base62 characters><6 base62 characters of CRC-32>`. */
+export interface SecretFormat {
+  mint(environment: Environment): MintedSecret
+  /** Whether a string has the shape and checksum of a secret. No hash, no I/O, nothing kept. */
+  wellFormed(candidate: string): boolean
+}
+
+const ALPHABET = '0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz'
+/** 62^43 is the first power above 2^256. */
+const RANDOM_LENGTH = 43
+const CHECKSUM_LENGTH = 6
+const TAIL = RANDOM_LENGTH + CHECKSUM_LENGTH
+const BASE62 = /^[0-9A-Za-z]+$/
+
+/** `prefix` and `environmentInSecret` as in `ApiKeysOptions`, already validated. */
+export function secretFormat(prefix: string, environmentInSecret: boolean): SecretFormat {
+  const start = (environment: Environment): string => (environmentInSecret ? `${prefix}_${environment}_` : `${prefix}_`)
+  // `live` and `test` have one length, so every secret of an instance has one length too.
+  const length = start('live').length + TAIL
+  const starts = [...new Set([start('live'), start('test')])]
+
+  return {
+    mint(environment) {
+      const body = start(environment) + base62(BigInt(`0x${randomBytes(32).toString('hex')}`), RANDOM_LENGTH)
+      const secret = body + checksum(body)
+      return { secret, digest: digestOf(secret), start: start(environment), last4: secret.slice(-4) }
+    },
+    wellFormed(candidate) {
+      if (candidate.length !== length || !starts.some((known) => candidate.startsWith(known))) return false
+      if (!BASE62.test(candidate.slice(-TAIL))) return false
+      return checksum(candidate.slice(0, -CHECKSUM_LENGTH)) === candidate.slice(-CHECKSUM_LENGTH)
+    },
+  }
+}
+
+/**
+ * The SHA-256 of a secret, base64url: 43 characters. A fast hash is right for 256 random bits.
+ *
+ * @see OWASP ASVS 5.0 6.5.2
+ */
+export function digestOf(secret: string): string {
+  return hash('sha256', secret, 'base64url')
+}
+
+function checksum(body: string): string {
+  return base62(BigInt(crc32(body)), CHECKSUM_LENGTH)
+}
+
+function base62(value: bigint, length: number): string {
+  let text = ''
+  for (let rest = value; rest > 0n; rest /= 62n) text = (ALPHABET[Number(rest % 62n)] ?? '') + text
+  return text.padStart(length, '0')
+}
