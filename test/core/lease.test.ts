@@ -1,0 +1,436 @@
+import type { Cache } from '../../src/cache/cache.js'
+import { type Leases, leases } from '../../src/core/lease.js'
+import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../../src/store/store.js'
+import { TestClock } from '../support/clock.js'
+
+const LEASE = 1_000
+const SECRET = Buffer.alloc(32, 7)
+const DIGEST = 'd'.repeat(43)
+
+test('accepts on the word of the authority, and asks it once for as long as the lease runs', async () => {
+  const { authority, table, clock } = world()
+  expect(await table.verify(DIGEST)).toMatchObject({ ok: true, key: { id: authority.key.id } })
+  clock.advance(500)
+  expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+  expect(authority.reads).toBe(1)
+})
+
+test('a lease counts from before the authority was asked, not from its answer', async () => {
+  const { authority, table, clock } = world()
+  authority.beforeAnswer = () => clock.advance(400)
+  const result = await table.verify(DIGEST)
+  clock.advance(599)
+  expect(result.ok && result.live()).toBe(true)
+  clock.advance(1)
+  expect(result.ok && result.live()).toBe(false)
+  expect(table.peek(DIGEST)).toBeUndefined()
+})
+
+test('P3: a verdict that comes back after its lease has run out is asked for once more, then refused as unavailable', async () => {
+  const { authority, table, clock } = world()
+  authority.beforeAnswer = () => clock.advance(LEASE)
+  await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable' })
+  expect(authority.reads).toBe(2)
+})
+
+test('P3: a machine that was suspended does not wake up with a live lease', async () => {
+  const { table, clock } = world()
+  const result = await table.verify(DIGEST)
+  clock.suspend(LEASE)
+  expect(table.peek(DIGEST)).toBeUndefined()
+  expect(result.ok && result.live()).toBe(false)
+})
+
+test('P3: a wall clock that is set back does not make a lease longer', async () => {
+  const { table, clock } = world()
+  await table.verify(DIGEST)
+  clock.setWall(-3_600_000)
+  clock.advance(LEASE)
+  expect(table.peek(DIGEST)).toBeUndefined()
+})
+
+test('a hundred requests for one cold secret make one read', async () => {
+  const { authority, table } = world()
+  const results = await Promise.all(Array.from({ length: 100 }, () => table.verify(DIGEST)))
+  expect(results.every(({ ok }) => ok)).toBe(true)
+  expect(authority.reads).toBe(1)
+})
+
+test('many cold secrets share reads of at most a hundred', async () => {
+  const { authority, table } = world()
+  const digests = Array.from({ length: 1_000 }, (_, n) => `${n}`.padStart(43, 'x'))
+  const results = await Promise.all(digests.map((digest) => table.verify(digest)))
+  expect(results.every((result) => !result.ok && result.reason === 'unknown')).toBe(true)
+  expect(authority.reads).toBeLessThanOrEqual(12)
+  expect(authority.largestBatch).toBe(100)
+})
+
+test('a hot lease is renewed ahead of its end, and no request waits for it', async () => {
+  const { authority, table, clock } = world()
+  await table.verify(DIGEST)
+  for (let ms = 0; ms < 10 * LEASE; ms += 50) {
+    clock.advance(50)
+    expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+    await table.idle()
+  }
+  expect(authority.reads).toBeGreaterThanOrEqual(10)
+  expect(authority.reads).toBeLessThanOrEqual(21)
+})
+
+test('P5: while the authority is away a lease in hand lasts to its deadline, and not a millisecond longer', async () => {
+  const { authority, table, clock } = world()
+  await table.verify(DIGEST)
+  authority.down = true
+  clock.advance(LEASE - 1)
+  expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+  await table.idle()
+  clock.advance(1)
+  expect(table.peek(DIGEST)).toBeUndefined()
+  await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable' })
+})
+
+test.each([
+  ['rotated', { retiredAt: 5, retiredReason: 'rotated' }],
+  ['revoked', { retiredAt: 5, retiredReason: 'revoked' }],
+] as const)('a %s secret is refused for long without asking again', async (reason, change) => {
+  const { authority, table, clock } = world()
+  authority.generation = { ...authority.generation, ...change }
+  expect(await table.verify(DIGEST)).toEqual({ ok: false, reason })
+  clock.advance(500_000)
+  expect(table.peek(DIGEST)).toEqual({ ok: false, reason })
+  expect(authority.reads).toBe(1)
+})
+
+test('an unknown secret is believed unknown for seconds only', async () => {
+  const { authority, table, clock } = world()
+  const known = authority.generation
+  authority.generation = { ...known, digest: 'somebody else' }
+  expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'unknown' })
+  expect(table.peek(DIGEST)).toEqual({ ok: false, reason: 'unknown' })
+  authority.generation = known
+  clock.advance(3_000)
+  expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+})
+
+test('a lease never outlives its key', async () => {
+  const { authority, table, clock } = world()
+  authority.key = { ...authority.key, expiresAt: clock.wallMs() + 300 }
+  expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+  clock.advance(300)
+  expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'expired' })
+})
+
+test('keeps no more leases than it may, and forgets the oldest first', async () => {
+  const { authority, table } = world({ maxLeases: 100 })
+  authority.answerAll = true
+  const digests = Array.from({ length: 150 }, (_, n) => `${n}`.padStart(43, 'x'))
+  for (const digest of digests) await table.verify(digest)
+  expect(digests.filter((digest) => table.peek(digest) !== undefined)).toEqual(digests.slice(50))
+})
+
+test('the first use of a secret is told to the store, once', async () => {
+  const { authority, table } = world()
+  await table.verify(DIGEST)
+  await table.idle()
+  expect(authority.firstUses).toEqual([DIGEST])
+  expect(authority.generation.firstUsedAt).not.toBeNull()
+})
+
+test('an instance started with another lease says so to the store once', async () => {
+  const { authority, table } = world({ leaseMs: 250 })
+  await table.verify(DIGEST)
+  await table.idle()
+  expect(authority.leaseMs).toBe(250)
+})
+
+describe('with a cache between two processes', () => {
+  test('one read of the authority serves both, and the lease ends for both at the same time', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    await table.verify(DIGEST)
+    await table.idle()
+    clock.advance(300)
+    const reads = authority.reads
+    const relayed = await other.table.verify(DIGEST)
+    expect(relayed).toMatchObject({ ok: true })
+    expect(authority.reads).toBe(reads)
+    clock.advance(LEASE - 301)
+    expect(relayed.ok && relayed.live()).toBe(true)
+    clock.advance(1)
+    expect(relayed.ok && relayed.live()).toBe(false)
+  })
+
+  test('P3: re-reading the cache never makes a lease longer', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    authority.retire()
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    let accepted = 0
+    for (let ms = 0; ms < 2 * LEASE; ms += 20) {
+      clock.advance(20)
+      const result = await other.table.verify(DIGEST)
+      if (result.ok) accepted = ms + 20
+    }
+    expect(accepted).toBeGreaterThan(0)
+    expect(accepted).toBeLessThan(LEASE)
+  })
+
+  test.each([
+    ['restored from an old snapshot by a server that has lost the time', -3_600_000],
+    ['promoted on a machine whose clock is late by half a lease', -LEASE / 2],
+    ['lying about its clock', Number.NEGATIVE_INFINITY],
+  ])('P3: an old entry is refused when its server was %s', async (_how, offset) => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const snapshot = new Map(cache?.entries)
+    authority.retire()
+    clock.advance(LEASE + 10)
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    if (cache !== undefined) {
+      cache.entries = snapshot
+      cache.offset = offset
+    }
+    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('P3: when the clock of the authority is set back, relayed leases are refused until none from before can be left', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    await table.verify(DIGEST)
+    await table.idle()
+    authority.offset = -600_000
+    await other.table.verify('a third'.padEnd(43))
+    const reads = authority.reads
+    await other.table.verify(DIGEST)
+    expect(authority.reads).toBe(reads + 1)
+  })
+
+  test('a process that has not read the authority lately does not rely on a relayed lease', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const other = world({ authority, clock, cache })
+    const reads = authority.reads
+    await other.table.verify(DIGEST)
+    expect(authority.reads).toBe(reads + 1)
+  })
+
+  test('P3: a fill that lands late is born dead', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    let land = (): void => {}
+    if (cache !== undefined) cache.holdFills = (go) => (land = go)
+    await table.verify(DIGEST)
+    authority.retire()
+    clock.advance(LEASE)
+    land()
+    expect(cache?.entries.size).toBe(0)
+  })
+
+  test.each([
+    ['forged without the server secret', (value: string) => value.replace(/\.[^.]+\./, `.${'A'.repeat(43)}.`)],
+    ['cut short', (value: string) => value.slice(0, -8)],
+    ['changed by one character', (value: string) => `${value.slice(0, -1)}${value.endsWith('A') ? 'B' : 'A'}`],
+    ['made into a tombstone', (value: string) => `r${value.slice(1)}`],
+    ['empty', () => ''],
+    ['garbage', () => 'a.b.c.d'],
+  ])('P5: an entry that is %s is passed over', async (_how, spoil) => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    cache?.spoil(spoil)
+    const reads = authority.reads
+    expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+    expect(authority.reads).toBe(reads + 1)
+  })
+
+  test('P3: an entry moved to another digest is passed over', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const other = world({ authority, clock, cache })
+    const dead = 'e'.repeat(43)
+    await other.table.verify('somebody else'.padEnd(43))
+    const entry = cache?.entries.get(DIGEST)
+    if (entry !== undefined) cache?.entries.set(dead, entry)
+    expect(await other.table.verify(dead)).toEqual({ ok: false, reason: 'unknown' })
+  })
+
+  test('a tombstone is believed without asking the authority', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.retire([DIGEST], 'rotated')
+    const other = world({ authority, clock, cache })
+    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+    expect(authority.reads).toBe(0)
+  })
+
+  test('two processes together read the authority about once a lease', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const other = world({ authority, clock, cache })
+    for (let ms = 0; ms < 10 * LEASE; ms += 20) {
+      clock.advance(20)
+      for (const each of [table, other.table]) {
+        if (each.peek(DIGEST) === undefined) await each.verify(DIGEST)
+        await each.idle()
+      }
+    }
+    expect(authority.reads).toBeLessThanOrEqual(24)
+  })
+})
+
+interface World {
+  readonly clock: TestClock
+  readonly authority: FakeAuthority
+  readonly cache: FakeCache | undefined
+  readonly table: Leases
+}
+
+function world(
+  options: {
+    clock?: TestClock
+    authority?: FakeAuthority
+    cache?: FakeCache | undefined
+    cached?: boolean
+    leaseMs?: number
+    maxLeases?: number
+  } = {},
+): World {
+  const clock = options.clock ?? new TestClock()
+  const authority = options.authority ?? new FakeAuthority(clock)
+  const cache = options.cache ?? (options.cached === true ? new FakeCache(clock) : undefined)
+  const table = leases({
+    store: authority as unknown as Store,
+    cache,
+    clock,
+    serverSecrets: [SECRET],
+    leaseMs: options.leaseMs ?? LEASE,
+    maxLeases: options.maxLeases ?? 1_000,
+    report: () => {},
+  })
+  return { clock, authority, cache, table }
+}
+
+/** The part of a store that verifying needs, with switches for trouble. */
+class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'setLease'> {
+  key: KeyRow
+  generation: GenerationRow
+  leaseMs = LEASE
+  offset = 0
+  down = false
+  answerAll = false
+  reads = 0
+  largestBatch = 0
+  firstUses: string[] = []
+  beforeAnswer = (): void => {}
+  readonly #clock: TestClock
+
+  constructor(clock: TestClock) {
+    this.#clock = clock
+    const at = clock.wallMs() - 1_000
+    this.key = {
+      id: '00000000-0000-7000-8000-000000000001',
+      ownerId: 'acme',
+      name: 'reports',
+      environment: 'live',
+      scopes: ['reports:read'],
+      metadata: { team: 'growth' },
+      generation: 1,
+      createdAt: at,
+      updatedAt: at,
+      expiresAt: null,
+      revokedAt: null,
+      revokedReason: null,
+    }
+    this.generation = {
+      digest: DIGEST,
+      keyId: this.key.id,
+      generation: 1,
+      createdAt: at,
+      retiredAt: null,
+      retiredBy: null,
+      retiredReason: null,
+      firstUsedAt: null,
+      secretStart: 'sk_live_',
+      secretLast4: '1234',
+    }
+  }
+
+  retire(): void {
+    this.generation = { ...this.generation, retiredAt: this.#clock.wallMs(), retiredReason: 'rotated' }
+  }
+
+  async read(digests: readonly string[]): Promise<AuthorityAnswer> {
+    this.reads++
+    this.largestBatch = Math.max(this.largestBatch, digests.length)
+    const { key, generation, leaseMs } = this
+    const at = this.#clock.wallMs() + this.offset
+    this.beforeAnswer()
+    if (this.down) throw new Error('the authority is away')
+    const found = digests.filter((digest) => this.answerAll || digest === generation.digest)
+    return { at, leaseMs, found: found.map((digest) => ({ key, generation: { ...generation, digest } })) }
+  }
+
+  async markFirstUse(digest: string): Promise<void> {
+    this.firstUses.push(digest)
+    this.generation = { ...this.generation, firstUsedAt: this.#clock.wallMs() }
+  }
+
+  async setLease(leaseMs: number): Promise<void> {
+    this.leaseMs = leaseMs
+  }
+}
+
+/** A cache whose server has a clock of its own and can be made to lie. */
+class FakeCache implements Cache {
+  entries = new Map<string, { value: string; expiresAt: number }>()
+  /** How far the server's clock is off; -Infinity reads as the year 1970. */
+  offset = 0
+  holdFills: ((land: () => void) => void) | undefined
+  readonly #clock: TestClock
+
+  constructor(clock: TestClock) {
+    this.#clock = clock
+  }
+
+  spoil(how: (value: string) => string): void {
+    for (const [digest, entry] of this.entries) this.entries.set(digest, { ...entry, value: how(entry.value) })
+  }
+
+  async get(digest: string): Promise<{ value: string | null; timeMs: number }> {
+    const timeMs = this.#now()
+    const entry = this.entries.get(digest)
+    return { value: entry !== undefined && entry.expiresAt > timeMs ? entry.value : null, timeMs }
+  }
+
+  async fill(digest: string, value: string, expiresAtMs: number): Promise<void> {
+    const land = (): void => {
+      const there = this.entries.get(digest)
+      if (there?.value.startsWith('r') || expiresAtMs <= this.#now()) return
+      this.entries.set(digest, { value, expiresAt: expiresAtMs })
+    }
+    if (this.holdFills === undefined) land()
+    else this.holdFills(land)
+  }
+
+  async bury(digest: string, value: string, ttlMs: number): Promise<boolean> {
+    this.entries.set(digest, { value, expiresAt: this.#now() + ttlMs })
+    return true
+  }
+
+  async forget(digest: string): Promise<void> {
+    if (!this.entries.get(digest)?.value.startsWith('r')) this.entries.delete(digest)
+  }
+
+  async close(): Promise<void> {}
+
+  #now(): number {
+    return Math.max(0, this.#clock.wallMs() + this.offset)
+  }
+}
