@@ -54,6 +54,7 @@ test('a hundred requests for one cold secret make one read', async () => {
   const results = await Promise.all(Array.from({ length: 100 }, () => table.verify(DIGEST)))
   expect(results.every(({ ok }) => ok)).toBe(true)
   expect(authority.reads).toBe(1)
+  expect(authority.largestBatch).toBe(1)
 })
 
 test('many cold secrets share reads of at most a hundred', async () => {
@@ -209,6 +210,31 @@ describe('with a cache between two processes', () => {
     const reads = authority.reads
     await other.table.verify(DIGEST)
     expect(authority.reads).toBe(reads + 1)
+  })
+
+  test('P3: a process that started after the clock of the authority was set back goes by the clock of the cache', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const snapshot = new Map([...(cache?.entries ?? [])].map(([digest, entry]) => [digest, { ...entry, expiresAt: Number.MAX_VALUE }]))
+    authority.retire()
+    clock.advance(LEASE + 10)
+    authority.offset = -600_000
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    if (cache !== undefined) cache.entries = snapshot
+    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('a hot lease is renewed from the authority when the cache only has the one in hand', async () => {
+    const { table, clock } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    for (let ms = 0; ms < 5 * LEASE; ms += 50) {
+      clock.advance(50)
+      expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+      await table.idle()
+    }
   })
 
   test('a process that has not read the authority lately does not rely on a relayed lease', async () => {

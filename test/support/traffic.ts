@@ -1,0 +1,49 @@
+/** What an endpoint answered, with its body read. */
+export interface Answer {
+  readonly status: number
+  readonly body: unknown
+  readonly headers: Headers
+}
+
+/** One request over real HTTP. */
+export async function call(
+  url: string,
+  { method = 'GET', secret, idempotencyKey, body }: { method?: string; secret?: string; idempotencyKey?: string; body?: unknown } = {},
+): Promise<Answer> {
+  const response = await fetch(url, {
+    method,
+    headers: {
+      ...(secret === undefined ? {} : { authorization: `Bearer ${secret}` }),
+      ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
+      ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+    },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+  })
+  const text = await response.text()
+  return { status: response.status, body: text === '' ? undefined : JSON.parse(text), headers: response.headers }
+}
+
+/** Sends the same request over and over, one after the other, until told to stop; resolves with how often each status came. */
+export function steady(send: () => Promise<Answer>): { stop(): Promise<Map<number, number>>; seen(count: number): Promise<void> } {
+  const statuses = new Map<number, number>()
+  let total = 0
+  let running = true
+  const waiting: { count: number; wake: () => void }[] = []
+  const loop = (async () => {
+    while (running) {
+      const { status } = await send()
+      statuses.set(status, (statuses.get(status) ?? 0) + 1)
+      total++
+      for (const { count, wake } of waiting) if (total >= count) wake()
+    }
+    return statuses
+  })()
+  return {
+    stop() {
+      running = false
+      return loop
+    },
+    /** Resolves when `count` more answers have come in. */
+    seen: (count) => new Promise((wake) => waiting.push({ count: total + count, wake })),
+  }
+}
