@@ -119,8 +119,13 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     const settled = outcome.kind === 'replayed' && outcome.record.settledAt !== null
     const waits = store.shared && !settled && (outcome.kind === 'replayed' || outcome.effect.waits)
     const waitMs = waits ? outcome.waitMs + marginMs(outcome.waitMs) : 0
-    if (waits && parts.waitForLease) await clock.sleep(committed + waitMs - clock.monotonicMs())
-    if (recordId !== null && !settled && (parts.waitForLease || !waits)) await store.settle(recordId).catch(report)
+    const settle = async (): Promise<void> => {
+      if (waits) await clock.sleep(committed + waitMs - clock.monotonicMs())
+      if (recordId !== null && !settled) await store.settle(recordId).catch(report)
+    }
+    // A record is settled when its leases are over, also where nobody waits for that: another instance may, and goes by it.
+    if (parts.waitForLease) await settle()
+    else void settle()
 
     // Another rotation may have come in between: a secret that is dead already is not handed out.
     if (answer.secret !== undefined && (await supersededSince(answer.key))) throw superseded()
