@@ -1,0 +1,173 @@
+import { ApiKeyError } from '../errors.js'
+import type { EventRow, GenerationRow, KeyRow, Position, ReplayRow, Store, StoreTransaction } from './store.js'
+
+export interface MemoryStoreOptions {
+  /** The store's clock, in milliseconds since the epoch; for tests. Default `Date.now`. */
+  now?: () => number
+}
+
+interface Tables {
+  keys: Map<string, KeyRow>
+  generations: Map<string, GenerationRow>
+  replays: Map<string, ReplayRow>
+  events: EventRow[]
+}
+
+/**
+ * Keeps keys in this process: for tests, and for a single process whose keys may end with it. Rotations need no wait here, since
+ * nobody else can hold a lease.
+ */
+export function memoryStore(options: MemoryStoreOptions = {}): Store {
+  for (const name of Object.keys(options)) {
+    if (name !== 'now') throw new ApiKeyError('invalid_option', `memoryStore has no option "${name}". It takes now.`)
+  }
+  const clock = options.now ?? Date.now
+  const now = (): number => Math.floor(clock())
+  let tables: Tables = { keys: new Map(), generations: new Map(), replays: new Map(), events: [] }
+  let leaseMs = 50
+  let earlier = { leaseMs: 0, until: 0 }
+  let turn: Promise<unknown> = Promise.resolve()
+
+  const inTurn = <T>(work: () => Promise<T>): Promise<T> => {
+    const result = turn.then(work)
+    turn = result.catch(() => {})
+    return result
+  }
+  const newestOf = (keyId: string, generation: number): GenerationRow | undefined =>
+    [...tables.generations.values()].find((row) => row.keyId === keyId && row.generation === generation)
+  const longestLease = (): number => Math.max(leaseMs, now() < earlier.until ? earlier.leaseMs : 0)
+
+  return {
+    shared: false,
+    async migrate() {},
+
+    async read(digests) {
+      const at = now()
+      const found = digests.flatMap((digest) => {
+        const generation = tables.generations.get(digest)
+        const key = generation && tables.keys.get(generation.keyId)
+        return generation && key ? [{ key: structuredClone(key), generation: { ...generation } }] : []
+      })
+      return { at, leaseMs, found }
+    },
+
+    // One at a time, on a copy that takes the place of the original at the end: a throw leaves nothing behind.
+    transaction: (work) =>
+      inTurn(async () => {
+        const copy: Tables = {
+          keys: new Map(tables.keys),
+          generations: new Map(tables.generations),
+          replays: new Map(tables.replays),
+          events: [...tables.events],
+        }
+        const result = await work(steps(copy))
+        tables = copy
+        return result
+      }),
+
+    async key(id) {
+      const key = tables.keys.get(id)
+      const generation = key && newestOf(id, key.generation)
+      return key && generation ? { key: structuredClone(key), generation: { ...generation } } : undefined
+    },
+
+    async keys({ ownerId, after, limit }) {
+      const rows = [...tables.keys.values()].filter((row) => row.ownerId === ownerId)
+      return newestFirst(rows, ({ createdAt }) => createdAt, after, limit)
+    },
+
+    async events({ keyId, after, limit }) {
+      const rows = tables.events.filter((row) => row.keyId === keyId)
+      return newestFirst(rows, ({ at }) => at, after, limit)
+    },
+
+    markFirstUse: (digest) =>
+      inTurn(async () => {
+        const row = tables.generations.get(digest)
+        if (row !== undefined && row.firstUsedAt === null) tables.generations.set(digest, { ...row, firstUsedAt: now() })
+      }),
+
+    settle: (replayId) =>
+      inTurn(async () => {
+        for (const row of tables.replays.values()) {
+          const settledAt = row.id === replayId && row.settledAt === null ? now() : row.settledAt
+          const sealed = row.expiresAt <= now() ? null : row.sealed
+          tables.replays.set(row.id, { ...row, settledAt, sealed })
+        }
+      }),
+
+    setLease: (ms) =>
+      inTurn(async () => {
+        if (ms === leaseMs) return
+        earlier = { leaseMs: longestLease(), until: Math.max(earlier.until, now() + 2 * leaseMs + 10_000) }
+        leaseMs = ms
+      }),
+
+    async close() {},
+  }
+
+  function steps({ keys, generations, replays, events }: Tables): StoreTransaction {
+    return {
+      now: async () => now(),
+      waitMs: async () => longestLease(),
+      generation: async (digest) => copyOf(generations.get(digest)),
+      lockKeys: async (ids) =>
+        [...new Set(ids)].sort().flatMap((id) => {
+          const row = keys.get(id)
+          return row === undefined ? [] : [structuredClone(row)]
+        }),
+      async insertKey(row) {
+        if (keys.has(row.id)) throw taken('key id')
+        keys.set(row.id, structuredClone(row))
+      },
+      async updateKey(row) {
+        const { id, ownerId, environment, createdAt } = keys.get(row.id) ?? row
+        keys.set(row.id, { ...structuredClone(row), id, ownerId, environment, createdAt })
+      },
+      async insertGeneration(row) {
+        const twin = [...generations.values()].some(({ keyId, generation }) => keyId === row.keyId && generation === row.generation)
+        if (generations.has(row.digest) || twin) throw taken('generation')
+        generations.set(row.digest, { ...row })
+      },
+      async retireGenerations(keyId, { at, by, reason }) {
+        const active = [...generations.values()].filter((row) => row.keyId === keyId && row.retiredAt === null)
+        for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason })
+        return active.map(({ digest }) => digest)
+      },
+      generationOf: async (keyId, generation) =>
+        copyOf([...generations.values()].find((row) => row.keyId === keyId && row.generation === generation)),
+      replay: async (ids) => copyOf(ids.map((id) => replays.get(id)).find((row) => row !== undefined)),
+      async insertReplay(row) {
+        if (replays.has(row.id)) throw taken('replay record')
+        replays.set(row.id, { ...row })
+      },
+      async countReplay(id, what) {
+        const row = replays.get(id)
+        if (row !== undefined) replays.set(id, { ...row, [what]: row[what] + 1 })
+      },
+      async eraseReplays(keyId, exceptId) {
+        for (const row of replays.values()) if (row.keyId === keyId && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
+      },
+      async appendEvent(row) {
+        events.push(structuredClone(row))
+      },
+    }
+  }
+}
+
+function newestFirst<Row extends { id: string }>(rows: readonly Row[], at: (row: Row) => number, after: Position | undefined, limit: number): Row[] {
+  const older = (row: Row): boolean => after === undefined || at(row) < after.at || (at(row) === after.at && row.id < after.id)
+  return rows
+    .filter(older)
+    .sort((a, b) => at(b) - at(a) || (a.id < b.id ? 1 : -1))
+    .slice(0, limit)
+    .map((row) => structuredClone(row))
+}
+
+function copyOf<Row extends object>(row: Row | undefined): Row | undefined {
+  return row === undefined ? undefined : { ...row }
+}
+
+function taken(what: string): ApiKeyError {
+  return new ApiKeyError('store_unavailable', `This ${what} exists already.`)
+}
