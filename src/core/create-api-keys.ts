@@ -309,7 +309,7 @@ function issued(done: Done): IssuedKey {
 class Issued implements IssuedKey {
   readonly key: ApiKey
   readonly replayed: boolean
-  readonly acceptedUntil?: string
+  declare readonly acceptedUntil?: string
   readonly #secret: string
 
   constructor({ key, secret, replayed, acceptedUntil }: Done) {

@@ -105,8 +105,9 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     if (context.secret !== undefined && !format.wellFormed(context.secret)) throw invalidKey()
     const presented = context.secret === undefined ? undefined : { secret: context.secret, digest: digestOf(context.secret) }
     const idempotencyKey = presented === undefined ? undefined : context.idempotencyKey
+    const arrived = clock.monotonicMs()
 
-    const outcome = await inTurn(() => store.transaction((tx) => transact(tx, mutation, context, presented, idempotencyKey))).catch((error) => {
+    const outcome = await inTurn(() => store.transaction((tx) => transact(tx, mutation, context, presented, idempotencyKey, arrived))).catch((error) => {
       throw explained(storeFailure(error), idempotencyKey !== undefined)
     })
     // From here on the change is durable. Every lease that can contradict it was asked for before this instant.
@@ -139,6 +140,7 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     context: CommandContext,
     presented: { secret: string; digest: string } | undefined,
     idempotencyKey: string | undefined,
+    arrived: number,
   ): Promise<Outcome> {
     // Whose secret it is never changes, so this needs no lock. What it is worth does: it is read again below, under the lock.
     // No filter on status: it would turn a duplicate that waited for its twin into "not found", and lock the client out.
@@ -172,7 +174,11 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
 
     if (record !== undefined && caller !== undefined && presented !== undefined && idempotencyKey !== undefined) {
       const index = recordIds.indexOf(record.id)
-      const replay = await decideReplay(tx, record, index, { secret: presented.secret, idempotencyKey }, active, now, requestOf(mutation, context))
+      // A duplicate that came in before the first answer went out shares it, however long it queued since, and is not counted.
+      const counted = record.settledAt !== null && record.settledAt < now - (clock.monotonicMs() - arrived)
+      const credentials = { secret: presented.secret, idempotencyKey }
+      const spent = counted && record.replays >= MAX_REPLAYS
+      const replay = await decideReplay(tx, record, index, credentials, { active, spent, now }, requestOf(mutation, context))
       if (replay instanceof ApiKeyError) {
         if (replay.code === 'invalid_key' || replay.code === 'idempotency_key_spent') {
           await tx.countReplay(record.id, 'refusals')
@@ -180,7 +186,7 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
         }
         return { kind: 'refused', error: replay }
       }
-      if (record.settledAt !== null) await tx.countReplay(record.id, 'replays')
+      if (counted) await tx.countReplay(record.id, 'replays')
       await tx.appendEvent(event('key.replayed', replay.key, now, context, caller, {}))
       return { kind: 'replayed', answer: replay, record, waitMs: await tx.waitMs() }
     }
@@ -210,15 +216,14 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     record: ReplayRow,
     index: number,
     credentials: { secret: string; idempotencyKey: string },
-    active: boolean,
-    now: number,
+    { active, spent, now }: { active: boolean; spent: boolean; now: number },
     request: NonNullable<CommandContext['request']>,
   ): Promise<SealedAnswer | ApiKeyError> {
     if (seals.fingerprint(index, request) !== record.fingerprint) {
       return new ApiKeyError('idempotency_key_mismatch', 'This Idempotency-Key was used for another request; a new request needs a new one.')
     }
     // A live caller must not be told 401: clients delete their key on it.
-    const spent = active
+    const refusal = active
       ? new ApiKeyError('idempotency_key_spent', 'What this Idempotency-Key stands for was done, and its answer can no longer be given; use a new one.')
       : invalidKey()
     if (record.generation !== null) {
@@ -226,11 +231,11 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
       if (made === undefined || made.retiredReason === 'rotated') return superseded()
       const burnt = made.firstUsedAt !== null && made.firstUsedAt + parts.replayGraceMs <= now
       if (burnt) await tx.eraseReplays(record.keyId, null)
-      if (burnt || made.retiredAt !== null) return spent
+      if (burnt || made.retiredAt !== null) return refusal
     }
-    if (record.sealed === null || record.expiresAt <= now || record.replays >= MAX_REPLAYS) return spent
+    if (record.sealed === null || record.expiresAt <= now || spent) return refusal
     const opened = seals.open(index, record, credentials, record.sealed)
-    return opened === undefined ? spent : (JSON.parse(opened) as SealedAnswer)
+    return opened === undefined ? refusal : (JSON.parse(opened) as SealedAnswer)
   }
 
   async function tellCaches(effect: Effect): Promise<void> {

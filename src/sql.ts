@@ -1,0 +1,3 @@
+export { sqlStore } from './store/sql.js'
+export type { SqlDialect } from './store/sql.js'
+export type { SqlStoreOptions } from './store/sql.js'

@@ -1,0 +1,3 @@
+export { sqliteStore } from './store/sqlite.js'
+export type { SqliteHandle } from './store/sqlite.js'
+export type { SqliteStoreOptions } from './store/sqlite.js'

@@ -1,0 +1,67 @@
+import { Kysely, PostgresDialect } from 'kysely'
+import { ApiKeyError } from '../errors.js'
+import { type SqlStoreOptions, sqlStore } from './sql.js'
+import type { Store } from './store.js'
+
+/** What the store needs of a `pg` Pool. */
+export interface PgPool {
+  connect(): Promise<PgClient>
+}
+
+export interface PgClient {
+  // biome-ignore lint/suspicious/noExplicitAny: the driver's own signatures differ between versions
+  query(...args: any[]): any
+  release(error?: Error | boolean): void
+  on?(event: 'error', listener: (error: Error) => void): unknown
+  removeListener?(event: 'error', listener: (error: Error) => void): unknown
+}
+
+export type PostgresStoreOptions = Omit<SqlStoreOptions, 'dialect'>
+
+/**
+ * Keeps keys in PostgreSQL, through a `pg` Pool that stays the application's: `close()` does not end it. Give it at least ten
+ * connections, all to the primary.
+ */
+export function postgresStore(pool: PgPool, options: PostgresStoreOptions = {}): Store {
+  if (typeof pool?.connect !== 'function') {
+    throw new ApiKeyError('invalid_option', 'postgresStore takes a pg Pool: postgresStore(new Pool({ connectionString })).')
+  }
+  const slowestMs = options.transactionTimeoutMs ?? 5_000
+  const dialect = new PostgresDialect({
+    pool: {
+      connect: async () => bounded(await pool.connect(), slowestMs),
+      end: async () => {},
+    } as ConstructorParameters<typeof PostgresDialect>[0]['pool'] & object,
+  })
+  return sqlStore(new Kysely({ dialect }), { ...options, dialect: 'postgres' })
+}
+
+/**
+ * Gives a connection that does not answer up, and has the pool destroy it: a black hole must not keep a place in the pool until the
+ * operating system notices.
+ */
+function bounded(client: PgClient, ms: number): PgClient {
+  let broken: Error | undefined
+  const note = (error: Error): void => {
+    broken = error
+  }
+  client.on?.('error', note)
+  return {
+    query(...args) {
+      const answer: unknown = client.query(...args)
+      if (!(answer instanceof Promise)) return answer
+      return new Promise((resolve, reject) => {
+        const timer = setTimeout(() => {
+          broken = Object.assign(new Error('The connection did not answer in time.'), { code: 'ETIMEDOUT' })
+          reject(broken)
+        }, ms)
+        timer.unref()
+        answer.then(resolve, reject).finally(() => clearTimeout(timer))
+      })
+    },
+    release() {
+      client.removeListener?.('error', note)
+      client.release(broken)
+    },
+  }
+}

@@ -1,0 +1,611 @@
+import { type Kysely, sql } from 'kysely'
+import { ApiKeyError } from '../errors.js'
+import { migrations } from './migrations.js'
+import type { EventRow, GenerationRow, JsonObject, KeyRow, ReplayRow, Store, StoreTransaction } from './store.js'
+
+export type SqlDialect = 'postgres' | 'sqlite'
+
+export interface SqlStoreOptions {
+  /** Which SQL to speak. Default: what the Kysely instance speaks. */
+  dialect?: SqlDialect
+  /** How long one read may take, in milliseconds. Default 2,000. */
+  readTimeoutMs?: number
+  /** How long one transaction may take from asking for a connection to the answer of COMMIT, in milliseconds. Default 5,000. */
+  transactionTimeoutMs?: number
+}
+
+interface KeyTable {
+  id: string
+  owner_id: string
+  name: string
+  environment: string
+  scopes: string
+  metadata: string
+  generation: number
+  created_at: number
+  updated_at: number
+  expires_at: number | null
+  revoked_at: number | null
+  revoked_reason: string | null
+}
+interface GenerationTable {
+  digest: string
+  key_id: string
+  generation: number
+  created_at: number
+  retired_at: number | null
+  retired_by: string | null
+  retired_reason: string | null
+  first_used_at: number | null
+  secret_start: string
+  secret_last4: string
+}
+interface ReplayTable {
+  id: string
+  caller_id: string
+  key_id: string
+  generation: number | null
+  fingerprint: string
+  sealed: string | null
+  created_at: number
+  expires_at: number
+  settled_at: number | null
+  replays: number
+  refusals: number
+}
+interface EventTable {
+  id: string
+  key_id: string
+  owner_id: string
+  type: string
+  at: number
+  actor: string
+  ip: string | null
+  user_agent: string | null
+  details: string
+}
+interface Tables {
+  express_api_keys: KeyTable
+  express_api_key_generations: GenerationTable
+  express_api_key_replays: ReplayTable
+  express_api_key_events: EventTable
+  express_api_key_settings: { id: number; lease_ms: number; earlier_lease_ms: number; earlier_until: number }
+}
+
+/** How long one statement may run, and wait for a row that somebody else holds, inside a transaction on PostgreSQL. */
+const STATEMENT_TIMEOUT_MS = 3_000
+const LOCK_TIMEOUT_MS = 2_000
+/** How long to go on trying for SQLite's one write lock, in pauses of a few milliseconds that leave the event loop free. */
+const BUSY_TIMEOUT_MS = 4_000
+
+/**
+ * Keeps keys in the PostgreSQL or SQLite database of a Kysely instance that the application already has.
+ *
+ * @throws ApiKeyError `invalid_option` when the dialect is neither, or cannot be told.
+ */
+// biome-ignore lint/suspicious/noExplicitAny: the application's own tables are none of our business
+export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): Store {
+  for (const name of Object.keys(options)) {
+    if (!['dialect', 'readTimeoutMs', 'transactionTimeoutMs'].includes(name)) {
+      throw new ApiKeyError('invalid_option', `The store has no option "${name}". It takes dialect, readTimeoutMs, transactionTimeoutMs.`)
+    }
+  }
+  const db = database as Kysely<Tables>
+  const postgres = (options.dialect ?? dialectOf(database)) === 'postgres'
+  const readTimeoutMs = options.readTimeoutMs ?? 2_000
+  const transactionTimeoutMs = options.transactionTimeoutMs ?? 5_000
+  const clock = sql<number>`floor(extract(epoch from clock_timestamp()) * 1000)::bigint`
+  const nowIn = async (on: Kysely<Tables>): Promise<number> => {
+    if (!postgres) return Date.now()
+    const { rows } = await sql<{ at: number }>`select ${clock} as at`.execute(on)
+    return Number(rows[0]?.at)
+  }
+  const bounded = <T>(work: Promise<T>): Promise<T> => within(readTimeoutMs, work).catch((error) => Promise.reject(unavailable(error)))
+
+  return {
+    shared: true,
+
+    migrate: () =>
+      transaction(async (on) => {
+        // One migration at a time; on SQLite the write lock taken at BEGIN is that lock.
+        if (postgres) await sql`select pg_advisory_xact_lock(hashtext('express_api_key_migrations'))`.execute(on)
+        await sql`create table if not exists express_api_key_migrations (version integer primary key, applied_at bigint not null)`.execute(on)
+        const { rows } = await sql<{ version: number | null }>`select max(version) as version from express_api_key_migrations`.execute(on)
+        const version = Number(rows[0]?.version ?? 0)
+        if (version > migrations.length) {
+          throw new ApiKeyError('invalid_option', `The tables are at version ${version}, made by a newer release; this one knows ${migrations.length}.`)
+        }
+        for (const [index, migrate] of migrations.entries()) {
+          if (index < version) continue
+          await migrate(on as unknown as Kysely<never>)
+          await sql`insert into express_api_key_migrations values (${index + 1}, ${await nowIn(on)})`.execute(on)
+        }
+      }),
+
+    // In autocommit, now() is when the statement's transaction began, which is before its snapshot: whatever it does not
+    // show is committed later than `at`. clock_timestamp() would be read after the snapshot, and could be too late.
+    read: (digests) =>
+      bounded(
+        (async () => {
+          const before = Date.now()
+          const at = postgres ? sql<number>`floor(extract(epoch from now()) * 1000)::bigint` : sql<number>`${before}`
+          const standby = postgres ? sql<boolean>`pg_is_in_recovery()` : sql<boolean>`0`
+          const rows = await db
+            .selectFrom('express_api_key_settings as s')
+            .leftJoin('express_api_key_generations as g', (join) => join.on('g.digest', 'in', digests.length > 0 ? [...digests] : ['']))
+            .leftJoin('express_api_keys as k', 'k.id', 'g.key_id')
+            .where('s.id', '=', 1)
+            .select(['s.lease_ms', at.as('at'), standby.as('standby')])
+            .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
+            .select(KEY.map((column) => `k.${column} as k_${column}` as const))
+            .execute()
+          const [first] = rows
+          if (first === undefined) throw new ApiKeyError('store_unavailable', 'The settings row is missing; call keys.migrate() first.')
+          if (Boolean(first.standby)) throw new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.')
+          const found = rows.flatMap((row) => {
+            const part = (prefix: string): Record<string, unknown> =>
+              Object.fromEntries(Object.entries(row).flatMap(([name, value]) => (name.startsWith(prefix) ? [[name.slice(2), value]] : [])))
+            if (row.g_digest === null || row.k_id === null) return []
+            return [{ key: keyRow(part('k_') as unknown as KeyTable), generation: generationRow(part('g_') as unknown as GenerationTable) }]
+          })
+          return { at: Number(first.at), leaseMs: Number(first.lease_ms), found }
+        })(),
+      ),
+
+    transaction: (work) => transaction((on) => work(steps(on))),
+
+    key: (id) =>
+      bounded(
+        (async () => {
+          const key = await db.selectFrom('express_api_keys').selectAll().where('id', '=', id).executeTakeFirst()
+          const generation =
+            key &&
+            (await db.selectFrom('express_api_key_generations').selectAll().where('key_id', '=', id).orderBy('generation', 'desc').limit(1).executeTakeFirst())
+          return key && generation ? { key: keyRow(key), generation: generationRow(generation) } : undefined
+        })(),
+      ),
+
+    keys: ({ ownerId, after, limit }) =>
+      bounded(
+        db
+          .selectFrom('express_api_keys')
+          .selectAll()
+          .where('owner_id', '=', ownerId)
+          .$if(after !== undefined, (query) => query.where(sql<boolean>`(created_at, id) < (${after?.at}, ${after?.id})`))
+          .orderBy('created_at', 'desc')
+          .orderBy('id', 'desc')
+          .limit(limit)
+          .execute()
+          .then((rows) => rows.map(keyRow)),
+      ),
+
+    events: ({ keyId, after, limit }) =>
+      bounded(
+        db
+          .selectFrom('express_api_key_events')
+          .selectAll()
+          .where('key_id', '=', keyId)
+          .$if(after !== undefined, (query) => query.where(sql<boolean>`(at, id) < (${after?.at}, ${after?.id})`))
+          .orderBy('at', 'desc')
+          .orderBy('id', 'desc')
+          .limit(limit)
+          .execute()
+          .then((rows) => rows.map(eventRow)),
+      ),
+
+    markFirstUse: (digest) =>
+      bounded(
+        (async () => {
+          const at = postgres ? clock : sql<number>`${Date.now()}`
+          await db
+            .updateTable('express_api_key_generations')
+            .set({ first_used_at: at })
+            .where('digest', '=', digest)
+            .where('first_used_at', 'is', null)
+            .execute()
+        })(),
+      ),
+
+    settle: (replayId) =>
+      bounded(
+        (async () => {
+          const at = postgres ? clock : sql<number>`${Date.now()}`
+          await db.updateTable('express_api_key_replays').set({ settled_at: at }).where('id', '=', replayId).where('settled_at', 'is', null).execute()
+          await db.updateTable('express_api_key_replays').set({ sealed: null }).where('expires_at', '<=', at).where('sealed', 'is not', null).execute()
+        })(),
+      ),
+
+    setLease: (leaseMs) =>
+      transaction(async (on) => {
+        const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
+        const row = await (postgres ? query.forUpdate() : query).executeTakeFirstOrThrow()
+        const old = Number(row.lease_ms)
+        if (old === leaseMs) return
+        const now = await nowIn(on)
+        const stillInForce = now < Number(row.earlier_until) ? Number(row.earlier_lease_ms) : 0
+        await on
+          .updateTable('express_api_key_settings')
+          .set({
+            lease_ms: leaseMs,
+            earlier_lease_ms: Math.max(old, stillInForce),
+            // Two leases and ten seconds: the change itself takes a moment to commit, and until then the old value is granted.
+            earlier_until: Math.max(Number(row.earlier_until), now + 2 * old + 10_000),
+          })
+          .where('id', '=', 1)
+          .execute()
+      }),
+
+    async close() {},
+  }
+
+  /**
+   * BEGIN, work, COMMIT on one connection. Written out, because the difference between "nothing happened" and "nobody knows" is
+   * whether COMMIT had been sent.
+   */
+  function transaction<T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
+    let stage: 'open' | 'committing' | 'abandoned' = 'open'
+    const running = db.connection().execute(async (on) => {
+      try {
+        await begin(on)
+      } catch (error) {
+        throw unavailable(error)
+      }
+      let result: T
+      try {
+        result = await work(guarded(on))
+        if (stage === 'abandoned') throw tooLate()
+      } catch (error) {
+        await sql`rollback`.execute(on).catch(() => {})
+        throw unavailable(error)
+      }
+      stage = 'committing'
+      try {
+        await sql`commit`.execute(on)
+      } catch (error) {
+        if (!answered(error)) throw outcomeUnknown(error)
+        await sql`rollback`.execute(on).catch(() => {})
+        throw unavailable(error)
+      }
+      return result
+    })
+    return within(transactionTimeoutMs, running, () => {
+      if (stage === 'committing') return outcomeUnknown(undefined)
+      // From here on no step of it goes through, and COMMIT is never sent.
+      stage = 'abandoned'
+      return tooLate()
+    }).catch((error) => Promise.reject(unavailable(error)))
+
+    function guarded(on: Kysely<Tables>): Kysely<Tables> {
+      return new Proxy(on, {
+        get(target, name) {
+          if (stage === 'abandoned') throw tooLate()
+          const value: unknown = Reflect.get(target, name, target)
+          return typeof value === 'function' ? value.bind(target) : value
+        },
+      })
+    }
+  }
+
+  async function begin(on: Kysely<Tables>): Promise<void> {
+    if (postgres) {
+      await sql`begin isolation level read committed read write`.execute(on)
+      await sql`select set_config('statement_timeout', ${String(STATEMENT_TIMEOUT_MS)}, true),
+        set_config('lock_timeout', ${String(LOCK_TIMEOUT_MS)}, true),
+        set_config('idle_in_transaction_session_timeout', ${String(transactionTimeoutMs)}, true),
+        set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end, true)`.execute(
+        on,
+      )
+      return
+    }
+    const give = performance.now() + BUSY_TIMEOUT_MS
+    for (;;) {
+      try {
+        await sql`begin immediate`.execute(on)
+        return
+      } catch (error) {
+        if (!isBusy(error) || performance.now() > give) throw error
+        await new Promise((resolve) => setTimeout(resolve, 2 + Math.random() * 8))
+      }
+    }
+  }
+
+  function steps(on: Kysely<Tables>): StoreTransaction {
+    return {
+      now: () => nowIn(on),
+
+      async waitMs() {
+        const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
+        const row = await (postgres ? query.forShare() : query).executeTakeFirstOrThrow()
+        const earlier = (await nowIn(on)) < Number(row.earlier_until) ? Number(row.earlier_lease_ms) : 0
+        return Math.max(Number(row.lease_ms), earlier)
+      },
+
+      async generation(digest) {
+        const row = await on.selectFrom('express_api_key_generations').selectAll().where('digest', '=', digest).executeTakeFirst()
+        return row && generationRow(row)
+      },
+
+      async lockKeys(ids) {
+        if (ids.length === 0) return []
+        const query = on.selectFrom('express_api_keys').selectAll().where('id', 'in', [...ids]).orderBy('id')
+        return (await (postgres ? query.forUpdate() : query).execute()).map(keyRow)
+      },
+
+      async insertKey(row) {
+        await on.insertInto('express_api_keys').values(keyColumns(row)).execute()
+      },
+
+      async updateKey(row) {
+        const { id, owner_id: _owner, environment: _environment, created_at: _created, ...changes } = keyColumns(row)
+        await on.updateTable('express_api_keys').set(changes).where('id', '=', id).execute()
+      },
+
+      async insertGeneration(row) {
+        await on
+          .insertInto('express_api_key_generations')
+          .values({
+            digest: row.digest,
+            key_id: row.keyId,
+            generation: row.generation,
+            created_at: row.createdAt,
+            retired_at: row.retiredAt,
+            retired_by: row.retiredBy,
+            retired_reason: row.retiredReason,
+            first_used_at: row.firstUsedAt,
+            secret_start: row.secretStart,
+            secret_last4: row.secretLast4,
+          })
+          .execute()
+      },
+
+      async retireGenerations(keyId, { at, by, reason }) {
+        const rows = await on
+          .updateTable('express_api_key_generations')
+          .set({ retired_at: at, retired_by: by, retired_reason: reason })
+          .where('key_id', '=', keyId)
+          .where('retired_at', 'is', null)
+          .returning('digest')
+          .execute()
+        return rows.map(({ digest }) => digest)
+      },
+
+      async generationOf(keyId, generation) {
+        const row = await on
+          .selectFrom('express_api_key_generations')
+          .selectAll()
+          .where('key_id', '=', keyId)
+          .where('generation', '=', generation)
+          .executeTakeFirst()
+        return row && generationRow(row)
+      },
+
+      async replay(ids) {
+        const row = await on.selectFrom('express_api_key_replays').selectAll().where('id', 'in', [...ids]).executeTakeFirst()
+        return row && replayRow(row)
+      },
+
+      async insertReplay(row) {
+        await on
+          .insertInto('express_api_key_replays')
+          .values({
+            id: row.id,
+            caller_id: row.callerId,
+            key_id: row.keyId,
+            generation: row.generation,
+            fingerprint: row.fingerprint,
+            sealed: row.sealed,
+            created_at: row.createdAt,
+            expires_at: row.expiresAt,
+            settled_at: row.settledAt,
+            replays: row.replays,
+            refusals: row.refusals,
+          })
+          .execute()
+      },
+
+      async countReplay(id, what) {
+        await on
+          .updateTable('express_api_key_replays')
+          .set((column) => ({ [what]: column(what, '+', 1) }))
+          .where('id', '=', id)
+          .execute()
+      },
+
+      async eraseReplays(keyId, exceptId) {
+        await on
+          .updateTable('express_api_key_replays')
+          .set({ sealed: null })
+          .where('key_id', '=', keyId)
+          .where('sealed', 'is not', null)
+          .$if(exceptId !== null, (query) => query.where('id', '!=', exceptId ?? ''))
+          .execute()
+      },
+
+      async appendEvent(row) {
+        await on
+          .insertInto('express_api_key_events')
+          .values({
+            id: row.id,
+            key_id: row.keyId,
+            owner_id: row.ownerId,
+            type: row.type,
+            at: row.at,
+            actor: row.actor,
+            ip: row.ip,
+            user_agent: row.userAgent,
+            details: JSON.stringify(row.details),
+          })
+          .execute()
+      },
+    }
+  }
+}
+
+const KEY = [
+  'id',
+  'owner_id',
+  'name',
+  'environment',
+  'scopes',
+  'metadata',
+  'generation',
+  'created_at',
+  'updated_at',
+  'expires_at',
+  'revoked_at',
+  'revoked_reason',
+] as const satisfies readonly (keyof KeyTable)[]
+
+const GENERATION = [
+  'digest',
+  'key_id',
+  'generation',
+  'created_at',
+  'retired_at',
+  'retired_by',
+  'retired_reason',
+  'first_used_at',
+  'secret_start',
+  'secret_last4',
+] as const satisfies readonly (keyof GenerationTable)[]
+
+// PostgreSQL drivers hand out int8 as strings, hence the conversions.
+
+function keyRow(row: KeyTable): KeyRow {
+  return {
+    id: row.id,
+    ownerId: row.owner_id,
+    name: row.name,
+    environment: row.environment === 'test' ? 'test' : 'live',
+    scopes: JSON.parse(row.scopes) as string[],
+    metadata: JSON.parse(row.metadata) as JsonObject,
+    generation: Number(row.generation),
+    createdAt: Number(row.created_at),
+    updatedAt: Number(row.updated_at),
+    expiresAt: numberOrNull(row.expires_at),
+    revokedAt: numberOrNull(row.revoked_at),
+    revokedReason: row.revoked_reason,
+  }
+}
+
+function keyColumns(row: KeyRow): KeyTable {
+  return {
+    id: row.id,
+    owner_id: row.ownerId,
+    name: row.name,
+    environment: row.environment,
+    scopes: JSON.stringify(row.scopes),
+    metadata: JSON.stringify(row.metadata),
+    generation: row.generation,
+    created_at: row.createdAt,
+    updated_at: row.updatedAt,
+    expires_at: row.expiresAt,
+    revoked_at: row.revokedAt,
+    revoked_reason: row.revokedReason,
+  }
+}
+
+function generationRow(row: GenerationTable): GenerationRow {
+  return {
+    digest: row.digest,
+    keyId: row.key_id,
+    generation: Number(row.generation),
+    createdAt: Number(row.created_at),
+    retiredAt: numberOrNull(row.retired_at),
+    retiredBy: row.retired_by,
+    retiredReason: row.retired_reason as GenerationRow['retiredReason'],
+    firstUsedAt: numberOrNull(row.first_used_at),
+    secretStart: row.secret_start,
+    secretLast4: row.secret_last4,
+  }
+}
+
+function replayRow(row: ReplayTable): ReplayRow {
+  return {
+    id: row.id,
+    callerId: row.caller_id,
+    keyId: row.key_id,
+    generation: numberOrNull(row.generation),
+    fingerprint: row.fingerprint,
+    sealed: row.sealed,
+    createdAt: Number(row.created_at),
+    expiresAt: Number(row.expires_at),
+    settledAt: numberOrNull(row.settled_at),
+    replays: Number(row.replays),
+    refusals: Number(row.refusals),
+  }
+}
+
+function eventRow(row: EventTable): EventRow {
+  return {
+    id: row.id,
+    keyId: row.key_id,
+    ownerId: row.owner_id,
+    type: row.type as EventRow['type'],
+    at: Number(row.at),
+    actor: row.actor,
+    ip: row.ip,
+    userAgent: row.user_agent,
+    details: JSON.parse(row.details) as JsonObject,
+  }
+}
+
+function numberOrNull(value: number | null): number | null {
+  return value === null ? null : Number(value)
+}
+
+/** By the adapter's class name: `instanceof` fails across two copies of Kysely. */
+function dialectOf(database: Pick<Kysely<Tables>, 'getExecutor'>): SqlDialect {
+  const name = database.getExecutor().adapter.constructor.name.toLowerCase()
+  if (name.includes('postgres')) return 'postgres'
+  if (name.includes('sqlite')) return 'sqlite'
+  throw new ApiKeyError('invalid_option', `sqlStore cannot tell the dialect of this Kysely instance; write sqlStore(db, { dialect: 'postgres' }) or 'sqlite'.`)
+}
+
+/** Rejects after `ms` with what `late` says; the work itself goes on, and its own failure is then nobody's. */
+function within<T>(ms: number, work: Promise<T>, late: () => ApiKeyError = tooLate): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(late()), ms)
+    timer.unref()
+    work.then(resolve, reject).finally(() => clearTimeout(timer))
+  })
+}
+
+function tooLate(): ApiKeyError {
+  return new ApiKeyError('store_unavailable', 'The store did not answer in time.')
+}
+
+function outcomeUnknown(cause: unknown): ApiKeyError {
+  return new ApiKeyError('outcome_unknown', 'The connection to the store was lost at the moment of commit.', { cause })
+}
+
+function unavailable(error: unknown): unknown {
+  if (error instanceof ApiKeyError) return error
+  if (!isDriverError(error)) return error
+  const missing = code(error) === '42P01' || /no such table: express_api/.test(String((error as Error).message))
+  const message = missing ? 'The tables are missing; call keys.migrate() first.' : 'The store could not be asked.'
+  return new ApiKeyError('store_unavailable', message, { cause: error })
+}
+
+/** Whether the database itself refused, which it says with a code of five characters (PostgreSQL) or a name (SQLite). */
+function answered(error: unknown): boolean {
+  const said = code(error)
+  if (said === undefined) return false
+  // Class 08 is a lost connection; 57P0x is a server that is going down and may have committed before.
+  return said.startsWith('SQLITE_') ? said !== 'SQLITE_IOERR' : /^[0-9A-Z]{5}$/.test(said) && !said.startsWith('08') && !said.startsWith('57P')
+}
+
+function isBusy(error: unknown): boolean {
+  return code(error)?.startsWith('SQLITE_BUSY') ?? false
+}
+
+/** Everything that is not a mistake in this program came from the driver. */
+function isDriverError(error: unknown): boolean {
+  return error instanceof Error && !(error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError)
+}
+
+function code(error: unknown): string | undefined {
+  const said = (error as { code?: unknown } | null)?.code
+  return typeof said === 'string' ? said : undefined
+}
+
