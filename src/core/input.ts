@@ -1,6 +1,6 @@
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject, Position } from '../store/store.js'
-import type { CreateInput, KeyChanges } from './key.js'
+import { type CreateInput, isKeyId, type KeyChanges } from './key.js'
 import { refuseUnknown } from './options.js'
 
 /** The fields of a key that callers choose, checked. */
@@ -24,7 +24,6 @@ const MAX_INSTANT = 253_402_300_799_999
 const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
 /** RFC 6749 §3.3: visible ASCII without `"` and `\`. */
 const SCOPE_TOKEN = /^[\x21\x23-\x5b\x5d-\x7e]+$/
-const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i
 const RFC3339 = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
 /** Checks what `create()` was given; throws `invalid_request` naming the field. */
@@ -60,7 +59,7 @@ export function reasonText(reason: unknown): string {
 
 /** A key's id in lower case; throws `invalid_request` before any store is asked. */
 export function keyId(id: unknown): string {
-  if (typeof id !== 'string' || !UUID.test(id)) throw invalid('A key id must be a UUID.')
+  if (typeof id !== 'string' || !isKeyId(id)) throw invalid('A key id must be a UUID.')
   return id.toLowerCase()
 }
 

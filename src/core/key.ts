@@ -67,6 +67,13 @@ export interface Page<T> {
   readonly nextCursor: string | null
 }
 
+const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i
+
+/** Whether a string can be the id of a key at all. */
+export function isKeyId(id: string): boolean {
+  return UUID.test(id)
+}
+
 export function apiKey(row: KeyRow): ApiKey {
   return deepFreeze({
     id: row.id,

@@ -1,0 +1,43 @@
+import type { IncomingMessage } from 'node:http'
+import { ApiKeyError } from '../errors.js'
+
+/** A secret is some 60 characters; what is far longer is not one, and not worth a look. */
+const MAX_LENGTH = 1_024
+/** @see RFC 6750 §2.1: `Bearer`, one space or more, a b64token */
+const BEARER = /^bearer +([A-Za-z0-9\-._~+/]+=*)$/i
+const BEARER_SCHEME = /^bearer(?: |$)/i
+
+/**
+ * Reads the one secret of a request.
+ *
+ * @throws ApiKeyError `credential_missing` where there is none (or one of another scheme), `credential_malformed` where there are two or it is not a token.
+ */
+export function bearerSecret(req: IncomingMessage): string {
+  const [header, ...more] = headerValues(req, 'authorization')
+  if (more.length > 0) throw malformed('Send one Authorization header, not two.')
+  if (header === undefined) throw missing()
+  if (header.length > MAX_LENGTH) throw malformed(`The Authorization header is longer than ${MAX_LENGTH} characters.`)
+  if (!BEARER_SCHEME.test(header)) throw missing()
+  const secret = BEARER.exec(header)?.[1]
+  if (secret === undefined) throw malformed('Send the API key as: Authorization: Bearer <key>.')
+  return secret
+}
+
+/** Every value of a header as it came in: Node drops a second `Authorization` and joins a second `Idempotency-Key`, silently. */
+export function headerValues(req: IncomingMessage, name: string): string[] {
+  const values: string[] = []
+  const raw = req.rawHeaders
+  for (let i = 0; i + 1 < raw.length; i += 2) {
+    const field = raw[i] as string
+    if (field.length === name.length && field.toLowerCase() === name) values.push((raw[i + 1] as string).trim())
+  }
+  return values
+}
+
+function missing(): ApiKeyError {
+  return new ApiKeyError('credential_missing', 'Send an API key as: Authorization: Bearer <key>.')
+}
+
+function malformed(message: string): ApiKeyError {
+  return new ApiKeyError('credential_malformed', message)
+}

@@ -1,0 +1,70 @@
+import type { IncomingMessage } from 'node:http'
+import type { RequestHandler } from 'express'
+import { refuseUnknown } from '../core/options.js'
+import { ApiKeyError } from '../errors.js'
+import { headerValues } from './credential.js'
+import { problem } from './problem.js'
+
+declare global {
+  namespace Express {
+    interface Request {
+      /** The request's Idempotency-Key without its quotes; set by `idempotencyKey`. */
+      idempotencyKey?: string
+    }
+  }
+}
+
+export interface IdempotencyKeyOptions {
+  /** Whether a request without the header is refused. Default false. */
+  required?: boolean
+}
+
+const MAX_LENGTH = 255
+/** @see RFC 8941 §3.3.3: a quoted string, with `\"` and `\\` */
+const QUOTED = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/
+/** What everybody sends: visible ASCII, but for the comma that would make it a list, and quotes that belong to the other form. */
+const BARE = /^[\x21\x23-\x2b\x2d-\x7e]+$/
+
+/**
+ * Reads and checks the Idempotency-Key header, and sets `req.idempotencyKey`. Answers 400 to one that is missing where required, doubled, a list,
+ * empty, not ASCII or over 255 characters.
+ *
+ * @see draft-ietf-httpapi-idempotency-key-header-07 §2.1
+ */
+export function idempotencyKey(options: IdempotencyKeyOptions = {}): RequestHandler {
+  refuseUnknown(options, ['required'], 'idempotencyKey')
+  const { required = false } = options
+  if (typeof required !== 'boolean') throw new ApiKeyError('invalid_option', 'required must be true or false.')
+
+  return function idempotencyKey(req, res, next) {
+    try {
+      const value = readIdempotencyKey(req, required)
+      if (value === undefined) delete req.idempotencyKey
+      else req.idempotencyKey = value
+    } catch (error) {
+      const { status, contentType, body } = problem(error as ApiKeyError)
+      res.status(status).setHeader('Content-Type', contentType).setHeader('Cache-Control', 'no-store').end(JSON.stringify(body))
+      return
+    }
+    next()
+  }
+}
+
+/** The Idempotency-Key of a request; the quoted and the bare form of one value mean the same. */
+export function readIdempotencyKey(req: IncomingMessage, required: boolean): string | undefined {
+  const [header, ...more] = headerValues(req, 'idempotency-key')
+  if (more.length > 0) throw invalid('Send one Idempotency-Key header, not two.')
+  if (header === undefined) {
+    if (required) throw new ApiKeyError('idempotency_key_missing', 'This needs an Idempotency-Key header, such as a new UUID.')
+    return undefined
+  }
+  const quoted = QUOTED.exec(header)?.[1]
+  const value = quoted === undefined ? (BARE.test(header) ? header : undefined) : quoted.replaceAll(/\\(["\\])/g, '$1')
+  if (value === undefined || value === '') throw invalid('The Idempotency-Key must be one value of printable ASCII, and not empty.')
+  if (value.length > MAX_LENGTH) throw invalid(`The Idempotency-Key must be at most ${MAX_LENGTH} characters.`)
+  return value
+}
+
+function invalid(message: string): ApiKeyError {
+  return new ApiKeyError('idempotency_key_invalid', message)
+}

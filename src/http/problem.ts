@@ -1,0 +1,99 @@
+import type { Response } from 'express'
+import type { ApiKeys } from '../core/api-keys.js'
+import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
+
+/** The one table from codes to HTTP statuses. */
+export const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
+  invalid_request: 400,
+  credential_malformed: 400,
+  idempotency_key_missing: 400,
+  idempotency_key_invalid: 400,
+  credential_missing: 401,
+  invalid_key: 401,
+  insufficient_scope: 403,
+  key_not_found: 404,
+  key_revoked: 409,
+  key_expired: 409,
+  idempotency_key_spent: 409,
+  rotation_superseded: 409,
+  body_too_large: 413,
+  unsupported_media_type: 415,
+  idempotency_key_mismatch: 422,
+  invalid_option: 500,
+  internal_error: 500,
+  store_unavailable: 503,
+  outcome_unknown: 503,
+}
+
+const PHRASE: { readonly [status: number]: string } = {
+  400: 'Bad Request',
+  401: 'Unauthorized',
+  403: 'Forbidden',
+  404: 'Not Found',
+  409: 'Conflict',
+  413: 'Content Too Large',
+  415: 'Unsupported Media Type',
+  422: 'Unprocessable Content',
+  500: 'Internal Server Error',
+  503: 'Service Unavailable',
+}
+
+/** The `error` of a challenge, where there is one. @see RFC 6750 §3.1 */
+const CHALLENGE: { readonly [code in ApiKeyErrorCode]?: string } = {
+  credential_malformed: 'invalid_request',
+  invalid_key: 'invalid_token',
+  insufficient_scope: 'insufficient_scope',
+}
+
+/** How a failure looks on the wire. */
+export interface Failure {
+  readonly status: number
+  readonly contentType: string
+  readonly body: object
+}
+
+/** What the HTTP layer adds to an error: where it happened, and which scope would have been enough. */
+export interface FailureContext {
+  readonly realm: string
+  readonly scope?: string | undefined
+}
+
+/** `type: about:blank` and the status's own phrase, and beside them the stable `code`. @see RFC 9457 §3 */
+export function problem(error: ApiKeyError): Failure {
+  const status = STATUS[error.code]
+  // What went wrong inside is for the log, not for a stranger.
+  const detail = status === 500 ? 'The server met an unforeseen error.' : error.message
+  const code = status === 500 ? 'internal_error' : error.code
+  return { status, contentType: 'application/problem+json', body: { type: 'about:blank', title: PHRASE[status], status, code, detail } }
+}
+
+/** Answers with a failure: status, challenge, `Retry-After`, `no-store`, and the body that `shape` gives it. */
+export function refuse(
+  keys: ApiKeys,
+  res: Response,
+  error: unknown,
+  { realm, scope }: FailureContext,
+  shape: (error: ApiKeyError) => Failure = problem,
+): void {
+  const known = error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
+  const { status, contentType, body } = shape(known)
+  if (status === 500) keys.report(known)
+  if (res.headersSent) {
+    res.destroy()
+    return
+  }
+  res.status(status)
+  res.setHeader('Cache-Control', 'no-store')
+  if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
+  if (status === 503) res.setHeader('Retry-After', '1')
+  res.setHeader('Content-Type', contentType)
+  res.end(JSON.stringify(body))
+}
+
+function challenge(code: ApiKeyErrorCode, realm: string, scope: string | undefined): string {
+  const error = CHALLENGE[code]
+  const parts = [`realm="${realm}"`]
+  if (error !== undefined) parts.push(`error="${error}"`)
+  if (error === 'insufficient_scope' && scope !== undefined) parts.push(`scope="${scope}"`)
+  return `Bearer ${parts.join(', ')}`
+}
