@@ -1,4 +1,4 @@
-import type { Cluster, ClusterOptions, Redis, RedisOptions } from 'ioredis'
+import type { Cluster, Redis, RedisOptions } from 'ioredis'
 import { ApiKeyError } from '../errors.js'
 import type { Cache } from './cache.js'
 
@@ -131,7 +131,8 @@ function connect(client: Redis | Cluster, timeoutMs: number): Scripted {
         enableAutoPipelining: true,
         lazyConnect: false,
         clusterRetryStrategy: again,
-        redisOptions: { ...(client.options as ClusterOptions).redisOptions, ...rules } as NonNullable<ClusterOptions['redisOptions']>,
+        // The spread of an optional type loses which members may be undefined.
+        redisOptions: { ...client.options.redisOptions, ...rules } as object,
       })
     : client.duplicate({ ...rules, retryStrategy: again })
   // Trouble shows as "no answer"; without a listener ioredis would print it.

@@ -11,6 +11,7 @@ import { redisCache } from 'express-api-keys/redis'
 import { sqliteStore } from 'express-api-keys/sqlite'
 import { Redis } from 'ioredis'
 import Database from 'libsql'
+import { atEnd } from '../support/cleanup.js'
 import { dumpDatabase, freshDatabase } from '../support/postgres.js'
 import { startRedis } from '../support/redis.js'
 import { type Answer, call } from '../support/traffic.js'
@@ -47,37 +48,35 @@ test('P4: a Postgres dump, all Redis values and the log hold nothing that could 
   const database = await freshDatabase()
   const redis = await startRedis()
   const client = new Redis(redis.url)
+  atEnd(async () => client.disconnect())
   const life = await wholeLife(postgresStore(database.pool), redisCache(client))
   const dump = Buffer.from(await dumpDatabase(database.url)).toString('latin1')
   const cached = await redis.dump()
   expect(dump).toContain(life.keyId)
   expect(cached).toContain('express-api-keys:')
   expect(sightings(life.forbidden, { dump, cached, log })).toEqual([])
-  await life.close()
-  client.disconnect()
-  await redis.close()
-  await database.drop()
 })
 
 test('P4: the SQLite file, its write-ahead log and the log hold nothing that could be presented', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'api-keys-'))
   const database = new Database(join(folder, 'keys.db'))
+  atEnd(async () => {
+    database.close()
+    rmSync(folder, { recursive: true })
+  })
   const life = await wholeLife(sqliteStore(database), undefined)
   const files = readdirSync(folder)
   const bytes = files.map((file) => readFileSync(join(folder, file)).toString('latin1')).join('\n')
   expect(files).toContain('keys.db-wal')
   expect(bytes).toContain(life.keyId)
   expect(sightings(life.forbidden, { bytes, log })).toEqual([])
-  await life.close()
-  database.close()
-  rmSync(folder, { recursive: true })
 })
 
 /** Everything that happens to keys, over HTTP; resolves with every string that must not be found anywhere. */
 async function wholeLife(
   store: Store,
   cache: ReturnType<typeof redisCache> | undefined,
-): Promise<{ forbidden: string[]; keyId: string; close(): Promise<void> }> {
+): Promise<{ forbidden: string[]; keyId: string }> {
   const keys: ApiKeys = createApiKeys({
     store,
     ...(cache === undefined ? {} : { cache }),
@@ -96,6 +95,11 @@ async function wholeLife(
     const listening = app.listen(0, '127.0.0.1', () => resolve(listening))
   })
   const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  atEnd(async () => {
+    server.closeAllConnections()
+    await new Promise((resolve) => server.close(resolve))
+    await keys.close()
+  })
   const secrets: string[] = []
   const noted = (answer: Answer): string => {
     const { secret } = answer.body as { secret: string }
@@ -133,10 +137,6 @@ async function wholeLife(
       ...secrets.flatMap((secret) => [secret, secret.slice(8, 51)]),
     ],
     keyId,
-    async close() {
-      await new Promise((resolve) => server.close(resolve))
-      await keys.close()
-    },
   }
 }
 

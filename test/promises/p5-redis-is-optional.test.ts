@@ -5,6 +5,7 @@ import { ApiKeyError, type ApiKeys, bearerAuth, createApiKeys, keyRouter, type S
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
 import { Redis } from 'ioredis'
+import { atEnd } from '../support/cleanup.js'
 import { freshDatabase } from '../support/postgres.js'
 import { startRedis } from '../support/redis.js'
 import { call, steady } from '../support/traffic.js'
@@ -16,6 +17,9 @@ test('P5: while Redis is killed, started and flushed in mid-traffic, not one req
   const redis = await startRedis()
   const clients = [new Redis(redis.url), new Redis(redis.url)]
   for (const client of clients) client.on('error', () => {})
+  atEnd(async () => {
+    for (const client of clients) client.disconnect()
+  })
   const instances = await Promise.all(clients.map((client) => serve(postgresStore(database.pool), redisCache(client))))
   const [one, other] = instances as [Instance, Instance]
   await one.keys.migrate()
@@ -45,11 +49,6 @@ test('P5: while Redis is killed, started and flushed in mid-traffic, not one req
   await redis.flush()
   await goesOn()
   for (const { stop, right } of traffic) expect([...(await stop()).keys()]).toEqual([right])
-
-  for (const instance of instances) await instance.close()
-  for (const client of clients) client.disconnect()
-  await redis.close()
-  await database.drop()
 })
 
 test('P5: with the store down the answer is 503 with Retry-After, never 401, and a live lease is served to its end', async () => {
@@ -62,7 +61,7 @@ test('P5: with the store down the answer is 503 with Retry-After, never 401, and
     transaction: (work: Parameters<Store['transaction']>[0]) =>
       down ? Promise.reject(new ApiKeyError('store_unavailable', 'The store is down.')) : store.transaction(work),
   })
-  const { keys, url, close } = await serve(breakable)
+  const { keys, url } = await serve(breakable)
   await keys.migrate()
   const warm = await keys.create({ ownerId: 'acme', name: 'warm' })
   const cold = await keys.create({ ownerId: 'acme', name: 'cold' })
@@ -82,14 +81,11 @@ test('P5: with the store down the answer is 503 with Retry-After, never 401, and
   down = false
   expect((await call(`${url}/data`, { secret: cold.secret })).status).toBe(200)
   expect((await call(`${url}/keys/self/rotate`, rotation)).status).toBe(200)
-  await close()
-  await database.drop()
 })
 
 interface Instance {
   readonly keys: ApiKeys
   readonly url: string
-  close(): Promise<void>
 }
 
 async function serve(store: Store, cache?: ReturnType<typeof redisCache>): Promise<Instance> {
@@ -102,14 +98,12 @@ async function serve(store: Store, cache?: ReturnType<typeof redisCache>): Promi
   const server: Server = await new Promise((resolve) => {
     const listening = app.listen(0, '127.0.0.1', () => resolve(listening))
   })
-  return {
-    keys,
-    url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    async close() {
-      await new Promise((resolve) => server.close(resolve))
-      await keys.close()
-    },
-  }
+  atEnd(async () => {
+    server.closeAllConnections()
+    await new Promise((resolve) => server.close(resolve))
+    await keys.close()
+  })
+  return { keys, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
 }
 
 /** Well-formed, and known to nobody here. */

