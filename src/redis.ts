@@ -1,2 +1,2 @@
-export { redisCache } from './cache/redis.js'
 export type { RedisCacheOptions } from './cache/redis.js'
+export { redisCache } from './cache/redis.js'

@@ -1,3 +1,2 @@
+export type { SqliteHandle, SqliteStoreOptions } from './store/sqlite.js'
 export { sqliteStore } from './store/sqlite.js'
-export type { SqliteHandle } from './store/sqlite.js'
-export type { SqliteStoreOptions } from './store/sqlite.js'

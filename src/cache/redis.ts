@@ -107,7 +107,8 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       return reply
     } catch {
       failures++
-      if (failures >= FAILURES) resumeAt = performance.now() + Math.min(FIRST_PAUSE_MS * 2 ** Math.min(failures - FAILURES, 10), LONGEST_PAUSE_MS)
+      if (failures >= FAILURES)
+        resumeAt = performance.now() + Math.min(FIRST_PAUSE_MS * 2 ** Math.min(failures - FAILURES, 10), LONGEST_PAUSE_MS)
       return undefined
     }
   }

@@ -47,7 +47,9 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const leaseMs = integerOption('leaseMs', options.leaseMs, 1_000, 50, 60_000)
   const report = (error: unknown): void => {
     try {
-      onError(error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error }))
+      onError(
+        error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error }),
+      )
     } catch {
       // A logger that throws must not take a request with it.
     }
@@ -94,7 +96,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       return leases.peek(digestOf(secret))
     },
 
-    rotate: ({ id, ...context }) => command(async () => issued(await mutate(rotation(format, targetOf(id, context)), contextOption(context)))),
+    rotate: ({ id, ...context }) =>
+      command(async () => issued(await mutate(rotation(format, targetOf(id, context)), contextOption(context)))),
 
     revoke: ({ id, reason, ...context }) =>
       command(async () => {
@@ -125,7 +128,12 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
         const found = await store.key(keyId(id))
         if (found === undefined || !visible(found.key, ownerId)) return undefined
         const rows = await store.events({ keyId: found.key.id, after, limit: size + 1 })
-        return page(rows, size, ({ ownerId: _, at, ...rest }): KeyEvent => ({ ...rest, at: iso(at) }), ({ at, id }) => ({ at, id }))
+        return page(
+          rows,
+          size,
+          ({ ownerId: _, at, ...rest }): KeyEvent => ({ ...rest, at: iso(at) }),
+          ({ at, id }) => ({ at, id }),
+        )
       }),
 
     wellFormed: (secret) => format.wellFormed(secret),
@@ -361,7 +369,9 @@ function secretOption(secret: ApiKeysOptions['secret']): readonly Uint8Array[] {
   const bytes = list.map((one: unknown) => (typeof one === 'string' ? Buffer.from(one) : one))
   const good = (one: unknown): one is Uint8Array => one instanceof Uint8Array && one.byteLength >= MIN_SECRET_BYTES
   if (bytes.length === 0 || !bytes.every(good)) {
-    throw badOption(`secret must be at least ${MIN_SECRET_BYTES} bytes, or a list of such with the current one first; make one with: openssl rand -base64 32`)
+    throw badOption(
+      `secret must be at least ${MIN_SECRET_BYTES} bytes, or a list of such with the current one first; make one with: openssl rand -base64 32`,
+    )
   }
   return bytes
 }

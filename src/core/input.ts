@@ -95,7 +95,8 @@ function known(input: object, names: readonly string[], where: string): void {
 }
 
 function text(name: string, value: unknown): string {
-  if (typeof value !== 'string' || value.length < 1 || value.length > MAX_TEXT) throw invalid(`${name} must be 1 to ${MAX_TEXT} characters.`)
+  if (typeof value !== 'string' || value.length < 1 || value.length > MAX_TEXT)
+    throw invalid(`${name} must be 1 to ${MAX_TEXT} characters.`)
   if (CONTROL.test(value) || !value.isWellFormed()) throw invalid(`${name} must not hold control characters.`)
   return value
 }
@@ -125,7 +126,8 @@ function jsonObject(value: unknown): JsonObject {
 /** Refuses names that a careless merge would follow into a prototype, and NUL, which PostgreSQL cannot hold. */
 function refuseUnsafe(value: unknown, depth: number): void {
   if (depth > MAX_METADATA_DEPTH) throw invalid(`metadata must not be nested deeper than ${MAX_METADATA_DEPTH}.`)
-  if (typeof value === 'string' && (value.includes('\0') || !value.isWellFormed())) throw invalid('metadata must be well-formed text without NUL.')
+  if (typeof value === 'string' && (value.includes('\0') || !value.isWellFormed()))
+    throw invalid('metadata must be well-formed text without NUL.')
   if (typeof value !== 'object' || value === null) return
   for (const [name, part] of Object.entries(value)) {
     if (name === '__proto__' || name === 'constructor' || name === 'prototype') throw invalid(`metadata must not have a member "${name}".`)
@@ -137,7 +139,8 @@ function refuseUnsafe(value: unknown, depth: number): void {
 function instantOf(value: unknown): number | null {
   if (value === null) return null
   const ms = value instanceof Date ? value.getTime() : typeof value === 'string' && RFC3339.test(value) ? Date.parse(value) : Number.NaN
-  if (Number.isNaN(ms) || ms < 0 || ms > MAX_INSTANT) throw invalid('expiresAt must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z, or null.')
+  if (Number.isNaN(ms) || ms < 0 || ms > MAX_INSTANT)
+    throw invalid('expiresAt must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z, or null.')
   return ms
 }
 

@@ -21,7 +21,10 @@ export interface Mutation {
   /** Everything that a retry must repeat, for callers that gave no request of their own. */
   readonly fingerprint: unknown
   /** Refuses, or writes the change. `by` is the id of the replay record, which retired generations point to. */
-  apply(tx: StoreTransaction, scene: { caller: KeyRow | undefined; target: KeyRow | undefined; now: number; by: string | null }): Promise<Effect>
+  apply(
+    tx: StoreTransaction,
+    scene: { caller: KeyRow | undefined; target: KeyRow | undefined; now: number; by: string | null },
+  ): Promise<Effect>
 }
 
 /** What a mutation did, before it is durable. */
@@ -107,7 +110,9 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     const idempotencyKey = presented === undefined ? undefined : context.idempotencyKey
     const arrived = clock.monotonicMs()
 
-    const outcome = await inTurn(() => store.transaction((tx) => transact(tx, mutation, context, presented, idempotencyKey, arrived))).catch((error) => {
+    const outcome = await inTurn(() =>
+      store.transaction((tx) => transact(tx, mutation, context, presented, idempotencyKey, arrived)),
+    ).catch((error) => {
       throw explained(storeFailure(error), idempotencyKey !== undefined)
     })
     // From here on the change is durable. Every lease that can contradict it was asked for before this instant.
@@ -161,7 +166,8 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
       const ended = endedBecause(caller, generation, now)
       active = ended === undefined
       // The one thing a dead secret is still good for: the answer of the very mutation that retired it.
-      const ownAnswer = record !== undefined && generation.retiredBy === record.id && !(caller.expiresAt !== null && caller.expiresAt <= now)
+      const ownAnswer =
+        record !== undefined && generation.retiredBy === record.id && !(caller.expiresAt !== null && caller.expiresAt <= now)
       if (!active && !ownAnswer) {
         await auditRefusal(tx, caller, generation, now, context, ended ?? 'rotated')
         return { kind: 'refused', error: invalidKey() }
@@ -220,11 +226,17 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     request: NonNullable<CommandContext['request']>,
   ): Promise<SealedAnswer | ApiKeyError> {
     if (seals.fingerprint(index, request) !== record.fingerprint) {
-      return new ApiKeyError('idempotency_key_mismatch', 'This Idempotency-Key was used for another request; a new request needs a new one.')
+      return new ApiKeyError(
+        'idempotency_key_mismatch',
+        'This Idempotency-Key was used for another request; a new request needs a new one.',
+      )
     }
     // A live caller must not be told 401: clients delete their key on it.
     const refusal = active
-      ? new ApiKeyError('idempotency_key_spent', 'What this Idempotency-Key stands for was done, and its answer can no longer be given; use a new one.')
+      ? new ApiKeyError(
+          'idempotency_key_spent',
+          'What this Idempotency-Key stands for was done, and its answer can no longer be given; use a new one.',
+        )
       : invalidKey()
     if (record.generation !== null) {
       const made = await tx.generationOf(record.keyId, record.generation)
@@ -269,7 +281,13 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     await tx.appendEvent(event('key.retired_secret_refused', key, now, context, key, { generation, reason }))
   }
 
-  async function auditRefusedReplay(tx: StoreTransaction, caller: KeyRow, record: ReplayRow, now: number, context: CommandContext): Promise<void> {
+  async function auditRefusedReplay(
+    tx: StoreTransaction,
+    caller: KeyRow,
+    record: ReplayRow,
+    now: number,
+    context: CommandContext,
+  ): Promise<void> {
     const last = audited.get(record.id)
     if (last !== undefined && clock.monotonicMs() - last < REFUSAL_AUDIT_MS) return
     audited.set(record.id, clock.monotonicMs())
@@ -349,14 +367,17 @@ function explained(error: ApiKeyError, repeatable: boolean): ApiKeyError {
   const advice = repeatable
     ? 'Repeat the request with the same Idempotency-Key.'
     : 'Check which state the key is in before trying again, and send an Idempotency-Key next time.'
-  return new ApiKeyError('outcome_unknown', `The connection to the store was lost at the moment of commit. ${advice}`, { cause: error.cause ?? error })
+  return new ApiKeyError('outcome_unknown', `The connection to the store was lost at the moment of commit. ${advice}`, {
+    cause: error.cause ?? error,
+  })
 }
 
 function semaphore(size: number): <T>(work: () => Promise<T>) => Promise<T> {
   let free = size
   const queue: (() => void)[] = []
   return async (work) => {
-    if (queue.length >= MAX_QUEUED) throw new ApiKeyError('store_unavailable', 'More commands are waiting for the store than it can carry out.')
+    if (queue.length >= MAX_QUEUED)
+      throw new ApiKeyError('store_unavailable', 'More commands are waiting for the store than it can carry out.')
     if (free > 0) free--
     else await new Promise<void>((resolve) => queue.push(resolve))
     try {

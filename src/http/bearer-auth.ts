@@ -31,7 +31,8 @@ export interface BearerAuthOptions {
  * @see RFC 6750 §3
  */
 export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): RequestHandler {
-  if (typeof keys?.peek !== 'function') throw new ApiKeyError('invalid_option', 'bearerAuth takes what createApiKeys returned as its first argument.')
+  if (typeof keys?.peek !== 'function')
+    throw new ApiKeyError('invalid_option', 'bearerAuth takes what createApiKeys returned as its first argument.')
   refuseUnknown(options, ['scope', 'realm'], 'bearerAuth')
   const scopes = scopeOption(options.scope)
   const realm = realmOption(options.realm)

@@ -18,7 +18,13 @@ const standard: Contract = {
     { method: 'post', path: '/self/rotate', action: 'rotate', status: 200, success: issued },
     { method: 'post', path: '/:id/rotate', action: 'rotate', status: 200, success: issued },
     { method: 'post', path: '/:id/revoke', action: 'revoke', fields: ['reason'], status: 200, success: ({ key }) => ({ key }) },
-    { method: 'get', path: '/:id/events', action: 'events', status: 200, success: ({ items, nextCursor }) => ({ events: items, nextCursor }) },
+    {
+      method: 'get',
+      path: '/:id/events',
+      action: 'events',
+      status: 200,
+      success: ({ items, nextCursor }) => ({ events: items, nextCursor }),
+    },
     { method: 'get', path: '/:id', action: 'get', status: 200, success: (key) => ({ key }) },
     {
       method: 'patch',

@@ -26,7 +26,8 @@ const MAX_BODY_BYTES = 16 * 1024
  * name fall through to the application.
  */
 export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router {
-  if (typeof keys?.rotate !== 'function') throw new ApiKeyError('invalid_option', 'keyRouter takes what createApiKeys returned as its first argument.')
+  if (typeof keys?.rotate !== 'function')
+    throw new ApiKeyError('invalid_option', 'keyRouter takes what createApiKeys returned as its first argument.')
   refuseUnknown(options, ['contract', 'realm'], 'keyRouter')
   const { contract = contracts.standard, realm = 'api' } = options
   if (!Array.isArray(contract?.routes)) throw new ApiKeyError('invalid_option', 'contract must be a contract, such as contracts.standard.')
@@ -37,7 +38,8 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
 
   /** A path that is not well-formed percent-encoding never reaches a route. */
   function refuseUndecodable(error: unknown, _req: Request, res: Response, next: (error: unknown) => void): void {
-    if (error instanceof URIError) refuse(keys, res, new ApiKeyError('invalid_request', 'The path is not well-formed.'), { realm }, contract.failure)
+    if (error instanceof URIError)
+      refuse(keys, res, new ApiKeyError('invalid_request', 'The path is not well-formed.'), { realm }, contract.failure)
     else next(error)
   }
 
@@ -142,12 +144,16 @@ async function readBody(req: Request, res: Response, fields: readonly string[]):
     })
   }
   const body: unknown = req.body ?? {}
-  if (typeof body !== 'object' || body === null || Array.isArray(body)) throw new ApiKeyError('invalid_request', 'The body must be a JSON object.')
+  if (typeof body !== 'object' || body === null || Array.isArray(body))
+    throw new ApiKeyError('invalid_request', 'The body must be a JSON object.')
   if (Buffer.byteLength(JSON.stringify(body)) > MAX_BODY_BYTES) throw tooLarge()
   for (const name of Object.keys(body)) {
     if (!fields.includes(name)) {
       const known = fields.length === 0 ? 'It takes none.' : `It takes ${fields.join(', ')}.`
-      throw new ApiKeyError('invalid_request', `The body has a field ${JSON.stringify(name.slice(0, 64))} that this request does not take. ${known}`)
+      throw new ApiKeyError(
+        'invalid_request',
+        `The body has a field ${JSON.stringify(name.slice(0, 64))} that this request does not take. ${known}`,
+      )
     }
   }
   return body
@@ -156,7 +162,8 @@ async function readBody(req: Request, res: Response, fields: readonly string[]):
 function bodyError(error: unknown): ApiKeyError {
   const { status } = error as { status?: number }
   if (status === 413) return tooLarge()
-  if (status === 415) return new ApiKeyError('unsupported_media_type', 'Send the body as application/json in UTF-8, not compressed in an unusual way.')
+  if (status === 415)
+    return new ApiKeyError('unsupported_media_type', 'Send the body as application/json in UTF-8, not compressed in an unusual way.')
   // The parser's own message quotes the body, which may hold anything.
   return new ApiKeyError('invalid_request', 'The body is not valid JSON.')
 }

@@ -75,7 +75,8 @@ export function refuse(
   { realm, scope }: FailureContext,
   shape: (error: ApiKeyError) => Failure = problem,
 ): void {
-  const known = error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
+  const known =
+    error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
   const { status, contentType, body } = shape(known)
   if (status === 500) keys.report(known)
   if (res.headersSent) {

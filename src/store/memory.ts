@@ -155,7 +155,12 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
   }
 }
 
-function newestFirst<Row extends { id: string }>(rows: readonly Row[], at: (row: Row) => number, after: Position | undefined, limit: number): Row[] {
+function newestFirst<Row extends { id: string }>(
+  rows: readonly Row[],
+  at: (row: Row) => number,
+  after: Position | undefined,
+  limit: number,
+): Row[] {
   const older = (row: Row): boolean => after === undefined || at(row) < after.at || (at(row) === after.at && row.id < after.id)
   return rows
     .filter(older)

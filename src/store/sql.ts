@@ -109,11 +109,16 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       transaction(async (on) => {
         // One migration at a time; on SQLite the write lock taken at BEGIN is that lock.
         if (postgres) await sql`select pg_advisory_xact_lock(hashtext('express_api_key_migrations'))`.execute(on)
-        await sql`create table if not exists express_api_key_migrations (version integer primary key, applied_at bigint not null)`.execute(on)
+        await sql`create table if not exists express_api_key_migrations (version integer primary key, applied_at bigint not null)`.execute(
+          on,
+        )
         const { rows } = await sql<{ version: number | null }>`select max(version) as version from express_api_key_migrations`.execute(on)
         const version = Number(rows[0]?.version ?? 0)
         if (version > migrations.length) {
-          throw new ApiKeyError('invalid_option', `The tables are at version ${version}, made by a newer release; this one knows ${migrations.length}.`)
+          throw new ApiKeyError(
+            'invalid_option',
+            `The tables are at version ${version}, made by a newer release; this one knows ${migrations.length}.`,
+          )
         }
         for (const [index, migrate] of migrations.entries()) {
           if (index < version) continue
@@ -141,7 +146,8 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
             .execute()
           const [first] = rows
           if (first === undefined) throw new ApiKeyError('store_unavailable', 'The settings row is missing; call keys.migrate() first.')
-          if (Boolean(first.standby)) throw new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.')
+          if (first.standby)
+            throw new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.')
           const found = rows.flatMap((row) => {
             const part = (prefix: string): Record<string, unknown> =>
               Object.fromEntries(Object.entries(row).flatMap(([name, value]) => (name.startsWith(prefix) ? [[name.slice(2), value]] : [])))
@@ -160,7 +166,13 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
           const key = await db.selectFrom('express_api_keys').selectAll().where('id', '=', id).executeTakeFirst()
           const generation =
             key &&
-            (await db.selectFrom('express_api_key_generations').selectAll().where('key_id', '=', id).orderBy('generation', 'desc').limit(1).executeTakeFirst())
+            (await db
+              .selectFrom('express_api_key_generations')
+              .selectAll()
+              .where('key_id', '=', id)
+              .orderBy('generation', 'desc')
+              .limit(1)
+              .executeTakeFirst())
           return key && generation ? { key: keyRow(key), generation: generationRow(generation) } : undefined
         })(),
       ),
@@ -210,8 +222,18 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       bounded(
         (async () => {
           const at = postgres ? clock : sql<number>`${Date.now()}`
-          await db.updateTable('express_api_key_replays').set({ settled_at: at }).where('id', '=', replayId).where('settled_at', 'is', null).execute()
-          await db.updateTable('express_api_key_replays').set({ sealed: null }).where('expires_at', '<=', at).where('sealed', 'is not', null).execute()
+          await db
+            .updateTable('express_api_key_replays')
+            .set({ settled_at: at })
+            .where('id', '=', replayId)
+            .where('settled_at', 'is', null)
+            .execute()
+          await db
+            .updateTable('express_api_key_replays')
+            .set({ sealed: null })
+            .where('expires_at', '<=', at)
+            .where('sealed', 'is not', null)
+            .execute()
         })(),
       ),
 
@@ -327,7 +349,11 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
 
       async lockKeys(ids) {
         if (ids.length === 0) return []
-        const query = on.selectFrom('express_api_keys').selectAll().where('id', 'in', [...ids]).orderBy('id')
+        const query = on
+          .selectFrom('express_api_keys')
+          .selectAll()
+          .where('id', 'in', [...ids])
+          .orderBy('id')
         return (await (postgres ? query.forUpdate() : query).execute()).map(keyRow)
       },
 
@@ -380,7 +406,11 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       },
 
       async replay(ids) {
-        const row = await on.selectFrom('express_api_key_replays').selectAll().where('id', 'in', [...ids]).executeTakeFirst()
+        const row = await on
+          .selectFrom('express_api_key_replays')
+          .selectAll()
+          .where('id', 'in', [...ids])
+          .executeTakeFirst()
         return row && replayRow(row)
       },
 
@@ -559,7 +589,10 @@ function dialectOf(database: Pick<Kysely<Tables>, 'getExecutor'>): SqlDialect {
   const name = database.getExecutor().adapter.constructor.name.toLowerCase()
   if (name.includes('postgres')) return 'postgres'
   if (name.includes('sqlite')) return 'sqlite'
-  throw new ApiKeyError('invalid_option', `sqlStore cannot tell the dialect of this Kysely instance; write sqlStore(db, { dialect: 'postgres' }) or 'sqlite'.`)
+  throw new ApiKeyError(
+    'invalid_option',
+    `sqlStore cannot tell the dialect of this Kysely instance; write sqlStore(db, { dialect: 'postgres' }) or 'sqlite'.`,
+  )
 }
 
 /** Rejects after `ms` with what `late` says; the work itself goes on, and its own failure is then nobody's. */
@@ -592,7 +625,9 @@ function answered(error: unknown): boolean {
   const said = code(error)
   if (said === undefined) return false
   // Class 08 is a lost connection; 57P0x is a server that is going down and may have committed before.
-  return said.startsWith('SQLITE_') ? said !== 'SQLITE_IOERR' : /^[0-9A-Z]{5}$/.test(said) && !said.startsWith('08') && !said.startsWith('57P')
+  return said.startsWith('SQLITE_')
+    ? said !== 'SQLITE_IOERR'
+    : /^[0-9A-Z]{5}$/.test(said) && !said.startsWith('08') && !said.startsWith('57P')
 }
 
 function isBusy(error: unknown): boolean {
@@ -608,4 +643,3 @@ function code(error: unknown): string | undefined {
   const said = (error as { code?: unknown } | null)?.code
   return typeof said === 'string' ? said : undefined
 }
-

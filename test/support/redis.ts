@@ -60,7 +60,9 @@ function server(binary: string, port: number): Gate {
   let child: ChildProcess | undefined
   return {
     async start() {
-      child = spawn(binary, ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'], { stdio: ['ignore', 'pipe', 'inherit'] })
+      child = spawn(binary, ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      })
       const { stdout } = child
       let said = ''
       for await (const chunk of stdout ?? []) {

@@ -1,0 +1,14 @@
+// Builds both module formats: two plain compiler runs, so that what is published reads like what is written.
+import { spawnSync } from 'node:child_process'
+import { rmSync, writeFileSync } from 'node:fs'
+
+rmSync('dist', { recursive: true, force: true })
+const tsc = (...args) => {
+  const { status } = spawnSync(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json', ...args], {
+    stdio: 'inherit',
+  })
+  if (status !== 0) process.exit(status ?? 1)
+}
+tsc('--outDir', 'dist/esm')
+tsc('--outDir', 'dist/cjs', '--module', 'commonjs', '--moduleResolution', 'bundler', '--verbatimModuleSyntax', 'false')
+writeFileSync('dist/cjs/package.json', '{"type":"commonjs"}\n')
