@@ -81,7 +81,7 @@ export function apiKey(row: KeyRow): ApiKey {
     name: row.name,
     environment: row.environment,
     scopes: [...row.scopes],
-    metadata: structuredClone(row.metadata),
+    metadata: JSON.parse(JSON.stringify(row.metadata)) as JsonObject,
     generation: row.generation,
     status: row.revokedAt === null ? 'active' : 'revoked',
     createdAt: iso(row.createdAt),

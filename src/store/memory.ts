@@ -46,7 +46,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
       const found = digests.flatMap((digest) => {
         const generation = tables.generations.get(digest)
         const key = generation && tables.keys.get(generation.keyId)
-        return generation && key ? [{ key: structuredClone(key), generation: { ...generation } }] : []
+        return generation && key ? [{ key: jsonCopy(key), generation: { ...generation } }] : []
       })
       return { at, leaseMs, found }
     },
@@ -68,7 +68,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     async key(id) {
       const key = tables.keys.get(id)
       const generation = key && newestOf(id, key.generation)
-      return key && generation ? { key: structuredClone(key), generation: { ...generation } } : undefined
+      return key && generation ? { key: jsonCopy(key), generation: { ...generation } } : undefined
     },
 
     async keys({ ownerId, after, limit }) {
@@ -114,15 +114,15 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
       lockKeys: async (ids) =>
         [...new Set(ids)].sort().flatMap((id) => {
           const row = keys.get(id)
-          return row === undefined ? [] : [structuredClone(row)]
+          return row === undefined ? [] : [jsonCopy(row)]
         }),
       async insertKey(row) {
         if (keys.has(row.id)) throw taken('key id')
-        keys.set(row.id, structuredClone(row))
+        keys.set(row.id, jsonCopy(row))
       },
       async updateKey(row) {
         const { id, ownerId, environment, createdAt } = keys.get(row.id) ?? row
-        keys.set(row.id, { ...structuredClone(row), id, ownerId, environment, createdAt })
+        keys.set(row.id, { ...jsonCopy(row), id, ownerId, environment, createdAt })
       },
       async insertGeneration(row) {
         const twin = [...generations.values()].some(({ keyId, generation }) => keyId === row.keyId && generation === row.generation)
@@ -149,7 +149,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         for (const row of replays.values()) if (row.keyId === keyId && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
       },
       async appendEvent(row) {
-        events.push(structuredClone(row))
+        events.push(jsonCopy(row))
       },
     }
   }
@@ -166,7 +166,7 @@ function newestFirst<Row extends { id: string }>(
     .filter(older)
     .sort((a, b) => at(b) - at(a) || (a.id < b.id ? 1 : -1))
     .slice(0, limit)
-    .map((row) => structuredClone(row))
+    .map((row) => jsonCopy(row))
 }
 
 function copyOf<Row extends object>(row: Row | undefined): Row | undefined {
@@ -175,4 +175,9 @@ function copyOf<Row extends object>(row: Row | undefined): Row | undefined {
 
 function taken(what: string): ApiKeyError {
   return new ApiKeyError('store_unavailable', `This ${what} exists already.`)
+}
+
+/** A deep copy. (structuredClone makes objects of another realm inside test runners, which strict comparisons tell apart.) */
+function jsonCopy<Row>(row: Row): Row {
+  return JSON.parse(JSON.stringify(row)) as Row
 }

@@ -106,7 +106,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
     shared: true,
 
     migrate: () =>
-      transaction(async (on) => {
+      own(async (on) => {
         // One migration at a time; on SQLite the write lock taken at BEGIN is that lock.
         if (postgres) await sql`select pg_advisory_xact_lock(hashtext('express_api_key_migrations'))`.execute(on)
         await sql`create table if not exists express_api_key_migrations (version integer primary key, applied_at bigint not null)`.execute(
@@ -158,7 +158,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
         })(),
       ),
 
-    transaction: (work) => transaction((on) => work(steps(on))),
+    transaction: (work) => transaction((on) => work(translated(steps(on)))),
 
     key: (id) =>
       bounded(
@@ -238,7 +238,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       ),
 
     setLease: (leaseMs) =>
-      transaction(async (on) => {
+      own(async (on) => {
         const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
         const row = await (postgres ? query.forUpdate() : query).executeTakeFirstOrThrow()
         const old = Number(row.lease_ms)
@@ -265,8 +265,11 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
    * whether COMMIT had been sent.
    */
   function transaction<T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
-    let stage: 'open' | 'committing' | 'abandoned' = 'open'
+    let stage = 'waiting' as 'waiting' | 'open' | 'committing' | 'abandoned'
+    const isAbandoned = (): boolean => stage === 'abandoned'
     const running = db.connection().execute(async (on) => {
+      if (isAbandoned()) throw tooLate()
+      stage = 'open'
       try {
         await begin(on)
       } catch (error) {
@@ -275,10 +278,10 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       let result: T
       try {
         result = await work(guarded(on))
-        if (stage === 'abandoned') throw tooLate()
+        if (isAbandoned()) throw tooLate()
       } catch (error) {
         await sql`rollback`.execute(on).catch(() => {})
-        throw unavailable(error)
+        throw error
       }
       stage = 'committing'
       try {
@@ -295,17 +298,24 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       // From here on no step of it goes through, and COMMIT is never sent.
       stage = 'abandoned'
       return tooLate()
-    }).catch((error) => Promise.reject(unavailable(error)))
+    }).catch((error) => {
+      throw stage === 'waiting' ? unavailable(error) : error
+    })
 
     function guarded(on: Kysely<Tables>): Kysely<Tables> {
       return new Proxy(on, {
         get(target, name) {
-          if (stage === 'abandoned') throw tooLate()
+          if (isAbandoned()) throw tooLate()
           const value: unknown = Reflect.get(target, name, target)
           return typeof value === 'function' ? value.bind(target) : value
         },
       })
     }
+  }
+
+  /** A transaction whose every failure is the database's. */
+  function own<T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
+    return transaction(work).catch((error) => Promise.reject(unavailable(error)))
   }
 
   async function begin(on: Kysely<Tables>): Promise<void> {
@@ -582,6 +592,15 @@ function eventRow(row: EventTable): EventRow {
 
 function numberOrNull(value: number | null): number | null {
   return value === null ? null : Number(value)
+}
+
+/** What the driver throws becomes an error of ours at each step, so that what `work` throws itself can pass as it is. */
+function translated(steps: StoreTransaction): StoreTransaction {
+  const entries = Object.entries(steps).map(([name, step]: [string, (...args: never[]) => Promise<unknown>]) => [
+    name,
+    (...args: never[]) => step(...args).catch((error: unknown) => Promise.reject(unavailable(error))),
+  ])
+  return Object.fromEntries(entries) as StoreTransaction
 }
 
 /** By the adapter's class name: `instanceof` fails across two copies of Kysely. */

@@ -1,0 +1,2 @@
+export type { TestRunner } from './testing/store-contract.js'
+export { storeContract } from './testing/store-contract.js'
