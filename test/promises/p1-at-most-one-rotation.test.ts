@@ -1,0 +1,104 @@
+import { serve } from '../support/instance.js'
+import { startServer } from '../support/process.js'
+import { stores } from '../support/stores.js'
+import { type Answer, call } from '../support/traffic.js'
+
+const FIFTY = Array.from({ length: 50 }, (_, n) => n)
+
+describe.each(stores)('on %s', (_name, makeStore) => {
+  test('P1: fifty concurrent rotations with one Idempotency-Key make one generation and fifty equal answers', async () => {
+    const { store, url: storeUrl, query } = await makeStore()
+    const { keys, url } = await serve(store)
+    const other = await startServer({ STORE_URL: storeUrl, OPTIONS: '{"leaseMs":100}' })
+    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'fifty' })
+    // Through both processes, so that only the database can be what keeps them apart; one answer's path names one request.
+    const answers = await Promise.all(
+      FIFTY.map((n) => call(`${n % 2 === 0 ? url : other.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'one' })),
+    )
+    expect(answers.map(({ status }) => status)).toEqual(FIFTY.map(() => 200))
+    expect(new Set(answers.map(({ body }) => JSON.stringify(body))).size).toBe(1)
+    expect(answers.filter(({ headers }) => headers.get('idempotent-replayed') === null)).toHaveLength(1)
+    expect(await generationsOf(query, key.id)).toEqual([1, 2])
+  })
+
+  test('P1: of fifty rotations by the key itself with fifty Idempotency-Keys one wins, and the others are refused', async () => {
+    const { store, query } = await makeStore()
+    const { keys, url } = await serve(store)
+    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'itself' })
+    const answers = await Promise.all(
+      FIFTY.map((n) => call(`${url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: `k${n}` })),
+    )
+    expect(tally(answers)).toEqual({ 200: 1, 401: 49 })
+    expect(await generationsOf(query, key.id)).toEqual([1, 2])
+    const winner = answers.find(({ status }) => status === 200)
+    expect((await call(`${url}/data`, { secret: secretOf(winner) })).status).toBe(200)
+  })
+
+  test('P1: of fifty rotations by another key with fifty Idempotency-Keys, none hands out a dead secret', async () => {
+    const { store, query } = await makeStore()
+    const { keys, url } = await serve(store)
+    const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key } = await keys.create({ ownerId: 'acme', name: 'target' })
+    const accepted: number[] = []
+    const answers = await Promise.all(
+      FIFTY.map(async (n) => {
+        const answer = await call(`${url}/keys/${key.id}/rotate`, { method: 'POST', secret: admin.secret, idempotencyKey: `k${n}` })
+        if (answer.status === 200) accepted.push((await call(`${url}/data`, { secret: secretOf(answer) })).status)
+        else expect(answer.body).toMatchObject({ code: 'rotation_superseded' })
+        expect(answer.status === 200 || !JSON.stringify(answer.body).includes('sk_live_')).toBe(true)
+        return answer
+      }),
+    )
+    const { 200: won = 0, 409: superseded = 0 } = tally(answers)
+    expect(won).toBeGreaterThanOrEqual(1)
+    expect(won + superseded).toBe(50)
+    expect(accepted).toEqual(Array.from({ length: won }, () => 200))
+    expect(await generationsOf(query, key.id)).toEqual(Array.from({ length: 51 }, (_, n) => n + 1))
+  })
+
+  test('P1: a retry after the replay window makes no second rotation', async () => {
+    const { store, query } = await makeStore()
+    const { keys, url } = await serve(store)
+    const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key } = await keys.create({ ownerId: 'acme', name: 'target' })
+    const send = (): Promise<Answer> =>
+      call(`${url}/keys/${key.id}/rotate`, { method: 'POST', secret: admin.secret, idempotencyKey: 'once' })
+    expect((await send()).status).toBe(200)
+    await query('update express_api_key_replays set expires_at = 1')
+    const late = await send()
+    expect([late.status, late.body]).toMatchObject([409, { code: 'idempotency_key_spent' }])
+    expect(await generationsOf(query, key.id)).toEqual([1, 2])
+  })
+
+  test('P1: a retried creation makes one key', async () => {
+    const { store } = await makeStore()
+    const { keys, url } = await serve(store)
+    const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const send = (name: string): Promise<Answer> =>
+      call(`${url}/keys`, { method: 'POST', secret: admin.secret, idempotencyKey: 'create', body: { name } })
+    // A creation has no leases to wait for and is settled at once: after that, five replays are given.
+    const answers = await Promise.all(FIFTY.slice(0, 6).map(() => send('worker')))
+    expect(tally(answers)).toEqual({ 201: 6 })
+    expect(new Set(answers.map(({ body }) => JSON.stringify(body))).size).toBe(1)
+    expect((await keys.list({ ownerId: 'acme' })).items).toHaveLength(2)
+    expect((await send('another')).status).toBe(422)
+  })
+})
+
+async function generationsOf(query: <Row>(statement: string) => Promise<Row[]>, id: string): Promise<number[]> {
+  const rows = await query<{ generation: number }>(
+    `select generation from express_api_key_generations where key_id = '${id}' order by generation`,
+  )
+  return rows.map(({ generation }) => Number(generation))
+}
+
+function tally(answers: readonly Answer[]): Record<number, number> {
+  const counts: Record<number, number> = {}
+  for (const { status } of answers) counts[status] = (counts[status] ?? 0) + 1
+  return counts
+}
+
+function secretOf(answer: Answer | undefined): string {
+  const { secret } = (answer?.body ?? {}) as { secret?: string }
+  return secret ?? 'no secret'
+}

@@ -1,0 +1,38 @@
+import type { Server } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import express from 'express'
+import { type ApiKeys, type ApiKeysOptions, bearerAuth, createApiKeys, keyRouter, type Store } from 'express-api-keys'
+import { atEnd } from './cleanup.js'
+import { SERVER_SECRET } from './process.js'
+
+export interface Instance {
+  readonly keys: ApiKeys
+  readonly url: string
+}
+
+/** Serves keys over real HTTP from this process: the router at `/keys`, a protected route at `/data`. */
+export async function serve(
+  store: Store,
+  options: Partial<ApiKeysOptions> = {},
+  framework: () => express.Express = express,
+): Promise<Instance> {
+  const keys = createApiKeys({ store, secret: SERVER_SECRET, leaseMs: 100, onError: () => {}, ...options })
+  await keys.migrate()
+  const app = framework()
+  app.use('/keys', keyRouter(keys))
+  app.get('/data', bearerAuth(keys), (req, res) => {
+    res.json({ id: req.apiKey?.id })
+  })
+  app.get('/scoped', bearerAuth(keys, { scope: 'reports:read' }), (_req, res) => {
+    res.json({ ok: true })
+  })
+  const server: Server = await new Promise((resolve) => {
+    const listening = app.listen(0, '127.0.0.1', () => resolve(listening))
+  })
+  atEnd(async () => {
+    server.closeAllConnections()
+    await new Promise((resolve) => server.close(resolve))
+    await keys.close()
+  })
+  return { keys, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
+}
