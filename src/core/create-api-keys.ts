@@ -155,7 +155,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   async function command<T>(work: () => Promise<T>): Promise<T> {
     if (closing !== undefined) throw new ApiKeyError('store_unavailable', 'These API keys have been closed.')
     const running = work().catch((error: unknown) => {
-      throw error instanceof TypeError || error instanceof RangeError ? error : storeFailure(error)
+      throw storeFailure(error)
     })
     underWay.add(running)
     try {

@@ -358,6 +358,10 @@ function batchedRead(store: Store, clock: Clock): (digest: string) => Promise<{ 
 
 export function storeFailure(error: unknown): ApiKeyError {
   if (error instanceof ApiKeyError) return error
+  if (error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError) {
+    // A mistake in a program, ours or the store's. "Try again" would be the wrong thing to say.
+    return new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
+  }
   return new ApiKeyError('store_unavailable', 'The store could not be asked.', { cause: error })
 }
 
