@@ -13,8 +13,8 @@ export interface RedisCacheOptions {
 }
 
 const PREFIX = 'express-api-keys:v1:'
-/** Our entries are some 1,000 characters, with metadata at its largest some 12,000. */
-const MAX_ENTRY_LENGTH = 16_384
+/** Our entries are some 1,000 characters; with 8 KiB of metadata some 12,000, with the longest list of scopes besides some 30,000. */
+const MAX_ENTRY_LENGTH = 32_768
 
 /** After this many failures in a row Redis is left alone: fewer, and one lost connection would do it; more, and requests wait in vain. */
 const FAILURES = 5
@@ -76,7 +76,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       return run((redis) => redis.apiKeysGet(PREFIX + digest), readEntry)
     },
     async fill(digest, value, expiresAtMs) {
-      if (!Number.isFinite(expiresAtMs)) return
+      if (!Number.isFinite(expiresAtMs) || value.length > MAX_ENTRY_LENGTH) return
       await run((redis) => redis.apiKeysFill(PREFIX + digest, value, Math.floor(expiresAtMs)), readCount)
     },
     async bury(digest, value, ttlMs) {
