@@ -172,6 +172,9 @@ function checkedOptions(client: unknown, options: RedisCacheOptions): RedisCache
   if (typeof duplicate !== 'function' || typeof defineCommand !== 'function') {
     throw new ApiKeyError('invalid_option', 'redisCache takes an ioredis client: redisCache(new Redis(url)).')
   }
+  if (typeof options !== 'object' || options === null) {
+    throw new ApiKeyError('invalid_option', 'The options of redisCache must be an object, such as { timeoutMs: 150 }.')
+  }
   for (const name of Object.keys(options)) {
     if (name === 'timeoutMs' || name === 'onStateChange') continue
     throw new ApiKeyError('invalid_option', `redisCache has no option "${name}". It takes timeoutMs and onStateChange.`)
