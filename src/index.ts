@@ -1,21 +1,23 @@
 export type { Cache } from './cache/cache.js'
-export type {
-  ApiKeys,
-  ApiKeysOptions,
-  CommandContext,
-  IssuedKey,
-  MutationResult,
-  Rejected,
-  RejectionReason,
-  RevokeCommand,
-  RotateCommand,
-  UpdateCommand,
-  Verified,
-  VerifyResult,
-} from './core/api-keys.js'
+export type { ApiKeys } from './core/api-keys.js'
+export type { ApiKeysOptions } from './core/api-keys.js'
+export type { CommandContext } from './core/api-keys.js'
+export type { IssuedKey } from './core/api-keys.js'
+export type { MutationResult } from './core/api-keys.js'
+export type { Rejected } from './core/api-keys.js'
+export type { RejectionReason } from './core/api-keys.js'
+export type { RevokeCommand } from './core/api-keys.js'
+export type { RotateCommand } from './core/api-keys.js'
+export type { UpdateCommand } from './core/api-keys.js'
+export type { Verified } from './core/api-keys.js'
+export type { VerifyResult } from './core/api-keys.js'
 export type { Clock } from './core/clock.js'
 export { createApiKeys } from './core/create-api-keys.js'
-export type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page } from './core/key.js'
+export type { ApiKey } from './core/key.js'
+export type { CreateInput } from './core/key.js'
+export type { KeyChanges } from './core/key.js'
+export type { KeyEvent } from './core/key.js'
+export type { Page } from './core/key.js'
 export type { ApiKeyErrorCode } from './errors.js'
 export { ApiKeyError } from './errors.js'
 export type { BearerAuthOptions } from './http/bearer-auth.js'
@@ -25,4 +27,5 @@ export { contracts } from './http/contracts.js'
 export { idempotencyKey } from './http/idempotency-key.js'
 export { keyRouter } from './http/key-router.js'
 export { memoryStore } from './store/memory.js'
-export type { Store, StoreTransaction } from './store/store.js'
+export type { Store } from './store/store.js'
+export type { StoreTransaction } from './store/store.js'

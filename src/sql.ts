@@ -1,2 +1,3 @@
-export type { SqlDialect, SqlStoreOptions } from './store/sql.js'
+export type { SqlDialect } from './store/sql.js'
+export type { SqlStoreOptions } from './store/sql.js'
 export { sqlStore } from './store/sql.js'

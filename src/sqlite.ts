@@ -1,2 +1,3 @@
-export type { SqliteHandle, SqliteStoreOptions } from './store/sqlite.js'
+export type { SqliteHandle } from './store/sqlite.js'
+export type { SqliteStoreOptions } from './store/sqlite.js'
 export { sqliteStore } from './store/sqlite.js'

@@ -1,0 +1,50 @@
+import express, { type Express } from 'express'
+import { type ApiKeys, bearerAuth, keyRouter } from 'express-api-keys'
+
+interface Parcel {
+  readonly number: string
+  readonly to: string
+  readonly status: string
+}
+
+/** A parcel service: whoever has a key may look up parcels, and with the right scope hand one in. */
+export function parcelApp(keys: ApiKeys): Express {
+  const parcels = new Map<string, Parcel>([
+    ['PX1001', { number: 'PX1001', to: 'Ada, London', status: 'out for delivery' }],
+    ['PX1002', { number: 'PX1002', to: 'Grace, New York', status: 'in customs' }],
+  ])
+  const app = express()
+  app.get('/', (_req, res) => {
+    res.type('html').send(PAGE)
+  })
+  app.use('/v1/api-keys', keyRouter(keys))
+  app.get('/v1/parcels', bearerAuth(keys, { scope: 'parcels:read' }), (_req, res) => {
+    res.json({ parcels: [...parcels.values()] })
+  })
+  app.post('/v1/parcels', bearerAuth(keys, { scope: 'parcels:write' }), express.json(), (req, res) => {
+    const to: unknown = req.body?.to
+    if (typeof to !== 'string' || to === '') {
+      res.status(400).json({ error: 'Say where the parcel goes: { "to": "…" }' })
+      return
+    }
+    const parcel = { number: `PX${1001 + parcels.size}`, to, status: `handed in by ${req.apiKey?.name}` }
+    parcels.set(parcel.number, parcel)
+    res.status(201).json(parcel)
+  })
+  return app
+}
+
+const PAGE = `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Parcels</title>
+<style>body{font:16px/1.5 system-ui;max-width:44rem;margin:3rem auto;padding:0 1rem}td{padding:.2rem 1rem .2rem 0;vertical-align:top}</style></head>
+<body><h1>Parcels</h1>
+<p>A small API behind keys that can be rotated without locking anyone out. The first key is printed in the terminal, once, on the first start.</p>
+<table>
+<tr><td><code>GET /v1/parcels</code><td>all parcels; needs <code>parcels:read</code></tr>
+<tr><td><code>POST /v1/parcels</code><td><code>{ "to": "…" }</code> hands one in; needs <code>parcels:write</code></tr>
+<tr><td><code>POST /v1/api-keys/self/rotate</code><td>a new secret for the key that asks</tr>
+<tr><td><code>POST /v1/api-keys</code><td><code>{ "name": "…", "scopes": ["…"] }</code> makes a key; needs <code>api_keys:write</code></tr>
+<tr><td><code>GET /v1/api-keys</code><td>the keys of your owner; needs <code>api_keys:read</code></tr>
+<tr><td><code>GET /v1/api-keys/:id/events</code><td>what happened to a key</tr>
+</table></body></html>
+`

@@ -1,0 +1,106 @@
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import { type Cache, createApiKeys, type Store } from 'express-api-keys'
+import { postgresStore } from 'express-api-keys/postgres'
+import { redisCache } from 'express-api-keys/redis'
+import { sqliteStore } from 'express-api-keys/sqlite'
+import { Redis } from 'ioredis'
+import Database from 'libsql'
+import { Pool } from 'pg'
+import { parcelApp } from './app.js'
+
+const HELP = `Parcels: an example of express-api-keys.
+
+  npm start
+
+Environment
+  PORT             where to listen                                   (default 3000)
+  DATABASE_URL     a PostgreSQL database for the keys                (default: SQLite, in DATA_DIR)
+  REDIS_URL        a Redis that speeds up several instances          (default: none)
+  API_KEYS_SECRET  the server's secret, at least 32 bytes            (default: made once, kept in DATA_DIR)
+  DATA_DIR         where SQLite and the secret are kept              (default example-app/data)
+`
+
+if (process.argv.includes('--help')) {
+  console.log(HELP)
+  process.exit()
+}
+
+const { PORT = '3000', DATABASE_URL, REDIS_URL, API_KEYS_SECRET, DATA_DIR = join(import.meta.dirname, 'data') } = process.env
+const closers: (() => unknown)[] = []
+mkdirSync(DATA_DIR, { recursive: true })
+const cache = openCache()
+const keys = createApiKeys({ store: openStore(), secret: API_KEYS_SECRET ?? ownSecret(), ...(cache === undefined ? {} : { cache }) })
+await keys.migrate()
+
+const server = parcelApp(keys).listen(Number(PORT), async () => {
+  const url = `http://localhost:${(server.address() as AddressInfo).port}`
+  console.log(`Parcels listens on ${url}`)
+  await greet(url)
+})
+server.on('error', (error: NodeJS.ErrnoException) => {
+  console.error(error.code === 'EADDRINUSE' ? `Port ${PORT} is taken; choose another: PORT=3001 npm start` : error.message)
+  process.exit(1)
+})
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => {
+    server.close(async () => {
+      await keys.close()
+      for (const close of closers) await close()
+    })
+    server.closeIdleConnections()
+  })
+}
+
+/** On the first start, makes a key and shows it once, with what to try. */
+async function greet(url: string): Promise<void> {
+  const owner = 'example'
+  if ((await keys.list({ ownerId: owner, limit: 1 })).items.length > 0) return
+  const scopes = ['parcels:read', 'parcels:write', 'api_keys:read', 'api_keys:write']
+  const { secret } = await keys.create({ ownerId: owner, name: 'first key', scopes })
+  const rotate = `curl -s -X POST -H 'Authorization: Bearer ${secret}' -H 'Idempotency-Key: first-rotation' ${url}/v1/api-keys/self/rotate`
+  console.log(`
+Your first key, shown this once:
+
+  ${secret}
+
+Call the API:
+  curl -s -H 'Authorization: Bearer ${secret}' ${url}/v1/parcels
+Rotate the key:
+  ${rotate}
+Lost the answer? The old key is dead now, but the same request still gets the same new secret:
+  ${rotate}
+`)
+}
+
+function openStore(): Store {
+  if (DATABASE_URL !== undefined) {
+    const pool = new Pool({ connectionString: DATABASE_URL })
+    pool.on('error', (error) => console.error(`PostgreSQL: ${error.message}`))
+    closers.push(() => pool.end())
+    return postgresStore(pool)
+  }
+  const database = new Database(join(DATA_DIR, 'keys.db'))
+  closers.push(() => database.close())
+  return sqliteStore(database)
+}
+
+function openCache(): Cache | undefined {
+  if (REDIS_URL === undefined) return undefined
+  const redis = new Redis(REDIS_URL)
+  redis.on('error', (error) => console.error(`Redis: ${error.message}`))
+  closers.push(() => redis.disconnect())
+  return redisCache(redis)
+}
+
+/** A secret of its own, so that the example starts with nothing set; a real deployment brings one from its secret store. */
+function ownSecret(): string {
+  const file = join(DATA_DIR, 'secret')
+  if (!existsSync(file)) {
+    writeFileSync(file, randomBytes(32).toString('base64'), { mode: 0o600, flag: 'wx' })
+    console.log(`Made a server secret and kept it in ${file}; set API_KEYS_SECRET to use your own.`)
+  }
+  return readFileSync(file, 'utf8')
+}
