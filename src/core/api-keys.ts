@@ -3,6 +3,7 @@ import type { ApiKeyError } from '../errors.js'
 import type { Store } from '../store/store.js'
 import type { Clock } from './clock.js'
 import type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page } from './key.js'
+import type { RequestShape } from './replay.js'
 
 /** What `createApiKeys` takes. */
 export interface ApiKeysOptions {
@@ -45,7 +46,7 @@ export interface CommandContext {
   /** 1 to 255 visible ASCII characters. Takes effect only together with `secret`. */
   idempotencyKey?: string
   /** What a retry must repeat exactly; a difference is `idempotency_key_mismatch`. Default: the command itself. */
-  request?: { readonly method: string; readonly path: string; readonly query?: string; readonly body?: unknown }
+  request?: RequestShape
   /** For the audit trail. */
   ip?: string
   /** For the audit trail; cut at 255 characters. */
@@ -53,7 +54,7 @@ export interface CommandContext {
 }
 
 /** Which key a command is about: `id`, or, left out, the key that `secret` belongs to. */
-export interface Target {
+interface Target {
   id?: string
 }
 

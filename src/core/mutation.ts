@@ -4,7 +4,7 @@ import type { EventType, GenerationRow, JsonObject, KeyRow, ReplayRow, Store, St
 import type { CommandContext } from './api-keys.js'
 import type { Clock } from './clock.js'
 import { endedBecause, type Leases, storeFailure } from './lease.js'
-import type { Seals } from './replay.js'
+import type { RequestShape, Seals } from './replay.js'
 import { digestOf, type SecretFormat } from './secret.js'
 
 /** The scope that lets a key create, change, rotate and revoke every key of its owner. */
@@ -223,7 +223,7 @@ export function mutations(parts: MutationParts): (mutation: Mutation, context: C
     index: number,
     credentials: { secret: string; idempotencyKey: string },
     { active, spent, now }: { active: boolean; spent: boolean; now: number },
-    request: NonNullable<CommandContext['request']>,
+    request: RequestShape,
   ): Promise<SealedAnswer | ApiKeyError> {
     if (seals.fingerprint(index, request) !== record.fingerprint) {
       return new ApiKeyError(
@@ -306,7 +306,7 @@ function authorise(mutation: Mutation, caller: KeyRow | undefined, target: KeyRo
   return new ApiKeyError('insufficient_scope', `This needs the scope ${WRITE_SCOPE}.`)
 }
 
-function requestOf(mutation: Mutation, context: CommandContext): NonNullable<CommandContext['request']> {
+function requestOf(mutation: Mutation, context: CommandContext): RequestShape {
   return context.request ?? { method: mutation.name, path: mutation.target ?? '', body: mutation.fingerprint }
 }
 

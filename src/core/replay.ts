@@ -2,10 +2,10 @@ import { createCipheriv, createDecipheriv, createHmac, hkdfSync, randomBytes } f
 import type { ReplayRow } from '../store/store.js'
 
 /** What a record says about itself in the open; the seal breaks when any of it is changed. */
-export type SealedContext = Pick<ReplayRow, 'id' | 'callerId' | 'keyId' | 'generation' | 'fingerprint' | 'expiresAt'>
+type SealedContext = Pick<ReplayRow, 'id' | 'callerId' | 'keyId' | 'generation' | 'fingerprint' | 'expiresAt'>
 
 /** What a retry has to bring along to open a record. None of it is ever stored. */
-export interface SealCredentials {
+interface SealCredentials {
   readonly secret: string
   readonly idempotencyKey: string
 }

@@ -1,6 +1,7 @@
 import express, { type ErrorRequestHandler, type Request, type RequestHandler, type Response, type Router } from 'express'
 import type { ApiKeys, CommandContext } from '../core/api-keys.js'
 import { type ApiKey, type CreateInput, isKeyId, type KeyChanges } from '../core/key.js'
+import { WRITE_SCOPE } from '../core/mutation.js'
 import { refuseUnknown } from '../core/options.js'
 import { ApiKeyError } from '../errors.js'
 import type { Answers, Contract, Route } from './contract.js'
@@ -18,7 +19,6 @@ export interface KeyRouterOptions {
 
 /** The scope that lets a key see the keys of its owner. */
 const READ_SCOPE = 'api_keys:read'
-const WRITE_SCOPE = 'api_keys:write'
 const MAX_BODY_BYTES = 16 * 1024
 
 /**

@@ -3,7 +3,7 @@ import type { ApiKeys } from '../core/api-keys.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
 
 /** The one table from codes to HTTP statuses. */
-export const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
+const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   invalid_request: 400,
   credential_malformed: 400,
   idempotency_key_missing: 400,

@@ -1,0 +1,68 @@
+import fc from 'fast-check'
+import { replaySeals } from '../../src/core/replay.js'
+
+const [OLD, NEW] = [Buffer.alloc(32, 1), Buffer.alloc(32, 2)]
+const seals = replaySeals([OLD])
+const context = { id: 'r', callerId: 'c', keyId: 'k', generation: 2, fingerprint: 'f', expiresAt: 1_000 }
+const credentials = { secret: 'sk_live_old', idempotencyKey: 'i' }
+const answer = '{"secret":"sk_live_new"}'
+const sealed = seals.seal(context, credentials, answer)
+
+test('a seal opens for the credentials and the context that it was made under', () => {
+  expect(seals.open(0, context, credentials, sealed)).toBe(answer)
+  expect(sealed).not.toBe(seals.seal(context, credentials, answer))
+})
+
+test.each([
+  ['another secret', context, { ...credentials, secret: 'sk_live_new' }],
+  ['another Idempotency-Key', context, { ...credentials, idempotencyKey: 'j' }],
+  ['the same letters split otherwise', context, { secret: 'sk_live_ol', idempotencyKey: 'di' }],
+  ['another record', { ...context, id: 's' }, credentials],
+  ['another caller', { ...context, callerId: 'd' }, credentials],
+  ['another key', { ...context, keyId: 'l' }, credentials],
+  ['another generation', { ...context, generation: 3 }, credentials],
+  ['another fingerprint', { ...context, fingerprint: 'g' }, credentials],
+  ['a later end', { ...context, expiresAt: 2_000 }, credentials],
+])('a seal does not open for %s', (_what, otherContext, otherCredentials) => {
+  expect(seals.open(0, otherContext, otherCredentials, sealed)).toBeUndefined()
+})
+
+test('a seal does not open when any bit of it is changed, or anything is cut off', () => {
+  const bytes = Buffer.from(sealed, 'base64url')
+  fc.assert(
+    fc.property(fc.nat(bytes.length * 8 - 1), (bit) => {
+      const changed = Buffer.from(bytes)
+      changed[bit >> 3] = (changed[bit >> 3] ?? 0) ^ (1 << (bit & 7))
+      expect(seals.open(0, context, credentials, changed.toString('base64url'))).toBeUndefined()
+    }),
+  )
+  for (let length = 0; length < bytes.length; length++) {
+    expect(seals.open(0, context, credentials, bytes.subarray(0, length).toString('base64url'))).toBeUndefined()
+  }
+})
+
+test('after the server secret was changed, the old one still names, compares and opens', () => {
+  const both = replaySeals([NEW, OLD])
+  const [ofNew, ofOld] = both.ids('c', 'i')
+  expect([ofNew === ofOld, ofOld]).toEqual([false, seals.ids('c', 'i')[0]])
+  const request = { method: 'POST', path: '/x' }
+  expect(both.fingerprint(1, request)).toBe(seals.fingerprint(0, request))
+  expect(both.open(1, context, credentials, sealed)).toBe(answer)
+  expect(both.open(0, context, credentials, sealed)).toBeUndefined()
+})
+
+test('a fingerprint sees method, path, query and body, and not the order of members', () => {
+  const print = (request: Parameters<typeof seals.fingerprint>[1]): string => seals.fingerprint(0, request)
+  const base = { method: 'POST', path: '/a', body: { x: 1, y: { p: 1, q: [1, 2] } } }
+  expect(print({ ...base, body: { y: { q: [1, 2], p: 1 }, x: 1 } })).toBe(print(base))
+  for (const other of [
+    { ...base, method: 'PUT' },
+    { ...base, path: '/b' },
+    { ...base, query: 'a' },
+    { ...base, body: { x: 1, y: { p: 1, q: [2, 1] } } },
+    { ...base, body: {} },
+    { ...base, path: '/aPOST' },
+  ]) {
+    expect(print(other)).not.toBe(print(base))
+  }
+})

@@ -1,0 +1,47 @@
+import fc from 'fast-check'
+import { digestOf, secretFormat } from '../../src/core/secret.js'
+
+const format = secretFormat('sk', true)
+
+test('a secret is its prefix, its environment, 43 random characters and a checksum of six', () => {
+  for (const environment of ['live', 'test'] as const) {
+    const { secret, digest, start, last4 } = format.mint(environment)
+    expect(secret).toMatch(new RegExp(`^sk_${environment}_[0-9A-Za-z]{49}$`))
+    expect([start, last4, digest]).toEqual([`sk_${environment}_`, secret.slice(-4), digestOf(secret)])
+    expect(format.wellFormed(secret)).toBe(true)
+  }
+})
+
+test('the environment can be left out, and prefixes do not take each other for their own', () => {
+  const bare = secretFormat('suwappu_sk', false)
+  const { secret } = bare.mint('live')
+  expect(secret).toMatch(/^suwappu_sk_[0-9A-Za-z]{49}$/)
+  expect([bare.wellFormed(secret), format.wellFormed(secret)]).toEqual([true, false])
+  expect(bare.wellFormed(format.mint('live').secret)).toBe(false)
+})
+
+test('ten thousand secrets are all different, and use the whole alphabet in every place but the first', () => {
+  const bodies = Array.from({ length: 10_000 }, () => format.mint('live').secret.slice(8, 51))
+  expect(new Set(bodies).size).toBe(10_000)
+  for (let place = 1; place < 43; place++) expect(new Set(bodies.map((body) => body[place])).size).toBe(62)
+})
+
+test('no change of one character, and no other text, passes for a secret', () => {
+  const { secret } = format.mint('live')
+  fc.assert(
+    fc.property(fc.nat(secret.length - 1), fc.string({ unit: 'binary-ascii', minLength: 1, maxLength: 1 }), (place, character) => {
+      const changed = secret.slice(0, place) + character + secret.slice(place + 1)
+      expect(format.wellFormed(changed)).toBe(changed === secret)
+    }),
+    { numRuns: 2_000 },
+  )
+  fc.assert(fc.property(fc.string({ unit: 'binary', maxLength: 100 }), (text) => !format.wellFormed(text)))
+  for (const text of ['', secret.slice(1), `${secret} `, ` ${secret}`, secret.toUpperCase(), secret.repeat(2)])
+    expect(format.wellFormed(text)).toBe(false)
+})
+
+test('the checksum is CRC-32 of all that precedes it, in base 62', () => {
+  // Worked out apart from the code: crc32("sk_live_" + 43 zeros) in base 62.
+  expect(format.wellFormed(`sk_live_${'0'.repeat(43)}1Vxh1Z`)).toBe(true)
+  expect(format.wellFormed(`rot_live_${'0'.repeat(43)}1Vxh1Z`)).toBe(false)
+})
