@@ -75,8 +75,8 @@ interface Tables {
 /** How long one statement may run, and wait for a row that somebody else holds, inside a transaction on PostgreSQL. */
 const STATEMENT_TIMEOUT_MS = 3_000
 const LOCK_TIMEOUT_MS = 2_000
-/** How long to go on trying for SQLite's one write lock, in pauses of a few milliseconds that leave the event loop free. */
-const BUSY_TIMEOUT_MS = 4_000
+/** What an attempt at a transaction says when another process holds the write lock. */
+const BUSY: unique symbol = Symbol('busy')
 
 /**
  * Keeps keys in the PostgreSQL or SQLite database of a Kysely instance that the application already has.
@@ -267,16 +267,17 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
   function transaction<T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
     let stage = 'waiting' as 'waiting' | 'open' | 'committing' | 'abandoned'
     const isAbandoned = (): boolean => stage === 'abandoned'
-    const running = db.connection().execute(async (on) => {
+    const once = async (on: Kysely<Tables>): Promise<T | typeof BUSY> => {
       if (isAbandoned()) throw tooLate()
-      stage = 'open'
-      try {
-        await begin(on)
-      } catch (error) {
-        throw unavailable(error)
-      }
       let result: T
       try {
+        try {
+          await begin(on)
+        } catch (error) {
+          if (isBusy(error)) return BUSY
+          throw unavailable(error)
+        }
+        stage = 'open'
         result = await work(guarded(on))
         if (isAbandoned()) throw tooLate()
       } catch (error) {
@@ -292,7 +293,15 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
         throw unavailable(error)
       }
       return result
-    })
+    }
+    // SQLite has one write lock. Whoever waits for it gives the connection back meanwhile, so that readers are not in the queue.
+    const running = (async () => {
+      for (;;) {
+        const result = await db.connection().execute(once)
+        if (result !== BUSY) return result
+        await new Promise((resolve) => setTimeout(resolve, 2 + Math.random() * 8))
+      }
+    })()
     return within(transactionTimeoutMs, running, () => {
       if (stage === 'committing') return outcomeUnknown(undefined)
       // From here on no step of it goes through, and COMMIT is never sent.
@@ -329,16 +338,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       )
       return
     }
-    const give = performance.now() + BUSY_TIMEOUT_MS
-    for (;;) {
-      try {
-        await sql`begin immediate`.execute(on)
-        return
-      } catch (error) {
-        if (!isBusy(error) || performance.now() > give) throw error
-        await new Promise((resolve) => setTimeout(resolve, 2 + Math.random() * 8))
-      }
-    }
+    await sql`begin immediate`.execute(on)
   }
 
   function steps(on: Kysely<Tables>): StoreTransaction {
@@ -653,9 +653,10 @@ function isBusy(error: unknown): boolean {
   return code(error)?.startsWith('SQLITE_BUSY') ?? false
 }
 
-/** Everything that is not a mistake in this program came from the driver. */
+/** Everything that is not a mistake in a program came from the driver. By name, since errors may come from another realm. */
 function isDriverError(error: unknown): boolean {
-  return error instanceof Error && !(error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError)
+  const { name } = (error ?? {}) as { name?: unknown }
+  return name !== 'TypeError' && name !== 'RangeError' && name !== 'ReferenceError'
 }
 
 function code(error: unknown): string | undefined {
