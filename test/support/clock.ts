@@ -38,7 +38,8 @@ export class TestClock implements Clock {
     this.#wall += by
   }
 
-  get sleeping(): number {
-    return this.#sleepers.length
+  /** Resolves when this many are asleep. */
+  async asleep(count: number): Promise<void> {
+    while (this.#sleepers.length < count) await new Promise(setImmediate)
   }
 }
