@@ -4,6 +4,9 @@ import { spawnSync } from 'node:child_process'
 const there = (name, ...args) => spawnSync(name, args.length > 0 ? args : ['--version'], { stdio: 'ignore' }).status === 0
 const hasServer = () => there('redis-server') || there('valkey-server')
 
+if (process.env.REDIS_URL !== undefined && !hasServer()) {
+  console.log('REDIS_URL is used. Tests that need a replica or a cluster of their own are skipped: there is no redis-server on PATH.')
+}
 if (process.env.REDIS_URL === undefined && !hasServer()) {
   const root = process.getuid?.() === 0 ? [] : ['sudo', '-n']
   const ways = [
