@@ -1,16 +1,12 @@
-import type { Server } from 'node:http'
-import type { AddressInfo } from 'node:net'
-import express from 'express'
-import { ApiKeyError, type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store } from 'express-api-keys'
+import { ApiKeyError, type Store } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
 import { Redis } from 'ioredis'
 import { atEnd } from '../support/cleanup.js'
+import { type Instance, serve } from '../support/instance.js'
 import { freshDatabase } from '../support/postgres.js'
 import { startRedis } from '../support/redis.js'
 import { call, steady } from '../support/traffic.js'
-
-const SERVER_SECRET = 'the-server-secret-of-these-tests-0123456789'
 
 test('P5: while Redis is killed, started and flushed in mid-traffic, not one request gets a wrong answer', async () => {
   const database = await freshDatabase()
@@ -20,9 +16,10 @@ test('P5: while Redis is killed, started and flushed in mid-traffic, not one req
   atEnd(async () => {
     for (const client of clients) client.disconnect()
   })
-  const instances = await Promise.all(clients.map((client) => serve(postgresStore(database.pool), redisCache(client))))
+  const instances = await Promise.all(
+    clients.map((client) => serve(postgresStore(database.pool), { leaseMs: 1_000, cache: redisCache(client) })),
+  )
   const [one, other] = instances as [Instance, Instance]
-  await one.keys.migrate()
 
   const live = await one.keys.create({ ownerId: 'acme', name: 'live' })
   const doomed = await one.keys.create({ ownerId: 'acme', name: 'revoked' })
@@ -61,8 +58,7 @@ test('P5: with the store down the answer is 503 with Retry-After, never 401, and
     transaction: (work: Parameters<Store['transaction']>[0]) =>
       down ? Promise.reject(new ApiKeyError('store_unavailable', 'The store is down.')) : store.transaction(work),
   })
-  const { keys, url } = await serve(breakable)
-  await keys.migrate()
+  const { keys, url } = await serve(breakable, { leaseMs: 1_000 })
   const warm = await keys.create({ ownerId: 'acme', name: 'warm' })
   const cold = await keys.create({ ownerId: 'acme', name: 'cold' })
   expect((await call(`${url}/data`, { secret: warm.secret })).status).toBe(200)
@@ -82,29 +78,6 @@ test('P5: with the store down the answer is 503 with Retry-After, never 401, and
   expect((await call(`${url}/data`, { secret: cold.secret })).status).toBe(200)
   expect((await call(`${url}/keys/self/rotate`, rotation)).status).toBe(200)
 })
-
-interface Instance {
-  readonly keys: ApiKeys
-  readonly url: string
-}
-
-async function serve(store: Store, cache?: ReturnType<typeof redisCache>): Promise<Instance> {
-  const keys = createApiKeys({ store, ...(cache === undefined ? {} : { cache }), secret: SERVER_SECRET, onError: () => {} })
-  const app = express()
-  app.use('/keys', keyRouter(keys))
-  app.get('/data', bearerAuth(keys), (_req, res) => {
-    res.json({ ok: true })
-  })
-  const server: Server = await new Promise((resolve) => {
-    const listening = app.listen(0, '127.0.0.1', () => resolve(listening))
-  })
-  atEnd(async () => {
-    server.closeAllConnections()
-    await new Promise((resolve) => server.close(resolve))
-    await keys.close()
-  })
-  return { keys, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
-}
 
 /** Well-formed, and known to nobody here. */
 function secretOfAnotherInstall(): string {

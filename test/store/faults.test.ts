@@ -97,6 +97,33 @@ test('another process that holds the write lock of SQLite is waited for without 
   expect((await store.read([])).leaseMs).toBe(500)
 })
 
+test('P1: a transaction that was given up is never committed, however it goes on', async () => {
+  const database = new Database(':memory:')
+  atEnd(async () => database.close())
+  const store = sqliteStore(database, { transactionTimeoutMs: 100 })
+  await store.migrate()
+  let goOn = (): void => {}
+  const stalled = store.transaction(async (tx) => {
+    await tx.appendEvent({
+      id: 'e',
+      keyId: 'k',
+      ownerId: 'o',
+      type: 'key.rotated',
+      at: 1,
+      actor: 'system',
+      ip: null,
+      userAgent: null,
+      details: {},
+    })
+    await new Promise<void>((resolve) => {
+      goOn = resolve
+    })
+  })
+  await expect(stalled).rejects.toMatchObject({ code: 'store_unavailable' })
+  goOn()
+  expect(await store.events({ keyId: 'k', limit: 1 })).toEqual([])
+})
+
 test('tables that were never made are told apart from a database that is away', async () => {
   const { pool } = await freshDatabase()
   await expect(postgresStore(pool).read([])).rejects.toThrow('call keys.migrate() first')
