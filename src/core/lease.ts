@@ -37,7 +37,7 @@ export interface Leases {
 const REFRESH_AT = 0.6
 const REFRESH_JITTER = 0.1
 
-/** How long "unknown" and "expired" are believed. Seconds: an expiry can be moved, and a mistake in the store mended. */
+/** How long "unknown" is believed. Seconds: a mistake in the store can be mended. */
 const NEGATIVE_MS = 3_000
 /** Retired is for ever; what ends after ten minutes is only the memory of it. */
 const RETIRED_MS = 600_000
@@ -180,7 +180,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     const { key, generation } = found
     const ended = endedBecause(key, generation, answer.at)
     if (ended !== undefined) {
-      if (ended === 'expired') return refuse(digest, ended, NEGATIVE_MS)
+      // An expiry can be moved, and whoever moves it waits for one lease: until then, and no longer, may this be believed.
+      if (ended === 'expired') return refuse(digest, ended, answer.leaseMs - elapsedMs(clock, askedAt))
       if (cache !== undefined) inBackground(cache.bury(digest, entries.tombstone(digest, ended), TOMBSTONE_MS))
       return refuse(digest, ended, RETIRED_MS)
     }

@@ -206,36 +206,22 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       ),
 
     markFirstUse: (digest) =>
-      bounded(
-        (async () => {
-          const at = postgres ? clock : sql<number>`${Date.now()}`
-          await db
-            .updateTable('express_api_key_generations')
-            .set({ first_used_at: at })
-            .where('digest', '=', digest)
-            .where('first_used_at', 'is', null)
-            .execute()
-        })(),
-      ),
+      write(async (on) => {
+        await on
+          .updateTable('express_api_key_generations')
+          .set({ first_used_at: await nowIn(on) })
+          .where('digest', '=', digest)
+          .where('first_used_at', 'is', null)
+          .execute()
+      }),
 
     settle: (replayId) =>
-      bounded(
-        (async () => {
-          const at = postgres ? clock : sql<number>`${Date.now()}`
-          await db
-            .updateTable('express_api_key_replays')
-            .set({ settled_at: at })
-            .where('id', '=', replayId)
-            .where('settled_at', 'is', null)
-            .execute()
-          await db
-            .updateTable('express_api_key_replays')
-            .set({ sealed: null })
-            .where('expires_at', '<=', at)
-            .where('sealed', 'is not', null)
-            .execute()
-        })(),
-      ),
+      write(async (on) => {
+        const now = await nowIn(on)
+        const replays = on.updateTable('express_api_key_replays')
+        await replays.set({ settled_at: now }).where('id', '=', replayId).where('settled_at', 'is', null).execute()
+        await replays.set({ sealed: null }).where('expires_at', '<=', now).where('sealed', 'is not', null).execute()
+      }),
 
     setLease: (leaseMs) =>
       own(async (on) => {
@@ -325,6 +311,11 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
   /** A transaction whose every failure is the database's. */
   function own<T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
     return transaction(work).catch((error) => Promise.reject(unavailable(error)))
+  }
+
+  /** Single statements that write. On SQLite they too take the write lock first: a statement that meets it half-way fails. */
+  function write(work: (on: Kysely<Tables>) => Promise<void>): Promise<void> {
+    return postgres ? bounded(work(db)) : own(work)
   }
 
   async function begin(on: Kysely<Tables>): Promise<void> {

@@ -121,6 +121,17 @@ test('a lease never outlives its key', async () => {
   expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'expired' })
 })
 
+test('a key whose expiry is moved is not refused any longer than one lease', async () => {
+  const { authority, table, clock } = world()
+  authority.key = { ...authority.key, expiresAt: clock.wallMs() }
+  expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'expired' })
+  authority.key = { ...authority.key, expiresAt: null }
+  clock.advance(LEASE - 1)
+  expect(table.peek(DIGEST)).toEqual({ ok: false, reason: 'expired' })
+  clock.advance(1)
+  expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+})
+
 test('keeps no more leases than it may, and forgets the oldest first', async () => {
   const { authority, table } = world({ maxLeases: 100 })
   authority.answerAll = true

@@ -90,11 +90,14 @@ test('another process that holds the write lock of SQLite is waited for without 
     await new Promise(setImmediate)
   }
   expect(done).toBe(false)
+  // Nor are a note in passing and what comes after it in each other's.
+  const noted = store.markFirstUse('nobody')
   // Readers are not in its way.
   expect((await store.read([])).leaseMs).toBe(50)
   other.exec('rollback')
-  await waiting
+  await Promise.all([waiting, noted])
   expect((await store.read([])).leaseMs).toBe(500)
+  await store.setLease(600)
 })
 
 test('P1: a transaction that was given up is never committed, however it goes on', async () => {
