@@ -16,7 +16,7 @@ export interface ApiKeysOptions {
   secret: string | Uint8Array | readonly (string | Uint8Array)[]
   /** `redisCache(client)`, or nothing: every promise holds without it. */
   cache?: Cache
-  /** What every secret begins with. Lower-case letters, digits and `_`, at most 32, not `rot`. Default `sk`. */
+  /** What every secret begins with. Lower-case letters, digits and `_`, at most 32, not `rot` or `rot_…`. Default `sk`. */
   prefix?: string
   /** Whether secrets name their environment after the prefix (`sk_live_…`). Default true. */
   environmentInSecret?: boolean

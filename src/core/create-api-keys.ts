@@ -378,8 +378,11 @@ function secretOption(secret: ApiKeysOptions['secret']): readonly Uint8Array[] {
 
 function prefixOption(prefix: string | undefined): string {
   if (prefix === undefined) return 'sk'
-  if (typeof prefix === 'string' && /^[a-z][a-z0-9_]{0,31}$/.test(prefix) && !prefix.endsWith('_') && prefix !== 'rot') return prefix
-  throw badOption('prefix must be 1 to 32 lower-case letters, digits and inner "_", begin with a letter, and not be "rot", such as "sk".')
+  if (typeof prefix === 'string' && /^[a-z][a-z0-9_]{0,31}$/.test(prefix) && !prefix.endsWith('_') && !/^rot(_|$)/.test(prefix))
+    return prefix
+  throw badOption(
+    'prefix must be 1 to 32 lower-case letters, digits and inner "_", begin with a letter, and not be "rot" or "rot_…", such as "sk".',
+  )
 }
 
 function booleanOption(name: string, value: boolean | undefined): boolean {

@@ -24,12 +24,12 @@ const MAX_INSTANT = 253_402_300_799_999
 const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
 /** RFC 6749 §3.3: visible ASCII without `"` and `\`. */
 const SCOPE_TOKEN = /^[\x21\x23-\x5b\x5d-\x7e]+$/
-const RFC3339 = /^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
+const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
 /** Checks what `create()` was given; throws `invalid_request` naming the field. */
 export function createFields(input: CreateInput): KeyFields {
   known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt'], 'A new key')
-  const environment = input.environment ?? 'live'
+  const environment = input.environment === undefined ? 'live' : input.environment
   if (environment !== 'live' && environment !== 'test') throw invalid('environment must be "live" or "test".')
   return {
     ownerId: text('ownerId', input.ownerId),
@@ -44,13 +44,14 @@ export function createFields(input: CreateInput): KeyFields {
 /** Checks what `update()` was given; at least one field must be there. */
 export function changedFields(changes: KeyChanges): Partial<KeyFields> {
   known(changes, ['name', 'scopes', 'metadata', 'expiresAt'], 'A key')
-  if (Object.keys(changes).length === 0) throw invalid('Nothing to change: give name, scopes, metadata or expiresAt.')
-  return {
+  const fields = {
     ...(changes.name === undefined ? {} : { name: text('name', changes.name) }),
     ...(changes.scopes === undefined ? {} : { scopes: scopeList(changes.scopes) }),
     ...(changes.metadata === undefined ? {} : { metadata: jsonObject(changes.metadata) }),
     ...(changes.expiresAt === undefined ? {} : { expiresAt: instantOf(changes.expiresAt) }),
   }
+  if (Object.keys(fields).length === 0) throw invalid('Nothing to change: give name, scopes, metadata or expiresAt.')
+  return fields
 }
 
 export function reasonText(reason: unknown): string {
@@ -103,24 +104,28 @@ function text(name: string, value: unknown): string {
 
 function scopeList(value: unknown): readonly string[] {
   const good = (scope: unknown): boolean => typeof scope === 'string' && scope.length <= MAX_SCOPE_LENGTH && SCOPE_TOKEN.test(scope)
-  if (!Array.isArray(value) || value.length > MAX_SCOPES || !value.every(good)) {
+  // Spread, because `every` passes over the holes of a sparse list.
+  if (!Array.isArray(value) || value.length > MAX_SCOPES || ![...value].every(good)) {
     throw invalid(`scopes must be a list of at most ${MAX_SCOPES} scope tokens (RFC 6749 §3.3) of at most ${MAX_SCOPE_LENGTH} characters.`)
   }
   return [...new Set(value as string[])]
 }
 
 function jsonObject(value: unknown): JsonObject {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('metadata must be an object.')
-  let written: string
+  let written: string | undefined
   try {
-    refuseUnsafe(value, 1)
     written = JSON.stringify(value)
-  } catch (error) {
-    if (error instanceof ApiKeyError) throw error
+  } catch {
     throw invalid('metadata must be plain JSON.')
   }
-  if (Buffer.byteLength(written) > MAX_METADATA_BYTES) throw invalid(`metadata must be at most ${MAX_METADATA_BYTES} bytes of JSON.`)
-  return JSON.parse(written) as JsonObject
+  if (written !== undefined && Buffer.byteLength(written) > MAX_METADATA_BYTES) {
+    throw invalid(`metadata must be at most ${MAX_METADATA_BYTES} bytes of JSON.`)
+  }
+  // What was written is what will be kept: a `toJSON` may have made something else of the value.
+  const kept: unknown = written === undefined ? undefined : JSON.parse(written)
+  if (typeof kept !== 'object' || kept === null || Array.isArray(kept)) throw invalid('metadata must be an object.')
+  refuseUnsafe(kept, 1)
+  return kept as JsonObject
 }
 
 /** Refuses names that a careless merge would follow into a prototype, and NUL, which PostgreSQL cannot hold. */
@@ -138,10 +143,17 @@ function refuseUnsafe(value: unknown, depth: number): void {
 
 function instantOf(value: unknown): number | null {
   if (value === null) return null
-  const ms = value instanceof Date ? value.getTime() : typeof value === 'string' && RFC3339.test(value) ? Date.parse(value) : Number.NaN
+  const ms = value instanceof Date ? value.getTime() : typeof value === 'string' ? rfc3339(value) : Number.NaN
   if (Number.isNaN(ms) || ms < 0 || ms > MAX_INSTANT)
     throw invalid('expiresAt must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z, or null.')
   return ms
+}
+
+/** Milliseconds since the epoch, or NaN. `Date.parse` alone would read February 31 as a day in March. */
+function rfc3339(text: string): number {
+  const [, year, month, day] = RFC3339.exec(text) ?? []
+  if (day === undefined || Number(day) > new Date(Date.UTC(Number(year), Number(month), 0)).getUTCDate()) return Number.NaN
+  return Date.parse(text)
 }
 
 function invalid(message: string): ApiKeyError {

@@ -1,0 +1,203 @@
+import { ApiKeyError, type ApiKeys, createApiKeys, memoryStore } from 'express-api-keys'
+import fc from 'fast-check'
+
+const SECRET = 'the-server-secret-0123456789-0123456789'
+const named = { ownerId: 'acme', name: 'n' }
+
+describe('what a new key is described by', () => {
+  test.each([
+    ['names of one and of 255 characters', { name: 'x'.repeat(255), ownerId: 'y' }],
+    ['names in any script', { name: 'clé 鍵 🔑' }],
+    ['every scope token of RFC 6749 §3.3', { scopes: ['api_keys:write', '!#$%&[]^~', 'x'.repeat(128)] }],
+    ['metadata sixteen deep', { metadata: nested(16) }],
+    ['the last instant that RFC 3339 can write', { expiresAt: '9999-12-31T23:59:59.999Z' }],
+    ['a leap day', { expiresAt: '2028-02-29T00:00:00.000Z' }],
+  ])('takes %s', async (_what, input) => {
+    const { key } = await fresh().create({ ...named, ...input })
+    expect(key).toMatchObject(input)
+  })
+
+  test('names a scope once, however often it is given', async () => {
+    const { key } = await fresh().create({ ...named, scopes: ['b', 'a', 'b'] })
+    expect(key.scopes).toEqual(['b', 'a'])
+  })
+
+  test.each([
+    ['2030-01-31T12:00:00Z', '2030-01-31T12:00:00.000Z'],
+    ['2030-01-31t12:00:00.5z', '2030-01-31T12:00:00.500Z'],
+    ['2030-01-31 12:00:00.123456789+05:30', '2030-01-31T06:30:00.123Z'],
+    ['2030-01-31T12:00:00-00:00', '2030-01-31T12:00:00.000Z'],
+  ])('reads the expiry %s', async (expiresAt, read) => {
+    expect((await fresh().create({ ...named, expiresAt })).key.expiresAt).toBe(read)
+    expect((await fresh().create({ ...named, expiresAt: new Date(expiresAt) })).key.expiresAt).toBe(read)
+  })
+
+  test.each<[field: string, values: readonly unknown[]]>([
+    ['ownerId', [undefined, null, '', 1, 'x'.repeat(256), 'a\nb', 'a\u0085b', '\ud800']],
+    ['name', [undefined, null, '', {}, 'x'.repeat(256), 'a\u0000b', '\u007f']],
+    ['environment', ['prod', '', null, 1]],
+    ['scopes', ['a', {}, [''], ['a b'], ['a"'], ['\\'], ['é'], [1], ['x'.repeat(129)], new Array(2), many(101)]],
+    ['metadata', [null, [], 'a', new Date(0), { toJSON: () => 'a' }, { toJSON: () => undefined }, { a: 1n }, cycle(), nested(17)]],
+    ['metadata', [{ a: '\0' }, { '\0': 1 }, { a: '\udfff' }, { a: { toJSON: () => '\0' } }, { a: 'x'.repeat(8_192) }]],
+    ['metadata', [{ constructor: 1 }, { a: [{ prototype: 1 }] }, JSON.parse('{"a":{"__proto__":1}}')]],
+    ['expiresAt', ['tomorrow', '', 5, '2030-01-31', '2030-01-31T12:00:00', new Date(Number.NaN), new Date(-1)]],
+    ['expiresAt', ['2030-02-31T00:00:00Z', '2027-02-29T00:00:00Z', '2030-04-31T00:00:00Z', '2030-00-10T00:00:00Z']],
+    ['expiresAt', ['2030-01-31T24:00:00Z', '2030-01-31T12:60:00Z', '2030-01-31T12:00:00+24:00', '+010000-01-01T00:00:00Z']],
+  ])('refuses %s that is none, and says which field it was', async (field, values) => {
+    const keys = fresh()
+    for (const value of values) {
+      const error = await refusal(keys.create({ ...named, [field]: value } as typeof named))
+      expect([error?.code, error?.message]).toEqual(['invalid_request', expect.stringContaining(field)])
+    }
+    expect((await keys.list({ ownerId: 'acme' })).items).toEqual([])
+  })
+
+  test('names the field that was probably meant', async () => {
+    const error = await refusal(fresh().create({ ...named, scope: ['a'] } as typeof named))
+    expect([error?.code, error?.message]).toEqual(['invalid_request', 'A new key has no field "scope". Write "scopes" instead.'])
+  })
+
+  test('whatever it is, is taken or refused as invalid_request, and never breaks anything', async () => {
+    const keys = fresh()
+    await fc.assert(
+      fc.asyncProperty(
+        fc.record({ name: fc.anything(), scopes: fc.anything(), metadata: fc.anything(), expiresAt: fc.anything() }),
+        async (input) => {
+          const error = await refusal(keys.create({ ownerId: 'acme', ...input } as typeof named))
+          expect([undefined, 'invalid_request']).toContain(error?.code)
+        },
+      ),
+      { numRuns: 500 },
+    )
+  })
+
+  test('metadata comes back as the JSON that it was', async () => {
+    const keys = fresh()
+    const plain = fc.dictionary(fc.string({ unit: 'grapheme', maxLength: 20 }), fc.jsonValue({ maxDepth: 4 }), { maxKeys: 5 })
+    await fc.assert(
+      fc.asyncProperty(plain, async (metadata) => {
+        const written = JSON.stringify(metadata)
+        fc.pre(!/\\u|__proto__|constructor|prototype/.test(written) && written.length < 4_000)
+        const { key } = await keys.create({ ...named, metadata: metadata as Record<string, never> })
+        expect(JSON.stringify((await keys.get(key.id))?.metadata)).toBe(written)
+      }),
+    )
+  })
+})
+
+test('a change of a key is checked like a new one, and must change something', async () => {
+  const keys = fresh()
+  const { key } = await keys.create(named)
+  for (const changes of [
+    {},
+    { name: undefined },
+    { name: '' },
+    { scopes: 'a' },
+    { metadata: [] },
+    { expiresAt: '2030-02-31T00:00:00Z' },
+    { ownerId: 'rival' },
+    null,
+  ]) {
+    const error = await refusal(keys.update({ id: key.id, changes: changes as { name: string } }))
+    expect(error?.code).toBe('invalid_request')
+  }
+  expect(await keys.get(key.id)).toEqual(key)
+})
+
+test('ids, limits and cursors that are none are refused before the store is asked', async () => {
+  let asked = 0
+  const counted = async (): Promise<never> => {
+    asked++
+    throw new Error('was asked')
+  }
+  const store = { ...memoryStore(), key: counted, keys: counted, events: counted, transaction: counted }
+  const keys = createApiKeys({ store, secret: SECRET })
+  for (const id of ['', 'x', 1, null, '00000000-0000-7000-8000-00000000000g', '00000000-0000-7000-8000-000000000000\n']) {
+    expect((await refusal(keys.get(id as string)))?.code).toBe('invalid_request')
+    expect((await refusal(keys.rotate({ id: id as string })))?.code).toBe('invalid_request')
+  }
+  for (const query of [
+    { limit: 0 },
+    { limit: 101 },
+    { limit: 1.5 },
+    { limit: '5' },
+    { limit: Number.NaN },
+    { cursor: '' },
+    { cursor: 'x' },
+    { cursor: 5 },
+    { cursor: Buffer.from('1.2').toString('base64url') },
+    { ownerId: '' },
+  ]) {
+    expect((await refusal(keys.list({ ownerId: 'acme', ...(query as object) })))?.code).toBe('invalid_request')
+  }
+  expect((await refusal(keys.rotate({})))?.message).toContain('Say which key')
+  expect(asked).toBe(0)
+})
+
+test('a key is found by its id in upper case too', async () => {
+  const keys = fresh()
+  const { key } = await keys.create(named)
+  expect(await keys.get(key.id.toUpperCase())).toEqual(key)
+})
+
+test('a listing is walked by its cursors, each key once, newest first', async () => {
+  const keys = fresh()
+  const made: string[] = []
+  for (let n = 0; n < 7; n++) made.unshift((await keys.create(named)).key.id)
+  const seen: string[] = []
+  let cursor: string | undefined
+  do {
+    const page = await keys.list({ ownerId: 'acme', limit: 3, ...(cursor === undefined ? {} : { cursor }) })
+    seen.push(...page.items.map(({ id }) => id))
+    cursor = page.nextCursor ?? undefined
+  } while (cursor !== undefined)
+  expect(seen).toEqual(made)
+})
+
+test.each([
+  ['stroe', 'Write "store" instead.'],
+  ['secrets', 'Write "secret" instead.'],
+  ['leaseMS', 'Write "leaseMs" instead.'],
+  ['replayWindow', 'Write "replayWindowMs" instead.'],
+  ['something', 'It takes store, secret,'],
+])('the option %s is refused: %s', (name, hint) => {
+  const options = { store: memoryStore(), secret: SECRET, [name]: 1 }
+  expect(() => createApiKeys(options)).toThrow(hint)
+})
+
+test('a prefix that looks like a rotation secret is refused', () => {
+  for (const prefix of ['rot', 'rot_live', 'rot_x']) {
+    expect(() => createApiKeys({ store: memoryStore(), secret: SECRET, prefix })).toThrow('prefix must')
+  }
+  expect(() => createApiKeys({ store: memoryStore(), secret: SECRET, prefix: 'rotor' })).not.toThrow()
+})
+
+function fresh(): ApiKeys {
+  return createApiKeys({ store: memoryStore(), secret: SECRET })
+}
+
+async function refusal(work: Promise<unknown>): Promise<ApiKeyError | undefined> {
+  try {
+    await work
+    return undefined
+  } catch (error) {
+    if (error instanceof ApiKeyError) return error
+    throw error
+  }
+}
+
+function nested(depth: number): Record<string, never> {
+  let value = {}
+  for (let level = 1; level < depth; level++) value = { a: value }
+  return value
+}
+
+function cycle(): object {
+  const value: Record<string, unknown> = {}
+  value.self = value
+  return value
+}
+
+function many(count: number): string[] {
+  return Array.from({ length: count }, (_, n) => `s${n}`)
+}
