@@ -51,6 +51,35 @@ test('after the server secret was changed, the old one still names, compares and
   expect(both.open(0, context, credentials, sealed)).toBeUndefined()
 })
 
+test('a record is named by its caller and Idempotency-Key together, and two that only join to the same letters differ', () => {
+  const [id] = seals.ids('caller', 'key')
+  expect(seals.ids('caller', 'key')).toEqual([id])
+  const others = [
+    ['callerk', 'ey'],
+    ['calle', 'rkey'],
+    ['caller', 'Key'],
+    ['caller', 'key '],
+    ['key', 'caller'],
+    ['', 'callerkey'],
+  ] as const
+  for (const [caller, idempotencyKey] of others) expect(seals.ids(caller, idempotencyKey)).not.toContain(id)
+  fc.assert(
+    fc.property(fc.string(), fc.string(), fc.string(), fc.string(), (a, b, c, d) => {
+      expect(seals.ids(a, b)[0] === seals.ids(c, d)[0]).toBe(a === c && b === d)
+    }),
+  )
+})
+
+test('a seal opens for nobody but who brings both the secret and the Idempotency-Key', () => {
+  const credential = fc.record({ secret: fc.string(), idempotencyKey: fc.string() })
+  fc.assert(
+    fc.property(credential, credential, (mine, theirs) => {
+      const same = mine.secret === theirs.secret && mine.idempotencyKey === theirs.idempotencyKey
+      expect(seals.open(0, context, theirs, seals.seal(context, mine, answer))).toBe(same ? answer : undefined)
+    }),
+  )
+})
+
 test('a fingerprint sees method, path, query and body, and not the order of members', () => {
   const print = (request: Parameters<typeof seals.fingerprint>[1]): string => seals.fingerprint(0, request)
   const base = { method: 'POST', path: '/a', body: { x: 1, y: { p: 1, q: [1, 2] } } }

@@ -40,6 +40,19 @@ test('no change of one character, and no other text, passes for a secret', () =>
     expect(format.wellFormed(text)).toBe(false)
 })
 
+test('a rotation secret is never a secret, though its checksum is right', () => {
+  for (const [prefix, environmentInSecret] of [
+    ['rot', true],
+    ['rot', false],
+    ['rot_sk', true],
+  ] as const) {
+    const rotation = secretFormat(prefix, environmentInSecret)
+    const { secret } = rotation.mint('live')
+    expect([rotation.wellFormed(secret), format.wellFormed(secret)]).toEqual([true, false])
+    expect(secretFormat('sk', false).wellFormed(secret)).toBe(false)
+  }
+})
+
 test('the checksum is CRC-32 of all that precedes it, in base 62', () => {
   // Worked out apart from the code: crc32("sk_live_" + 43 zeros) in base 62.
   expect(format.wellFormed(`sk_live_${'0'.repeat(43)}1Vxh1Z`)).toBe(true)

@@ -1,5 +1,6 @@
 import { once } from 'node:events'
-import { connect } from 'node:net'
+import { type AddressInfo, connect, createServer } from 'node:net'
+import { atEnd } from '../support/cleanup.js'
 import { serve } from '../support/instance.js'
 import { SERVER_SECRET, startServer } from '../support/process.js'
 import { stores } from '../support/stores.js'
@@ -43,7 +44,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     expect(doomed.child.signalCode).toBe('SIGKILL')
     expect(await query(`select 1 from express_api_key_generations where key_id = '${key.id}'`)).toHaveLength(replayed ? 2 : 1)
 
-    const restarted = await startServer({ STORE_URL, OPTIONS: '{"leaseMs":100}' })
+    const restarted = await startServer({ STORE_URL, OPTIONS: '{"leaseMs":100}', EXPRESS: '4' })
     const first = await call(`${restarted.url}/keys/self/rotate`, rotate)
     const again = await call(`${restarted.url}/keys/self/rotate`, rotate)
     expect([first.status, again.status]).toEqual([200, 200])
@@ -51,6 +52,55 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     expect(again.body).toEqual(first.body)
     expect(await query(`select 1 from express_api_key_generations where key_id = '${key.id}'`)).toHaveLength(2)
     expect((await call(`${restarted.url}/data`, { secret: secretOf(first) })).status).toBe(200)
+  })
+
+  test('P2: a client whose answer is dropped on the way asks until it arrives, and gets what was lost', async () => {
+    const { store, query } = await makeStore()
+    const { keys, url } = await serve(store)
+    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'behind a bad line' })
+    const line = await badLine(Number(new URL(url).port), 3)
+    const answers: Answer[] = []
+    for (let tries = 0; answers.length === 0 && tries < 10; tries++) {
+      await call(`${line.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'bad-line' }).then(
+        (answer) => answers.push(answer),
+        () => {},
+      )
+    }
+    const [answer] = answers
+    expect([answer?.status, answer?.headers.get('idempotent-replayed')]).toEqual([200, 'true'])
+    expect(line.dropped).toHaveLength(3)
+    for (const lost of line.dropped) expect(lost).toContain(answer === undefined ? 'an answer' : secretOf(answer))
+    expect(await query(`select 1 from express_api_key_generations where key_id = '${key.id}'`)).toHaveLength(2)
+  })
+
+  test('P2: another key that sends the same Idempotency-Key rotates itself and hears nothing of the answer', async () => {
+    const { rotate, keys, url, id, secret } = await rotated(makeStore)
+    for (const ownerId of ['acme', 'rival']) {
+      const other = await keys.create({ ownerId, name: 'other', scopes: ['api_keys:write'] })
+      const own = await rotate(other.secret)
+      expect([own.status, own.body]).toMatchObject([200, { key: { id: other.key.id, generation: 2 } }])
+      expect(own.headers.get('idempotent-replayed')).toBeNull()
+      expect(secretOf(own)).not.toBe(secret)
+    }
+    const rival = await keys.create({ ownerId: 'rival', name: 'rival', scopes: ['api_keys:write'] })
+    const foreign = await call(`${url}/keys/${id}/rotate`, { method: 'POST', secret: rival.secret, idempotencyKey: 'first' })
+    expect([foreign.status, foreign.body]).toMatchObject([404, { code: 'key_not_found' }])
+    expect(secretOf(await rotate())).toBe(secret)
+  })
+
+  test('P2: the new secret with the same Idempotency-Key does not open the answer, nor use up the replays of the client', async () => {
+    const { rotate, secret } = await rotated(makeStore)
+    for (let n = 0; n < 8; n++) expect(await refusal(rotate(secret))).toEqual([409, 'idempotency_key_spent'])
+    expect(secretOf(await rotate())).toBe(secret)
+  })
+
+  test('P2: a key that rotated another one asks again, and hears 409 and never 401 once the answer is gone', async () => {
+    const { send, query, target } = await rotatedByAdmin(makeStore)
+    const first = await send()
+    expect(first.status).toBe(200)
+    for (let n = 0; n < 5; n++) expect((await send()).body).toEqual(first.body)
+    expect(await refusal(send())).toEqual([409, 'idempotency_key_spent'])
+    expect(await query(`select 1 from express_api_key_generations where key_id = '${target}'`)).toHaveLength(2)
   })
 
   describe('the answer is no longer given', () => {
@@ -102,16 +152,41 @@ describe.each(stores)('on %s', (_name, makeStore) => {
       expect(await keys.verify(secret)).toEqual({ ok: false, reason: 'rotated' })
     })
 
+    test('after the key itself has expired: 401', async () => {
+      const { rotate, query } = await rotated(makeStore)
+      await query('update express_api_keys set expires_at = 1')
+      expect(await refusal(rotate())).toEqual([401, 'invalid_key'])
+    })
+
     test('to a key that was revoked after it had rotated another one: dead means dead', async () => {
-      const { store } = await makeStore()
-      const { keys, url } = await serve(store)
-      const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-      const target = await keys.create({ ownerId: 'acme', name: 'target' })
-      const send = (): Promise<Answer> =>
-        call(`${url}/keys/${target.key.id}/rotate`, { method: 'POST', secret: admin.secret, idempotencyKey: 'other' })
+      const { send, keys, admin } = await rotatedByAdmin(makeStore)
       expect((await send()).status).toBe(200)
       await keys.revoke({ id: admin.key.id })
       expect(await refusal(send())).toEqual([401, 'invalid_key'])
+    })
+
+    test('to a key that rotated itself after it had rotated another one: 401 to its dead secret, 409 to its live one', async () => {
+      const { send, keys, admin } = await rotatedByAdmin(makeStore)
+      expect((await send()).status).toBe(200)
+      const { secret } = await keys.rotate({ secret: admin.secret, idempotencyKey: 'itself' })
+      expect(await refusal(send())).toEqual([401, 'invalid_key'])
+      expect(await refusal(send(secret))).toEqual([409, 'idempotency_key_spent'])
+    })
+
+    test('to a key that has lost the scope since: 403', async () => {
+      const { send, keys, admin } = await rotatedByAdmin(makeStore)
+      expect((await send()).status).toBe(200)
+      await keys.update({ id: admin.key.id, changes: { scopes: [] } })
+      expect(await refusal(send())).toEqual([403, 'insufficient_scope'])
+    })
+
+    test('when the rotated key was revoked since: 409, and no secret', async () => {
+      const { send, keys, target } = await rotatedByAdmin(makeStore)
+      expect((await send()).status).toBe(200)
+      await keys.revoke({ id: target })
+      const answer = await send()
+      expect([answer.status, answer.body]).toMatchObject([409, { code: 'idempotency_key_spent' }])
+      expect(JSON.stringify(answer.body)).not.toContain('sk_live_')
     })
   })
 
@@ -157,6 +232,44 @@ async function rotated(makeStore: (typeof stores)[number][1]): Promise<Rotated> 
   const answer = await rotate()
   expect(answer.status).toBe(200)
   return { keys, url, id: key.id, secret: secretOf(answer), query, rotate }
+}
+
+/** A key that may rotate others, and the request in which it rotates one. */
+async function rotatedByAdmin(makeStore: (typeof stores)[number][1]): Promise<{
+  keys: Rotated['keys']
+  admin: Awaited<ReturnType<Rotated['keys']['create']>>
+  target: string
+  query: Rotated['query']
+  send(secret?: string): Promise<Answer>
+}> {
+  const { store, query } = await makeStore()
+  const { keys, url } = await serve(store)
+  const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+  const target = (await keys.create({ ownerId: 'acme', name: 'target' })).key.id
+  const send = (secret = admin.secret): Promise<Answer> =>
+    call(`${url}/keys/${target}/rotate`, { method: 'POST', secret, idempotencyKey: 'other' })
+  return { keys, admin, target, query, send }
+}
+
+/** A way to a server on which so many answers are lost, whole, after the server has sent them. */
+async function badLine(port: number, losses: number): Promise<{ url: string; dropped: string[] }> {
+  const dropped: string[] = []
+  const line = createServer((client) => {
+    const server = connect(port, '127.0.0.1')
+    for (const end of [client, server]) end.on('error', () => end.destroy())
+    client.pipe(server)
+    server.on('data', (bytes) => {
+      if (dropped.length >= losses) return void client.write(bytes)
+      dropped.push(String(bytes))
+      client.destroy()
+      server.destroy()
+    })
+    server.on('close', () => client.destroy())
+  })
+  line.listen(0, '127.0.0.1')
+  await once(line, 'listening')
+  atEnd(async () => line.close())
+  return { url: `http://127.0.0.1:${(line.address() as AddressInfo).port}`, dropped }
 }
 
 async function refusal(answer: Promise<Answer>): Promise<[number, string | undefined]> {
