@@ -122,8 +122,10 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     })
 
     test('after the next rotation: 409 rotation_superseded, and no secret', async () => {
-      const { rotate, url, secret } = await rotated(makeStore)
+      const { rotate, query, url, secret } = await rotated(makeStore)
       expect((await call(`${url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'next' })).status).toBe(200)
+      // Only the answer of the next one is still kept.
+      expect(await query('select generation from express_api_key_replays where sealed is not null')).toMatchObject([{ generation: 3 }])
       const answer = await rotate()
       expect([answer.status, answer.body]).toMatchObject([409, { code: 'rotation_superseded' }])
       expect(JSON.stringify(answer.body)).not.toContain('sk_live_')
@@ -180,10 +182,13 @@ describe.each(stores)('on %s', (_name, makeStore) => {
       expect(await refusal(send())).toEqual([403, 'insufficient_scope'])
     })
 
-    test('when the rotated key was revoked since: 409, and no secret', async () => {
-      const { send, keys, target } = await rotatedByAdmin(makeStore)
+    test('when the rotated key was revoked since: 409, and no secret, even if its record came back from a backup', async () => {
+      const { send, keys, query, target } = await rotatedByAdmin(makeStore)
       expect((await send()).status).toBe(200)
+      const [backup] = await query<{ sealed: string }>('select sealed from express_api_key_replays')
       await keys.revoke({ id: target })
+      expect(await query('select 1 from express_api_key_replays where sealed is not null')).toEqual([])
+      await query(`update express_api_key_replays set sealed = '${backup?.sealed}'`)
       const answer = await send()
       expect([answer.status, answer.body]).toMatchObject([409, { code: 'idempotency_key_spent' }])
       expect(JSON.stringify(answer.body)).not.toContain('sk_live_')
