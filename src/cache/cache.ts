@@ -1,3 +1,11 @@
+/** Counters by name. Their methods reject when there is no answer in time; whoever counts then has to count alone. */
+export interface Counters {
+  /** Adds one, and resolves with the number of hits in the window and the instant (by this process's clock) at which it ends. */
+  increment(name: string): Promise<{ readonly hits: number; readonly endsAt: Date }>
+  /** Takes one back. */
+  decrement(name: string): Promise<void>
+}
+
 /**
  * A shared memory that makes verifying fast. It is never trusted: entries are authenticated by the core, and the lease
  * they carry is checked against the authority's clock. Nothing here ever rejects or takes longer than its time limit
@@ -24,6 +32,9 @@ export interface Cache {
 
   /** Forgets an active entry. Leaves a tombstone. */
   forget(digest: string): Promise<void>
+
+  /** Makes counters that every instance shares, for rate limits; each counts for `windowMs` from its first hit. Optional. */
+  counters?(windowMs: number): Counters
 
   /** Lets go of the connections that the cache opened itself. */
   close(): Promise<void>

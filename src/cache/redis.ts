@@ -1,6 +1,8 @@
+import { createHash } from 'node:crypto'
 import type { Cluster, Redis } from 'ioredis'
+import { RedisStore } from 'rate-limit-redis'
 import { ApiKeyError } from '../errors.js'
-import type { Cache } from './cache.js'
+import type { Cache, Counters } from './cache.js'
 
 export interface RedisCacheOptions {
   /** How long one command may take before it reads as "no answer", in milliseconds: 10 to 5,000. Default 150. */
@@ -13,6 +15,7 @@ export interface RedisCacheOptions {
 }
 
 const PREFIX = 'express-api-keys:v1:'
+const COUNTER_PREFIX = 'express-api-keys:count:'
 /** Our entries are some 1,000 characters; with 8 KiB of metadata some 12,000, with the longest list of scopes besides some 30,000. */
 const MAX_ENTRY_LENGTH = 32_768
 
@@ -67,6 +70,7 @@ type Connection = (Redis | Cluster) & Scripts
 export function redisCache(client: Redis | Cluster, options: RedisCacheOptions = {}): Cache {
   const { timeoutMs, onStateChange } = checkedOptions(client, options)
   const breaker = createBreaker()
+  const scripts = new Map<string, string>()
   let connection: Connection | undefined
   let closed = false
   let state: 'up' | 'down' = 'up'
@@ -85,6 +89,19 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
     },
     async forget(digest) {
       await run((redis) => redis.apiKeysForget(PREFIX + digest), readCount)
+    },
+    counters(windowMs): Counters {
+      const store = new RedisStore({ prefix: COUNTER_PREFIX, sendCommand: send })
+      const ready = store.init({ windowMs } as Parameters<RedisStore['init']>[0])
+      return {
+        async increment(name) {
+          await ready
+          const { totalHits, resetTime } = await store.increment(name)
+          if (resetTime === undefined) throw new Error('The counter has no end.')
+          return { hits: totalHits, endsAt: resetTime }
+        },
+        decrement: (name) => store.decrement(name),
+      }
     },
     async close() {
       closed = true
@@ -123,6 +140,29 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       }
       return undefined
     }
+  }
+
+  /**
+   * Runs a command of the counters' library. It loads its scripts once and then names them by their hash, which fails for ever when Redis
+   * is away at that moment, and on every other node of a cluster: so a script is only kept, and sent whole each time.
+   */
+  async function send(...[name = '', ...rest]: string[]): Promise<number | string | (number | string)[]> {
+    if (name === 'SCRIPT') {
+      const script = rest[1] ?? ''
+      const hash = createHash('sha1').update(script).digest('hex')
+      scripts.set(hash, script)
+      return hash
+    }
+    const reply = await run(
+      (redis) => {
+        if (name !== 'EVALSHA') return redis.call(name, rest)
+        const [hash = '', keys = '', ...args] = rest
+        return redis.eval(scripts.get(hash) ?? '', Number(keys), ...args)
+      },
+      (answer) => (answer === null || answer === undefined ? undefined : (answer as number | string | (number | string)[])),
+    )
+    if (reply === undefined) throw new Error('Redis gave no answer.')
+    return reply
   }
 
   /** The connection, if it can be written to now. What is not costs nothing; ioredis goes on trying to connect by itself. */

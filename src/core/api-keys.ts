@@ -2,7 +2,7 @@ import type { Cache } from '../cache/cache.js'
 import type { ApiKeyError } from '../errors.js'
 import type { Store } from '../store/store.js'
 import type { Clock } from './clock.js'
-import type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page } from './key.js'
+import type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page, RetirePolicy } from './key.js'
 import type { RequestShape } from './replay.js'
 
 /** What `createApiKeys` takes. */
@@ -43,10 +43,14 @@ export interface CommandContext {
    * command: its own key, or `api_keys:write` and a key of the same owner. Left out: the application itself is calling, and may do everything.
    */
   secret?: string
-  /** 1 to 255 visible ASCII characters. Takes effect only together with `secret`. */
+  /** The person or back office that is calling, already authenticated (`operatorJwt`). Excludes `secret`. */
+  operator?: Operator
+  /** 1 to 255 visible ASCII characters. Takes effect only together with `secret` or `operator`. */
   idempotencyKey?: string
   /** What a retry must repeat exactly; a difference is `idempotency_key_mismatch`. Default: the command itself. */
   request?: RequestShape
+  /** Whether only the answer of an earlier request may be given, and anything else is `rate_limited`. Default false. */
+  replayOnly?: boolean
   /** For the audit trail. */
   ip?: string
   /** For the audit trail; cut at 255 characters. */
@@ -58,7 +62,33 @@ interface Target {
   id?: string
 }
 
-export type RotateCommand = CommandContext & Target
+export type RotateCommand = CommandContext & Target & RotateOptions
+
+/** How a rotation is done. */
+export interface RotateOptions {
+  /** The rotation secret of the caller's own key. A key that has one cannot rotate itself without it. */
+  rotationSecret?: string
+  /** When the old secret stops being accepted. Default `now`. */
+  retire?: RetirePolicy
+  /**
+   * Both credentials are compromised: ends a grace period too, burns every answer that could still be asked for, and its own answer can never be asked
+   * for again. Default false.
+   */
+  emergency?: boolean
+  /** `same`: the key keeps its id. `successor`: a new key with a new id takes its place, and the old one is revoked. Default `same`. */
+  identity?: 'same' | 'successor'
+  /** Whether a key needs `api_keys:write` even to rotate itself. Default false. */
+  scopeRequired?: boolean
+}
+
+/** Somebody who is not a key: a person or a back office, as an access token names them. */
+export interface Operator {
+  /** Who it is, for the audit trail; 1 to 255 characters. */
+  readonly subject: string
+  readonly scopes: readonly string[]
+  /** The owners whose keys it may see and change, or `all`. */
+  readonly owners: readonly string[] | 'all'
+}
 export type RevokeCommand = CommandContext & Target & { reason?: string }
 export type UpdateCommand = CommandContext & Target & { changes: KeyChanges }
 
@@ -67,13 +97,15 @@ export interface MutationResult {
   readonly key: ApiKey
   /** Whether this is the answer of an earlier request with the same Idempotency-Key. */
   readonly replayed: boolean
+  /** Until when what it replaced may still be accepted (RFC 3339): the end of a grace period, or with `waitForLease: false` that of the last lease. */
+  readonly acceptedUntil?: string
 }
 
 /** The answer of `create` and `rotate`: the only moment a secret exists outside its client. `util.inspect` and JSON show it redacted; read the property. */
 export interface IssuedKey extends MutationResult {
   readonly secret: string
-  /** Only with `waitForLease: false`: until when the old secret may still be accepted (RFC 3339). */
-  readonly acceptedUntil?: string
+  /** The new rotation secret, where the key has one. */
+  readonly rotationSecret?: string | undefined
 }
 
 export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated'
@@ -81,6 +113,8 @@ export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 
 export interface Verified {
   readonly ok: true
   readonly key: ApiKey
+  /** Only for a secret in its grace period: when it was replaced, and when it stops being accepted (RFC 3339). */
+  readonly grace?: { readonly replacedAt: string; readonly expiresAt: string }
   /**
    * Whether the lease behind this result still runs. Ask right before acting on it, with no `await` between: it is what
    * keeps a paused process from accepting a dead secret.
@@ -92,6 +126,29 @@ export interface Rejected {
   readonly reason: RejectionReason
 }
 export type VerifyResult = Verified | Rejected
+
+/** What can be listened to with `on`: after a change is committed, and after a refusal is in the audit trail. */
+export interface KeyListeners {
+  created: (happened: KeyHappening) => void
+  updated: (happened: KeyHappening) => void
+  rotated: (happened: KeyHappening) => void
+  replayed: (happened: KeyHappening) => void
+  revoked: (happened: KeyHappening) => void
+  /** A retired secret, a wrong rotation secret or a replay that does not open; `event.type` says which. */
+  refused: (happened: KeyHappening) => void
+}
+
+export interface KeyHappening {
+  /** The line of the audit trail. */
+  readonly event: KeyEvent
+  readonly key: ApiKey
+}
+
+/** Where a request came from, for the last use of a key and the audit trail. */
+export interface Origin {
+  readonly ip?: string | undefined
+  readonly userAgent?: string | undefined
+}
 
 /** API keys without HTTP: what the router and the middleware are made of, for jobs and command lines. */
 export interface ApiKeys {
@@ -117,10 +174,23 @@ export interface ApiKeys {
   list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey>>
   /** Lists a key's audit trail, newest first; undefined where there is no such key. `limit` 1 to 100, default 50. */
   events(query: { id: string; ownerId?: string; cursor?: string; limit?: number }): Promise<Page<KeyEvent> | undefined>
+  /**
+   * Notes that a key was used; written behind, for each key at most once a minute, so `lastUsedAt` is right to about a minute. `origin` is
+   * asked only when the use is going to be written.
+   */
+  used(keyId: string, origin: () => Origin): void
+  /** Notes in the audit trail, in the background, that a retired secret was refused; for each secret at most once a minute. */
+  refused(secret: string, origin: Origin): void
+  /** Whether this instance has accepted this secret before and still remembers it: then it is worth asking the store again. */
+  familiar(secret: string): boolean
+  /** Listens for what happens to keys, in this process. Returns a function that ends it. What a listener throws goes to `onError`. */
+  on<Name extends keyof KeyListeners>(name: Name, listener: KeyListeners[Name]): () => void
+  /** The counters that instances share, where the cache has some. */
+  readonly counters: Cache['counters']
   /** Says whether a string has the shape and checksum of a secret of this instance, with no I/O. */
   wellFormed(secret: string): boolean
   /** Hands trouble to `onError`; never throws. */
   report(error: unknown): void
-  /** Waits for commands under way, then lets go of timers and connections that were opened here. */
+  /** Waits for commands under way, writes the last uses, then lets go of timers and connections that were opened here. */
   close(): Promise<void>
 }

@@ -1,15 +1,19 @@
 import { inspect } from 'node:util'
 import { ApiKeyError } from '../errors.js'
 import type { KeyRow, Store } from '../store/store.js'
-import type { ApiKeys, ApiKeysOptions, CommandContext, IssuedKey, MutationResult } from './api-keys.js'
+import type { ApiKeys, ApiKeysOptions, CommandContext, IssuedKey, MutationResult, Operator, RotateOptions } from './api-keys.js'
+import { alteration, creation, type RotationPlan, revocation, rotation } from './changes.js'
 import { systemClock } from './clock.js'
-import { changedFields, createFields, cursorOf, keyId, ownerText, pageLimit, positionOf, reasonText } from './input.js'
-import { type ApiKey, apiKey, iso, type KeyEvent } from './key.js'
+import { changedFields, createFields, cursorOf, flag, graceOf, keyId, ownerText, pageLimit, positionOf, reasonText } from './input.js'
+import { type ApiKey, apiKey, iso, keyEvent } from './key.js'
 import { leases as leaseTable, malformed, storeFailure } from './lease.js'
-import { type Done, type Effect, type Mutation, mutations, timeOrderedId } from './mutation.js'
+import { keyListeners, LISTENERS } from './listeners.js'
+import { type Done, mutations } from './mutation.js'
 import { integerOption, refuseUnknown } from './options.js'
 import { replaySeals } from './replay.js'
-import { digestOf, type MintedSecret, type SecretFormat, secretFormat } from './secret.js'
+import { rotationSecrets } from './rotation-secret.js'
+import { digestOf, secretFormat } from './secret.js'
+import { keyUses } from './uses.js'
 
 const OPTIONS = [
   'store',
@@ -26,7 +30,17 @@ const OPTIONS = [
   'clock',
 ] as const satisfies readonly (keyof ApiKeysOptions)[]
 
-const CONTEXT = ['secret', 'idempotencyKey', 'request', 'ip', 'userAgent'] as const satisfies readonly (keyof CommandContext)[]
+const CONTEXT = [
+  'secret',
+  'operator',
+  'idempotencyKey',
+  'request',
+  'replayOnly',
+  'ip',
+  'userAgent',
+] as const satisfies readonly (keyof CommandContext)[]
+/** How many instances of this process work on a store: each may hold leases that the others know nothing of. */
+const instances = new WeakMap<Store, number>()
 const MIN_SECRET_BYTES = 32
 const VISIBLE_ASCII = /^[\x20-\x7e]{1,255}$/
 
@@ -43,7 +57,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   if (cache !== undefined && typeof cache.get !== 'function') throw badOption('cache must be a cache, such as redisCache(client).')
   if (typeof onError !== 'function') throw badOption('onError must be a function.')
   const serverSecrets = secretOption(options.secret)
-  const format = secretFormat(prefixOption(options.prefix), booleanOption('environmentInSecret', options.environmentInSecret))
+  const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
+  const format = secretFormat(prefixOption(options.prefix), environmentInSecret)
   const leaseMs = integerOption('leaseMs', options.leaseMs, 1_000, 50, 60_000)
   const report = (error: unknown): void => {
     try {
@@ -55,13 +70,20 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     }
   }
   const maxLeases = integerOption('maxLeases', options.maxLeases, 50_000, 100, 1_000_000)
-  const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, report })
+  instances.set(store, (instances.get(store) ?? 0) + 1)
+  const othersHoldLeases = (): boolean => store.shared || (instances.get(store) ?? 0) > 1
+  const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report })
+  const listeners = keyListeners(report)
+  const uses = keyUses(store, clock, report)
   const mutate = mutations({
     store,
     clock,
     format,
     leases,
     seals: replaySeals(serverSecrets),
+    rotationSecrets: rotationSecrets(environmentInSecret),
+    othersHoldLeases,
+    tell: listeners.tell,
     replayWindowMs: integerOption('replayWindowMs', options.replayWindowMs, 600_000, 1_000, 86_400_000),
     replayGraceMs: integerOption('replayGraceMs', options.replayGraceMs, 10_000, 0, 600_000),
     waitForLease: booleanOption('waitForLease', options.waitForLease),
@@ -82,7 +104,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
         const checked = contextOption(context)
         // A caller's new key belongs to the caller's owner, whatever the input says.
         const fields = createFields(context.secret === undefined ? input : { ...input, ownerId: 'of the caller' })
-        return issued(await mutate(creation(format, fields), checked))
+        return issued(await mutate.run(creation(format, fields, input.rotationSecret ?? false), checked))
       })
     },
 
@@ -96,17 +118,23 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       return leases.peek(digestOf(secret))
     },
 
-    rotate: ({ id, ...context }) =>
-      command(async () => issued(await mutate(rotation(format, targetOf(id, context)), contextOption(context)))),
+    rotate: ({ id, rotationSecret, retire, emergency, identity, scopeRequired, ...context }) =>
+      command(async () => {
+        const plan = rotationPlan({ retire, emergency, identity, scopeRequired })
+        if (rotationSecret !== undefined && typeof rotationSecret !== 'string') throw badRequest('rotationSecret must be a string.')
+        const checked = contextOption(context)
+        const change = rotation(format, targetOf(id, context), plan)
+        return issued(await mutate.run(change, rotationSecret === undefined ? checked : { ...checked, rotationSecret }))
+      }),
 
     revoke: ({ id, reason, ...context }) =>
       command(async () => {
         const text = reason === undefined ? null : reasonText(reason)
-        return changed(await mutate(revocation(targetOf(id, context), text), contextOption(context)))
+        return changed(await mutate.run(revocation(targetOf(id, context), text), contextOption(context)))
       }),
 
     update: ({ id, changes, ...context }) =>
-      command(async () => changed(await mutate(alteration(targetOf(id, context), changedFields(changes)), contextOption(context)))),
+      command(async () => changed(await mutate.run(alteration(targetOf(id, context), changedFields(changes)), contextOption(context)))),
 
     get: (id, scope) =>
       command(async () => {
@@ -128,13 +156,26 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
         const found = await store.key(keyId(id))
         if (found === undefined || !visible(found.key, ownerId)) return undefined
         const rows = await store.events({ keyId: found.key.id, after, limit: size + 1 })
-        return page(
-          rows,
-          size,
-          ({ ownerId: _, at, ...rest }): KeyEvent => ({ ...rest, at: iso(at) }),
-          ({ at, id }) => ({ at, id }),
-        )
+        return page(rows, size, keyEvent, ({ at, id }) => ({ at, id }))
       }),
+
+    used: (keyId, origin) => uses.note(keyId, origin),
+
+    refused(secret, origin) {
+      if (!format.wellFormed(secret)) return
+      command(() => mutate.auditRefusedSecret(digestOf(secret), origin)).catch(report)
+    },
+
+    familiar: (secret) => format.wellFormed(secret) && leases.familiar(digestOf(secret)),
+
+    on(name, listener) {
+      if (!LISTENERS.includes(name))
+        throw badOption(`There is nothing called "${String(name)}" to listen for; there is ${LISTENERS.join(', ')}.`)
+      if (typeof listener !== 'function') throw badOption('A listener must be a function.')
+      return listeners.on(name, listener)
+    },
+
+    counters: cache?.counters?.bind(cache),
 
     wellFormed: (secret) => format.wellFormed(secret),
 
@@ -144,6 +185,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       closing ??= (async () => {
         await Promise.allSettled([...underWay])
         await leases.idle()
+        await uses.close()
+        instances.set(store, (instances.get(store) ?? 1) - 1)
         await cache?.close()
         await store.close()
       })()
@@ -166,132 +209,9 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   }
 }
 
-function creation(format: SecretFormat, fields: ReturnType<typeof createFields>): Mutation {
-  return {
-    name: 'create',
-    target: null,
-    selfAllowed: false,
-    fingerprint: fields,
-    async apply(tx, { caller, now }) {
-      const minted = format.mint(fields.environment)
-      const key: KeyRow = {
-        ...fields,
-        id: timeOrderedId(now),
-        ownerId: caller?.ownerId ?? fields.ownerId,
-        generation: 1,
-        createdAt: now,
-        updatedAt: now,
-        revokedAt: null,
-        revokedReason: null,
-      }
-      await tx.insertKey(key)
-      await tx.insertGeneration(generationRow(key, minted, now))
-      return { key, secret: minted.secret, event: { type: 'key.created', details: {} }, waits: false }
-    },
-  }
-}
-
-function rotation(format: SecretFormat, target: string): Mutation {
-  return {
-    name: 'rotate',
-    target,
-    selfAllowed: true,
-    fingerprint: null,
-    async apply(tx, { target: old, now, by }): Promise<Effect> {
-      const current = present(old)
-      if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
-      if (current.expiresAt !== null && current.expiresAt <= now) {
-        throw new ApiKeyError('key_expired', 'The key has expired, and a rotation keeps its expiry; move the expiry first.')
-      }
-      const minted = format.mint(current.environment)
-      const key: KeyRow = { ...current, generation: current.generation + 1, updatedAt: Math.max(now, current.updatedAt + 1) }
-      const digests = await tx.retireGenerations(key.id, { at: now, by, reason: 'rotated' })
-      await tx.insertGeneration(generationRow(key, minted, now))
-      await tx.updateKey(key)
-      // Earlier answers hold secrets that are dead now.
-      await tx.eraseReplays(key.id, by)
-      return {
-        key,
-        secret: minted.secret,
-        retired: { digests, reason: 'rotated' },
-        event: { type: 'key.rotated', details: { generation: key.generation } },
-        waits: true,
-      }
-    },
-  }
-}
-
-function revocation(target: string, reason: string | null): Mutation {
-  return {
-    name: 'revoke',
-    target,
-    selfAllowed: true,
-    fingerprint: reason,
-    async apply(tx, { target: old, now, by }): Promise<Effect> {
-      const current = present(old)
-      // Waits even when there is nothing to do: the revocation that did it may still be waiting itself.
-      if (current.revokedAt !== null) return { key: current, event: null, waits: true }
-      const key: KeyRow = { ...current, revokedAt: now, revokedReason: reason, updatedAt: Math.max(now, current.updatedAt + 1) }
-      const digests = await tx.retireGenerations(key.id, { at: now, by, reason: 'revoked' })
-      await tx.updateKey(key)
-      await tx.eraseReplays(key.id, by)
-      return {
-        key,
-        retired: { digests, reason: 'revoked' },
-        event: { type: 'key.revoked', details: reason === null ? {} : { reason } },
-        waits: true,
-      }
-    },
-  }
-}
-
-function alteration(target: string, changes: ReturnType<typeof changedFields>): Mutation {
-  return {
-    name: 'update',
-    target,
-    selfAllowed: false,
-    fingerprint: changes,
-    async apply(tx, { target: old, now }): Promise<Effect> {
-      const current = present(old)
-      if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; nothing about it can change any more.')
-      const key: KeyRow = { ...current, ...changes, updatedAt: Math.max(now, current.updatedAt + 1) }
-      await tx.updateKey(key)
-      const digest = (await tx.generationOf(key.id, key.generation))?.digest
-      return {
-        key,
-        ...(digest === undefined ? {} : { changed: digest }),
-        event: { type: 'key.updated', details: { changed: Object.keys(changes) } },
-        waits: true,
-      }
-    },
-  }
-}
-
-function generationRow(key: KeyRow, { digest, start, last4 }: MintedSecret, now: number): Parameters<Tx['insertGeneration']>[0] {
-  return {
-    digest,
-    keyId: key.id,
-    generation: key.generation,
-    createdAt: now,
-    retiredAt: null,
-    retiredBy: null,
-    retiredReason: null,
-    firstUsedAt: null,
-    secretStart: start,
-    secretLast4: last4,
-  }
-}
-
-type Tx = Parameters<Mutation['apply']>[0]
-
-function present(target: KeyRow | undefined): KeyRow {
-  if (target === undefined) throw new ApiKeyError('key_not_found', 'There is no such key.')
-  return target
-}
-
 function targetOf(id: string | undefined, context: CommandContext): string {
   if (id !== undefined) return keyId(id)
-  if (context.secret === undefined) throw new ApiKeyError('invalid_request', 'Say which key: give its id, or the secret of the key itself.')
+  if (context.secret === undefined) throw badRequest('Say which key: give its id, or the secret of the key itself.')
   return 'self'
 }
 
@@ -299,15 +219,38 @@ function contextOption(context: CommandContext): CommandContext {
   try {
     refuseUnknown(context, CONTEXT, 'A command')
   } catch (error) {
-    throw new ApiKeyError('invalid_request', (error as Error).message)
+    throw badRequest((error as Error).message)
   }
-  const { secret, idempotencyKey } = context
-  if (secret !== undefined && typeof secret !== 'string') throw new ApiKeyError('invalid_request', 'secret must be a string.')
+  const { secret, operator, idempotencyKey } = context
+  if (secret !== undefined && typeof secret !== 'string') throw badRequest('secret must be a string.')
+  if (operator !== undefined && !(secret === undefined && isOperator(operator))) {
+    throw badRequest('operator must be { subject, scopes, owners } as operatorJwt gives it, without a secret beside it.')
+  }
   if (idempotencyKey !== undefined && !(typeof idempotencyKey === 'string' && VISIBLE_ASCII.test(idempotencyKey))) {
     throw new ApiKeyError('idempotency_key_invalid', 'An Idempotency-Key must be 1 to 255 printable ASCII characters.')
   }
   return context
 }
+
+function isOperator({ subject, scopes, owners }: Operator): boolean {
+  const texts = (list: unknown): boolean => Array.isArray(list) && list.every((one) => typeof one === 'string')
+  return typeof subject === 'string' && subject !== '' && subject.length <= 255 && texts(scopes) && (owners === 'all' || texts(owners))
+}
+
+function rotationPlan({ retire, emergency, identity, scopeRequired }: RotateOptionsGiven): RotationPlan {
+  const plan: RotationPlan = {
+    ...graceOf(retire),
+    emergency: flag('emergency', emergency),
+    successor: identity === 'successor',
+    scopeRequired: flag('scopeRequired', scopeRequired),
+  }
+  if (identity !== undefined && identity !== 'same' && identity !== 'successor') throw badRequest('identity must be "same" or "successor".')
+  if (plan.graceMs > 0 && plan.emergency) throw badRequest('An emergency has no grace period: leave retire out, or write "now".')
+  if (plan.graceMs > 0 && plan.successor) throw badRequest('A key that is succeeded has no grace period: leave retire out, or write "now".')
+  return plan
+}
+
+type RotateOptionsGiven = { readonly [name in Exclude<keyof RotateOptions, 'rotationSecret'>]: RotateOptions[name] | undefined }
 
 function issued(done: Done): IssuedKey {
   return new Issued(done)
@@ -319,30 +262,36 @@ class Issued implements IssuedKey {
   readonly replayed: boolean
   declare readonly acceptedUntil?: string
   readonly #secret: string
+  readonly #rotationSecret: string | undefined
 
-  constructor({ key, secret, replayed, acceptedUntil }: Done) {
+  constructor({ key, secret, rotationSecret, replayed, acceptedUntil }: Done) {
     if (secret === undefined) throw new ApiKeyError('internal_error', 'A recorded answer lacks its secret.')
     this.key = apiKey(key)
     this.replayed = replayed
     if (acceptedUntil !== undefined) this.acceptedUntil = iso(acceptedUntil)
     this.#secret = secret
+    this.#rotationSecret = rotationSecret
   }
 
   get secret(): string {
     return this.#secret
   }
 
+  get rotationSecret(): string | undefined {
+    return this.#rotationSecret
+  }
+
   toJSON(): object {
-    return { ...this, secret: '[redacted]' }
+    return { ...this, secret: '[redacted]', ...(this.#rotationSecret === undefined ? {} : { rotationSecret: '[redacted]' }) }
   }
 
   [inspect.custom](): object {
-    return { ...this, secret: '[redacted]' }
+    return this.toJSON()
   }
 }
 
-function changed({ key, replayed }: Done): MutationResult {
-  return { key: apiKey(key), replayed }
+function changed({ key, replayed, acceptedUntil }: Done): MutationResult {
+  return { key: apiKey(key), replayed, ...(acceptedUntil === undefined ? {} : { acceptedUntil: iso(acceptedUntil) }) }
 }
 
 function visible(key: KeyRow, ownerId: string | undefined): boolean {
@@ -366,7 +315,10 @@ function isStore(store: unknown): store is Store {
 
 function secretOption(secret: ApiKeysOptions['secret']): readonly Uint8Array[] {
   const list = Array.isArray(secret) ? secret : [secret]
-  const bytes = list.map((one: unknown) => (typeof one === 'string' ? Buffer.from(one) : one))
+  // Copied: an application may well wipe its own buffer once we have it.
+  const bytes = list.map((one: unknown) =>
+    typeof one === 'string' ? Buffer.from(one) : one instanceof Uint8Array ? Uint8Array.from(one) : one,
+  )
   const good = (one: unknown): one is Uint8Array => one instanceof Uint8Array && one.byteLength >= MIN_SECRET_BYTES
   if (bytes.length === 0 || !bytes.every(good)) {
     throw badOption(
@@ -388,6 +340,10 @@ function prefixOption(prefix: string | undefined): string {
 function booleanOption(name: string, value: boolean | undefined): boolean {
   if (value === undefined || typeof value === 'boolean') return value ?? true
   throw badOption(`${name} must be true or false.`)
+}
+
+function badRequest(message: string): ApiKeyError {
+  return new ApiKeyError('invalid_request', message)
 }
 
 function badOption(message: string): ApiKeyError {

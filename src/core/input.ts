@@ -1,6 +1,6 @@
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject, Position } from '../store/store.js'
-import { type CreateInput, isKeyId, type KeyChanges } from './key.js'
+import { type CreateInput, isKeyId, type KeyChanges, type RetirePolicy } from './key.js'
 import { refuseUnknown } from './options.js'
 
 /** The fields of a key that callers choose, checked. */
@@ -28,9 +28,10 @@ const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)
 
 /** Checks what `create()` was given; throws `invalid_request` naming the field. */
 export function createFields(input: CreateInput): KeyFields {
-  known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt'], 'A new key')
+  known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt', 'rotationSecret'], 'A new key')
   const environment = input.environment === undefined ? 'live' : input.environment
   if (environment !== 'live' && environment !== 'test') throw invalid('environment must be "live" or "test".')
+  flag('rotationSecret', input.rotationSecret)
   return {
     ownerId: text('ownerId', input.ownerId),
     name: text('name', input.name),
@@ -52,6 +53,25 @@ export function changedFields(changes: KeyChanges): Partial<KeyFields> {
   }
   if (Object.keys(fields).length === 0) throw invalid('Nothing to change: give name, scopes, metadata or expiresAt.')
   return fields
+}
+
+const LONGEST_GRACE_MS = 7 * 86_400_000
+
+/** How long the old secret of a rotation goes on being accepted, and whether the new one's first use ends that. */
+export function graceOf(retire: RetirePolicy | undefined): { readonly graceMs: number; readonly onFirstUse: boolean } {
+  if (retire === undefined || retire === 'now') return { graceMs: 0, onFirstUse: false }
+  if (retire === 'on-first-use') return { graceMs: LONGEST_GRACE_MS, onFirstUse: true }
+  const { afterMs, ...more } = typeof retire === 'object' && retire !== null ? retire : {}
+  const good = typeof afterMs === 'number' && Number.isInteger(afterMs) && afterMs >= 1 && afterMs <= LONGEST_GRACE_MS
+  if (!good || Object.keys(more).length > 0) {
+    throw invalid(`retire must be "now", "on-first-use" or { "afterMs": 1 to ${LONGEST_GRACE_MS} }.`)
+  }
+  return { graceMs: afterMs, onFirstUse: false }
+}
+
+export function flag(name: string, value: unknown): boolean {
+  if (value !== undefined && typeof value !== 'boolean') throw invalid(`${name} must be true or false.`)
+  return value ?? false
 }
 
 export function reasonText(reason: unknown): string {

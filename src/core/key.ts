@@ -1,4 +1,4 @@
-import type { Environment, EventType, JsonObject, KeyRow } from '../store/store.js'
+import type { Environment, EventRow, EventType, JsonObject, KeyRow } from '../store/store.js'
 
 /**
  * A key as the application sees it. It never holds a secret or a digest, and is safe to log and to share between
@@ -22,7 +22,22 @@ export interface ApiKey {
   readonly expiresAt: string | null
   readonly revokedAt: string | null
   readonly revokedReason: string | null
+  /** The id of the key that took this one's place, where a rotation gave it a successor. */
+  readonly rotatedTo: string | null
+  /** What the active secret begins with, before its random part (`sk_live_`), and its last four characters: for people to tell keys apart. */
+  readonly secretStart: string
+  readonly secretLast4: string
+  /** The last use, right to about a minute. */
+  readonly lastUsedAt: string | null
+  readonly lastUsedIp: string | null
+  readonly lastUsedUserAgent: string | null
 }
+
+/**
+ * When the old secret of a rotation stops being accepted: at once, after a grace period of 1 to 604,800,000 ms (7 days), or when the new one
+ * is first used, and after 7 days at the latest. Never later than the key's own expiry.
+ */
+export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
 
 /** What `create()` takes. */
 export interface CreateInput {
@@ -38,6 +53,8 @@ export interface CreateInput {
   metadata?: JsonObject
   /** When the key stops working; kept by rotation, never extended by it. Default never. */
   expiresAt?: Date | string | null
+  /** Whether the key gets a rotation secret: a second factor that it must then present to rotate itself. Default false. */
+  rotationSecret?: boolean
 }
 
 /** What `update()` may change. A field left out stays as it is. */
@@ -54,7 +71,7 @@ export interface KeyEvent {
   readonly keyId: string
   readonly type: EventType
   readonly at: string
-  /** `key:<id>`, or `system` for a call without a credential. */
+  /** `key:<id>`, `operator:<subject>`, or `system` for a call without a credential. */
   readonly actor: string
   readonly ip: string | null
   readonly userAgent: string | null
@@ -89,7 +106,18 @@ export function apiKey(row: KeyRow): ApiKey {
     expiresAt: row.expiresAt === null ? null : iso(row.expiresAt),
     revokedAt: row.revokedAt === null ? null : iso(row.revokedAt),
     revokedReason: row.revokedReason,
+    rotatedTo: row.rotatedTo,
+    secretStart: row.secretStart,
+    secretLast4: row.secretLast4,
+    lastUsedAt: row.lastUsedAt === null ? null : iso(row.lastUsedAt),
+    lastUsedIp: row.lastUsedIp,
+    lastUsedUserAgent: row.lastUsedUserAgent,
   })
+}
+
+/** An event as the application sees it. */
+export function keyEvent({ ownerId: _, at, ...rest }: EventRow): KeyEvent {
+  return { ...rest, at: iso(at) }
 }
 
 export function iso(ms: number): string {

@@ -4,7 +4,7 @@ import { ApiKeyError } from '../errors.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../store/store.js'
 import type { Rejected, RejectionReason, Verified, VerifyResult } from './api-keys.js'
 import { type Clock, elapsedMs, type Instant, instant } from './clock.js'
-import { type ApiKey, apiKey } from './key.js'
+import { type ApiKey, apiKey, iso } from './key.js'
 import { hmac, subkey } from './replay.js'
 
 /** What the leases of one process are made of. */
@@ -16,6 +16,8 @@ export interface LeaseParts {
   readonly serverSecrets: readonly Uint8Array[]
   readonly leaseMs: number
   readonly maxLeases: number
+  /** Whether anybody but this instance may hold a lease on the store's keys. */
+  readonly othersHoldLeases: () => boolean
   readonly report: (error: unknown) => void
 }
 
@@ -27,6 +29,12 @@ export interface Leases {
   retire(digests: readonly string[], reason: 'rotated' | 'revoked'): Promise<void>
   /** Forgets what is known of a digest whose key changed; bounded, never rejects. */
   forget(digest: string): Promise<void>
+  /** What the authority says about a digest right now, past every lease. */
+  look(
+    digest: string,
+  ): Promise<{ readonly at: number; readonly found: { readonly key: KeyRow; readonly generation: GenerationRow } | undefined }>
+  /** Whether this process has held a lease on this digest and still remembers it. */
+  familiar(digest: string): boolean
   /** Tells the store, in the background, that a secret was presented. */
   noteFirstUse(digest: string): void
   /** Resolves when the background work under way has ended. */
@@ -43,6 +51,9 @@ const NEGATIVE_MS = 3_000
 const RETIRED_MS = 600_000
 /** Refused digests are what a stranger can make us remember, so their table is small. */
 const MAX_REFUSED = 10_000
+
+/** Names the shape of an entry, as part of what its MAC depends on: a change of `Entry` needs another name. */
+const ENTRY = 'cache entry 2'
 
 /** Longest life of a tombstone in the cache. It saves reads; nothing depends on it. */
 const TOMBSTONE_MS = 3_600_000
@@ -64,6 +75,17 @@ const STEP_MS = 20
 /** No lease is longer, so after this long nothing granted before a step is left. */
 const LONGEST_LEASE_MS = 60_000
 
+interface Grace {
+  readonly replacedAt: number
+  readonly endsAt: number
+}
+
+interface Flight {
+  answer: Promise<VerifyResult>
+  /** Whether what it asked about was retired or changed since it took off. */
+  stale: boolean
+}
+
 interface Held {
   readonly result: Verified
   readonly monotonicMs: number
@@ -79,9 +101,17 @@ interface Refused {
   readonly forMs: number
 }
 
+/** An answer of the authority, and the instant before it was asked. */
+interface Asked {
+  readonly answer: AuthorityAnswer
+  readonly askedAt: Instant
+}
+
 /** An active verdict as it travels through the cache. */
 interface Entry {
   readonly key: KeyRow
+  /** When it was replaced and when it ends, by the authority's clock; only in a grace period. */
+  readonly grace?: Grace
   /** Whether the store knows already that this secret has been used. */
   readonly used: boolean
   /** On the authority's clock, no later than the snapshot the verdict was read from. */
@@ -101,24 +131,27 @@ const REJECTED: { readonly [reason in RejectionReason]: Rejected } = {
 
 export const malformed: Rejected = REJECTED.malformed
 
-export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases, report }: LeaseParts): Leases {
+export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report }: LeaseParts): Leases {
   const held = new Map<string, Held>()
   const refused = new Map<string, Refused>()
-  const flights = new Map<string, Promise<VerifyResult>>()
+  const flights = new Map<string, Flight>()
   const background = new Set<Promise<unknown>>()
   const firstUses = new Set<string>()
   let leaseDeclared = false
+  /** Known from the first answer of the authority on; before it no entry of the cache is believed. */
+  let storeId: string | undefined
   const readAuthority = batchedRead(store, clock)
   const authorityClock = clockReading(clock)
   const entries = entryCodec(serverSecrets)
 
-  return { peek, verify, retire, forget, noteFirstUse, idle }
+  return { peek, verify, look, familiar: (digest) => held.has(digest), retire, forget, noteFirstUse, idle }
 
   function peek(digest: string): VerifyResult | undefined {
     const lease = held.get(digest)
     if (lease !== undefined) {
       const passed = Math.max(clock.monotonicMs() - lease.monotonicMs, clock.wallMs() - lease.wallMs)
-      if (passed >= lease.lifeMs) return undefined
+      // Written so that a life that is no number is over.
+      if (!(passed < lease.lifeMs)) return undefined
       if (passed >= lease.refreshMs && !lease.refreshing) refreshAhead(digest, lease)
       return lease.result
     }
@@ -142,10 +175,22 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
 
   function singleFlight(digest: string, ahead: boolean): Promise<VerifyResult> {
     const under = flights.get(digest)
-    if (under !== undefined) return under
-    const flight = ask(digest, ahead).finally(() => flights.delete(digest))
+    if (under !== undefined) return under.answer
+    const flight: Flight = { answer: Promise.resolve(malformed), stale: false }
+    flight.answer = ask(digest, ahead, flight).finally(() => {
+      if (flights.get(digest) === flight) flights.delete(digest)
+    })
     flights.set(digest, flight)
-    return flight
+    return flight.answer
+  }
+
+  /** Ends what this process knows of a digest, and what is still on its way to being known. */
+  function drop(digest: string): void {
+    const flight = flights.get(digest)
+    if (flight !== undefined) flight.stale = true
+    flights.delete(digest)
+    held.delete(digest)
+    refused.delete(digest)
   }
 
   function refreshAhead(digest: string, lease: Held): void {
@@ -160,11 +205,12 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   }
 
   /** Asks the cache, then the authority. `ahead` passes over a cached lease that is itself due for renewal. */
-  async function ask(digest: string, ahead: boolean): Promise<VerifyResult> {
+  async function ask(digest: string, ahead: boolean, flight: Flight): Promise<VerifyResult> {
     const since = instant(clock)
     const cached = await cache?.get(digest)
-    if (cached !== undefined && cached.value !== null) {
-      const entry = entries.open(digest, cached.value)
+    if (flight.stale) return singleFlight(digest, ahead)
+    if (cached !== undefined && cached.value !== null && storeId !== undefined) {
+      const entry = entries.open(storeId, digest, cached.value)
       if (entry === 'rotated' || entry === 'revoked') return refuse(digest, entry, RETIRED_MS)
       if (entry !== undefined) {
         const relayed = relay(digest, entry, since, cached.timeMs, ahead)
@@ -172,29 +218,65 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
       }
     }
 
-    const { answer, askedAt } = await readAuthority(digest)
-    authorityClock.take(answer.at, askedAt)
-    declareLease(answer.leaseMs)
-    const found = answer.found.find(({ generation }) => generation.digest === digest)
+    const { answer, askedAt, found } = await askAuthority(digest)
+    if (flight.stale) return singleFlight(digest, ahead)
     if (found === undefined) return refuse(digest, 'unknown', NEGATIVE_MS)
     const { key, generation } = found
     const ended = endedBecause(key, generation, answer.at)
     if (ended !== undefined) {
       // An expiry can be moved, and whoever moves it waits for one lease: until then, and no longer, may this be believed.
       if (ended === 'expired') return refuse(digest, ended, answer.leaseMs - elapsedMs(clock, askedAt))
-      if (cache !== undefined) inBackground(cache.bury(digest, entries.tombstone(digest, ended), TOMBSTONE_MS))
+      if (cache !== undefined) inBackground(cache.bury(digest, entries.tombstone(answer.storeId, digest, ended), TOMBSTONE_MS))
       return refuse(digest, ended, RETIRED_MS)
     }
-    const lifeMs = keyLife(key, answer.leaseMs, answer.at)
+    if (generation.retiresEarlier) {
+      await endEarlier(digest)
+      return singleFlightAfter(digest, ahead, flight)
+    }
+    const grace = graceOf(generation)
+    const lifeMs = keyLife(key, grace, answer.leaseMs, answer.at)
     const used = generation.firstUsedAt !== null
     if (!used) noteFirstUse(digest)
     if (cache !== undefined && cached !== undefined) {
       // Counted from the cache's own clock before the authority was asked: a fill that lands late is born dead.
       const cacheExpiry = Math.floor(cached.timeMs + lifeMs)
-      const entry: Entry = { key, used, grantedAt: answer.at, leaseMs: answer.leaseMs, cacheExpiry }
-      inBackground(cache.fill(digest, entries.active(digest, entry), cacheExpiry))
+      const entry: Entry = { key, ...(grace && { grace }), used, grantedAt: answer.at, leaseMs: answer.leaseMs, cacheExpiry }
+      inBackground(cache.fill(digest, entries.active(answer.storeId, digest, entry), cacheExpiry))
     }
-    return hold(digest, key, askedAt, lifeMs, lifeMs)
+    return hold(digest, key, grace, askedAt, lifeMs, lifeMs)
+  }
+
+  async function look(digest: string): ReturnType<Leases['look']> {
+    const { answer, found } = await askAuthority(digest)
+    return { at: answer.at, found }
+  }
+
+  async function askAuthority(digest: string): Promise<Asked & { found: AuthorityAnswer['found'][number] | undefined }> {
+    const { answer, askedAt } = await readAuthority(digest)
+    if (!(answer.leaseMs > 0 && answer.leaseMs <= LONGEST_LEASE_MS && Number.isFinite(answer.at))) {
+      throw new ApiKeyError('store_unavailable', 'The store answered with a lease or a time that makes no sense.')
+    }
+    storeId = answer.storeId
+    authorityClock.take(answer.at, askedAt)
+    declareLease(answer.leaseMs)
+    return { answer, askedAt, found: answer.found.find(({ generation }) => generation.digest === digest) }
+  }
+
+  /**
+   * This secret is used for the first time, and with that ends the grace period of the one before it: here and now in the store, and
+   * before this use is accepted, in every lease. Whoever meets the mark waits in full by its own clock, and only then takes it away.
+   */
+  async function endEarlier(digest: string): Promise<void> {
+    const { retired, waitMs } = await store.markFirstUse(digest)
+    const marked = clock.monotonicMs()
+    await retire(retired, 'rotated')
+    if (othersHoldLeases()) await clock.sleep(marked + waitMs + marginMs(waitMs) - clock.monotonicMs())
+    await store.settleFirstUse(digest)
+  }
+
+  /** Asks once more within the same flight. */
+  function singleFlightAfter(digest: string, ahead: boolean, flight: Flight): Promise<VerifyResult> {
+    return flight.stale ? singleFlight(digest, ahead) : ask(digest, ahead, flight)
   }
 
   /**
@@ -207,17 +289,17 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     const authorityNow = authorityClock.latest(since)
     if (authorityNow === undefined) return undefined
     const leftMs = Math.min(entry.leaseMs, entry.cacheExpiry - cacheNow, entry.grantedAt + entry.leaseMs - authorityNow)
-    const lifeMs = keyLife(entry.key, leftMs, authorityNow)
-    if (lifeMs <= 0 || lifeMs <= elapsedMs(clock, since)) return undefined
+    const lifeMs = keyLife(entry.key, entry.grace, leftMs, authorityNow)
+    if (!(lifeMs > 0 && lifeMs > elapsedMs(clock, since))) return undefined
     if (ahead && lifeMs < (1 - REFRESH_AT) * entry.leaseMs) return undefined
     if (!entry.used) noteFirstUse(digest)
-    return hold(digest, entry.key, since, lifeMs, entry.leaseMs)
+    return hold(digest, entry.key, entry.grace, since, lifeMs, entry.leaseMs)
   }
 
-  function hold(digest: string, row: KeyRow, since: Instant, lifeMs: number, wholeMs: number): Verified {
+  function hold(digest: string, row: KeyRow, grace: Grace | undefined, since: Instant, lifeMs: number, wholeMs: number): Verified {
     const jitter = 1 - Math.random() * REFRESH_JITTER
     const lease: Held = {
-      result: verified(apiKey(row), () => elapsedMs(clock, lease) < lease.lifeMs),
+      result: verified(apiKey(row), grace, () => elapsedMs(clock, lease) < lease.lifeMs),
       monotonicMs: since.monotonicMs,
       wallMs: since.wallMs,
       lifeMs,
@@ -261,19 +343,24 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     inBackground(
       store
         .markFirstUse(digest)
+        .then(({ retired }) => retire(retired, 'rotated'))
         .catch(report)
         .finally(() => firstUses.delete(digest)),
     )
   }
 
   async function retire(digests: readonly string[], reason: 'rotated' | 'revoked'): Promise<void> {
-    for (const digest of digests) refuse(digest, reason, RETIRED_MS)
-    if (cache !== undefined) await Promise.all(digests.map((digest) => cache.bury(digest, entries.tombstone(digest, reason), TOMBSTONE_MS)))
+    for (const digest of digests) {
+      drop(digest)
+      refuse(digest, reason, RETIRED_MS)
+    }
+    const id = storeId
+    if (cache === undefined || id === undefined) return
+    await Promise.all(digests.map((digest) => cache.bury(digest, entries.tombstone(id, digest, reason), TOMBSTONE_MS)))
   }
 
   async function forget(digest: string): Promise<void> {
-    held.delete(digest)
-    refused.delete(digest)
+    drop(digest)
     await cache?.forget(digest)
   }
 
@@ -289,19 +376,29 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
 
 /** Why a generation of a key is not accepted at this instant of the authority's clock, or undefined while it is. */
 export function endedBecause(key: KeyRow, generation: GenerationRow, at: number): 'rotated' | 'revoked' | 'expired' | undefined {
-  if (generation.retiredAt !== null) return generation.retiredReason ?? 'rotated'
+  if (generation.retiredAt !== null && generation.retiredAt <= at) return generation.retiredReason ?? 'rotated'
   if (key.revokedAt !== null) return 'revoked'
   if (key.expiresAt !== null && key.expiresAt <= at) return 'expired'
   return undefined
 }
 
-/** A lease never outlives its key. */
-function keyLife(key: KeyRow, leaseMs: number, at: number): number {
-  return key.expiresAt === null ? leaseMs : Math.min(leaseMs, key.expiresAt - at)
+/** A lease outlives neither its key nor a grace period. */
+function keyLife(key: KeyRow, grace: Grace | undefined, leaseMs: number, at: number): number {
+  return Math.min(leaseMs, (key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace?.endsAt ?? Number.POSITIVE_INFINITY) - at)
 }
 
-function verified(key: ApiKey, live: () => boolean): Verified {
-  return Object.freeze({ ok: true, key, live })
+function graceOf({ retiredAt, replacedAt }: GenerationRow): Grace | undefined {
+  return retiredAt === null ? undefined : { endsAt: retiredAt, replacedAt: replacedAt ?? retiredAt }
+}
+
+function verified(key: ApiKey, grace: Grace | undefined, live: () => boolean): Verified {
+  if (grace === undefined) return Object.freeze({ ok: true, key, live })
+  return Object.freeze({ ok: true, key, grace: { replacedAt: iso(grace.replacedAt), expiresAt: iso(grace.endsAt) }, live })
+}
+
+/** What is waited beyond a lease, for clocks that run at slightly different speeds. */
+export function marginMs(leaseMs: number): number {
+  return Math.max(50, leaseMs / 100)
 }
 
 function dropOldest(table: Map<string, unknown>): void {
@@ -315,10 +412,10 @@ function dropOldest(table: Map<string, unknown>): void {
  * Puts digests that are asked for at about the same time into one read. The instant that a lease counts from is taken
  * right before the read is sent, after every request in it had come in.
  */
-function batchedRead(store: Store, clock: Clock): (digest: string) => Promise<{ answer: AuthorityAnswer; askedAt: Instant }> {
+function batchedRead(store: Store, clock: Clock): (digest: string) => Promise<Asked> {
   interface Waiting {
     readonly digest: string
-    resolve(outcome: { answer: AuthorityAnswer; askedAt: Instant }): void
+    resolve(outcome: Asked): void
     reject(error: unknown): void
   }
   const waiting: Waiting[] = []
@@ -400,29 +497,29 @@ function clockReading(clock: Clock): { take(at: number, askedAt: Instant): void;
 }
 
 /**
- * Writes and reads cache entries: `a` or `r`, the MAC, the content. The MAC covers the digest too, so that an entry cannot be moved
- * to another secret, and whoever can write to the cache cannot make one.
+ * Writes and reads cache entries: `a` or `r`, the MAC, the content. The MAC covers the store and the digest too, so that an entry cannot be
+ * moved to another secret or be taken for the word of another database, and whoever can write to the cache cannot make one.
  */
 function entryCodec(serverSecrets: readonly Uint8Array[]): {
-  active(digest: string, entry: Entry): string
-  tombstone(digest: string, reason: 'rotated' | 'revoked'): string
-  open(digest: string, value: string): Entry | 'rotated' | 'revoked' | undefined
+  active(storeId: string, digest: string, entry: Entry): string
+  tombstone(storeId: string, digest: string, reason: 'rotated' | 'revoked'): string
+  open(storeId: string, digest: string, value: string): Entry | 'rotated' | 'revoked' | undefined
 } {
-  const keys = serverSecrets.map((secret) => subkey(secret, 'cache entry'))
+  const keys = serverSecrets.map((secret) => subkey(secret, ENTRY))
   const [current = new Uint8Array(0)] = keys
-  const write = (kind: 'a' | 'r', digest: string, content: string): string => {
+  const write = (kind: 'a' | 'r', storeId: string, digest: string, content: string): string => {
     // ASCII all through, whatever a name holds: the cache counts bytes.
     const body = Buffer.from(content).toString('base64url')
-    return `${kind}.${hmac(current, [kind, digest, body])}.${body}`
+    return `${kind}.${hmac(current, [kind, storeId, digest, body])}.${body}`
   }
 
   return {
-    active: (digest, entry) => write('a', digest, JSON.stringify(entry)),
-    tombstone: (digest, reason) => write('r', digest, reason),
-    open(digest, value) {
+    active: (storeId, digest, entry) => write('a', storeId, digest, JSON.stringify(entry)),
+    tombstone: (storeId, digest, reason) => write('r', storeId, digest, reason),
+    open(storeId, digest, value) {
       const [kind, mac, body, ...more] = value.split('.')
       if ((kind !== 'a' && kind !== 'r') || mac === undefined || body === undefined || more.length > 0) return undefined
-      if (!keys.some((key) => equal(mac, hmac(key, [kind, digest, body])))) return undefined
+      if (!keys.some((key) => equal(mac, hmac(key, [kind, storeId, digest, body])))) return undefined
       const content = Buffer.from(body, 'base64url').toString()
       if (kind === 'r') return content === 'revoked' ? 'revoked' : 'rotated'
       return JSON.parse(content) as Entry

@@ -6,7 +6,9 @@ type SealedContext = Pick<ReplayRow, 'id' | 'callerId' | 'keyId' | 'generation' 
 
 /** What a retry has to bring along to open a record. None of it is ever stored. */
 interface SealCredentials {
+  /** Empty for an operator, whose token is another one at each retry. */
   readonly secret: string
+  readonly rotationSecret?: string | undefined
   readonly idempotencyKey: string
 }
 
@@ -35,7 +37,7 @@ const IV_BYTES = 12
 const TAG_BYTES = 16
 
 /**
- * The key of a seal comes from the server's secret, the caller's secret and the Idempotency-Key together, so a reader of the
+ * The key of a seal comes from the server's secret, the caller's secrets and the Idempotency-Key together, so a reader of the
  * database has none of the three, a reader of the server's configuration lacks two, and the record of a lost answer
  * opens for the one client that can repeat its request.
  *
@@ -100,7 +102,8 @@ export function hmac(key: Uint8Array, parts: readonly string[]): string {
 }
 
 function sealingKey(serverSecret: Uint8Array, context: SealedContext, credentials: SealCredentials, salt: Uint8Array): Uint8Array {
-  const material = lengthPrefixed([serverSecret, credentials.secret, credentials.idempotencyKey])
+  const { secret, rotationSecret, idempotencyKey } = credentials
+  const material = lengthPrefixed([serverSecret, secret, idempotencyKey, ...(rotationSecret === undefined ? [] : [rotationSecret])])
   const info = lengthPrefixed([VERSION, context.id, context.keyId, String(context.generation)])
   return new Uint8Array(hkdfSync('sha256', material, salt, info, 32))
 }

@@ -1,9 +1,10 @@
-import type { Request, RequestHandler } from 'express'
-import type { ApiKeys, VerifyResult } from '../core/api-keys.js'
+import type { Request, RequestHandler, Response } from 'express'
+import type { ApiKeys, Origin, Verified, VerifyResult } from '../core/api-keys.js'
 import type { ApiKey } from '../core/key.js'
-import { refuseUnknown } from '../core/options.js'
+import { integerOption, refuseUnknown } from '../core/options.js'
 import { ApiKeyError } from '../errors.js'
 import { bearerSecret } from './credential.js'
+import { DEFAULT_FAILURES_PER_MINUTE, failureGuard } from './limit.js'
 import { refuse } from './problem.js'
 
 declare global {
@@ -20,23 +21,35 @@ export interface BearerAuthOptions {
   scope?: string | readonly string[]
   /** Names the protected space in challenges (RFC 9110 §11.5). Default `api`. */
   realm?: string
+  /**
+   * How many bad keys one address (IPv6: one /56 network) may present in a minute, 1 to 1,000,000. Beyond it, keys that this process
+   * has not accepted before are answered 429 without asking the store. Counted in each process. `false` for no limit. Default 300.
+   */
+  failuresPerMinute?: number | false
+  /** Whether requests with a secret in its grace period are answered with `Deprecation` (RFC 9745) and `Sunset` (RFC 8594) too. Default false. */
+  deprecation?: boolean
 }
 
 /**
  * Lets a request pass that presents a good API key, as `Authorization: Bearer <key>`, and sets `req.apiKey`.
  *
  * Answers 400 to a malformed or doubled header, 401 to a missing or bad key, 403 to a missing scope, and 503 with `Retry-After`
- * when no trustworthy verdict can be had: never 401 for that, since clients delete their key on 401.
+ * when no trustworthy verdict can be had: never 401 for that, since clients delete their key on 401. 429 to an address that keeps
+ * presenting bad keys. A secret in its grace period is let in with `Api-Key-Expires-At` in the answer.
  *
  * @see RFC 6750 §3
  */
 export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): RequestHandler {
   if (typeof keys?.peek !== 'function')
     throw new ApiKeyError('invalid_option', 'bearerAuth takes what createApiKeys returned as its first argument.')
-  refuseUnknown(options, ['scope', 'realm'], 'bearerAuth')
+  refuseUnknown(options, ['scope', 'realm', 'failuresPerMinute', 'deprecation'], 'bearerAuth')
   const scopes = scopeOption(options.scope)
   const realm = realmOption(options.realm)
   const scope = scopes.join(' ')
+  const maxFailures = failuresOption(options.failuresPerMinute)
+  const guard = failureGuard(keys)
+  const { deprecation = false } = options
+  if (typeof deprecation !== 'boolean') throw new ApiKeyError('invalid_option', 'deprecation must be true or false.')
 
   return function bearerAuth(req, res, next) {
     let secret: string
@@ -45,7 +58,7 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
       secret = bearerSecret(req)
       // The hot path: a live lease answers at once, and nothing is awaited between its check and next().
       known = keys.peek(secret)
-      if (known !== undefined) enter(req, known)
+      if (known !== undefined) enter(req, res, secret, known)
     } catch (error) {
       refuse(keys, res, error, { realm, scope })
       return
@@ -54,31 +67,59 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
       next()
       return
     }
-    askAndEnter(req, secret).then(
+    let blockedFor: number | undefined
+    askAndEnter().then(
       () => next(),
-      (error: unknown) => refuse(keys, res, error, { realm, scope }),
+      (error: unknown) => refuse(keys, res, error, { realm, scope, retryAfterSeconds: blockedFor }),
     )
+
+    async function askAndEnter(): Promise<void> {
+      if (maxFailures !== false && !keys.familiar(secret)) blockedFor = await guard.blockedFor(req, maxFailures)
+      if (blockedFor !== undefined) throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')
+      await ask(req, res, secret)
+    }
   }
 
-  async function askAndEnter(req: Request, secret: string): Promise<void> {
+  async function ask(req: Request, res: Response, secret: string): Promise<void> {
     for (let tries = 0; tries < 2; tries++) {
       const result = await keys.verify(secret)
       // Between the verdict and here the process may have been paused for longer than its lease.
       if (result.ok && !result.live()) continue
-      enter(req, result)
+      if (!result.ok) guard.note(req)
+      enter(req, res, secret, result)
       return
     }
     throw new ApiKeyError('store_unavailable', 'No verdict came back in time to be relied on.')
   }
 
-  function enter(req: Request, result: VerifyResult): void {
+  function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
+    if (!result.ok && (result.reason === 'rotated' || result.reason === 'revoked')) keys.refused(secret, originOf(req))
     // One answer for every bad key: whether it ever was one is nobody's business.
     if (!result.ok) throw new ApiKeyError('invalid_key', 'The API key is not valid.')
     for (const wanted of scopes) {
       if (!result.key.scopes.includes(wanted)) throw new ApiKeyError('insufficient_scope', `This needs the scope ${scope}.`)
     }
     req.apiKey = result.key
+    if (result.grace !== undefined) announceEnd(res, result.grace, deprecation)
+    keys.used(result.key.id, () => originOf(req))
   }
+}
+
+/** For the audit trail and the last use. */
+export function originOf(req: Request): Origin {
+  return { ip: req.ip, userAgent: req.headers['user-agent'] }
+}
+
+/** Tells a client that goes on with the secret of before a rotation. @see RFC 9745 §2, RFC 8594 §3 */
+function announceEnd(res: Response, { replacedAt, expiresAt }: NonNullable<Verified['grace']>, deprecation: boolean): void {
+  res.setHeader('Api-Key-Expires-At', expiresAt)
+  if (!deprecation) return
+  res.setHeader('Deprecation', `@${Math.floor(Date.parse(replacedAt) / 1_000)}`)
+  res.setHeader('Sunset', new Date(expiresAt).toUTCString())
+}
+
+export function failuresOption(value: number | false | undefined): number | false {
+  return value === false ? false : integerOption('failuresPerMinute', value, DEFAULT_FAILURES_PER_MINUTE, 1, 1_000_000)
 }
 
 function scopeOption(scope: BearerAuthOptions['scope']): readonly string[] {

@@ -16,30 +16,89 @@ export interface Answers {
 
 export type Action = keyof Answers
 
-/** One route: where it is, what it does, and what its success looks like. */
+/** One route: where it is, who may call it, what it does, and what its success looks like. */
 export type Route = { readonly [A in Action]: RouteOf<A> }[Action]
 
 interface RouteOf<A extends Action> {
   readonly method: 'get' | 'post' | 'patch'
-  /** Relative to where the router is mounted. `:id` names the target; without it the caller's own key is the target. */
+  /** Relative to where the router is mounted. Its one parameter (`:id`) names the target; without one the caller's own key is the target. */
   readonly path: string
   readonly action: A
-  /** Whether a request without an Idempotency-Key is refused. Default false. */
-  readonly idempotencyKeyRequired?: boolean
+  /**
+   * Who may do this to a key, where the path names one: only a key of the same owner that has `api_keys:write`, or also the key itself.
+   * Only for `rotate`. Default `writer or self`.
+   */
+  readonly caller?: 'writer' | 'writer or self'
+  /** What a request has to bring; without it the answer is 400. Default nothing but the credential. */
+  readonly requires?: readonly ('idempotencyKey' | 'rotationSecret')[]
   /** The fields that the JSON body may have; any other is refused. Default none. */
-  readonly fields?: readonly string[]
+  readonly fields?: readonly Field[]
+  /** Whether a rotated key keeps its id, or a new key takes its place and the old one is revoked. Default `same`. */
+  readonly identity?: 'same' | 'successor'
+  /** How often this may be asked for. Answers that were lost can be asked for beyond it. Default: see `DEFAULT_LIMIT`. */
+  readonly limit?: Limit
   /** The status of a success. */
   readonly status: number
   success(answer: Answers[A]): object
+  /** For the OpenAPI document: what the route does in a few words, and the schema of what `success` makes. */
+  readonly summary?: string
+  readonly schema?: Schema
 }
+
+export type Field =
+  | 'name'
+  | 'environment'
+  | 'scopes'
+  | 'metadata'
+  | 'expiresAt'
+  | 'ownerId'
+  | 'rotationSecret'
+  | 'retire'
+  | 'emergency'
+  | 'reason'
+
+export interface Limit {
+  /** Requests in a window that begins with the first of them. */
+  readonly max: number
+  readonly windowMs: number
+  /** Whose requests are counted together: those from one address (IPv6: one /56 network), or with one credential. */
+  readonly by: 'ip' | 'credential'
+}
+
+/** JSON Schema 2020-12, as OpenAPI 3.1 uses it. */
+export type Schema = { readonly [keyword: string]: unknown }
 
 /**
  * The wire shape of a rotate API, as a plain value: routes, success bodies and failure bodies. What happens behind it is the
- * same for all.
+ * same for all. See docs/contracts.md.
  */
 export interface Contract {
+  /** One word, for documents and counters. */
   readonly name: string
+  /** Where it is usually mounted. */
+  readonly path: string
   /** In the order they are tried. */
   readonly routes: readonly Route[]
-  failure(error: ApiKeyError): Failure
+  /** Whether `Authorization: <key>` without a scheme is taken too. Default false. */
+  readonly bareToken?: boolean
+  /** Whether operators may call, where the router has `operators`. Default false. */
+  readonly operators?: boolean
+  /** Whether every answer has an `X-Request-Id`, taken from the request when it sends a sane one. Default false. */
+  readonly requestId?: boolean
+  failure(error: ApiKeyError, request: { readonly requestId: string }): Failure
+  /** The schema of the failure bodies, for the OpenAPI document. */
+  readonly failureSchema?: Schema
 }
+
+/** An object schema that names every member; all of them are required but those in `optional`. */
+export function object(properties: { readonly [name: string]: Schema }, optional: readonly string[] = []): Schema {
+  const required = Object.keys(properties).filter((name) => !optional.includes(name))
+  return { type: 'object', properties, ...(required.length === 0 ? {} : { required }), additionalProperties: false }
+}
+
+export const text: Schema = { type: 'string' }
+export const texts: Schema = { type: 'array', items: text }
+export const uuid: Schema = { type: 'string', format: 'uuid' }
+export const instant: Schema = { type: 'string', format: 'date-time' }
+export const oneOf = (...values: readonly string[]): Schema => ({ type: 'string', enum: values })
+export const orNull = (schema: Schema): Schema => ({ ...schema, type: [schema.type, 'null'] })

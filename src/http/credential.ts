@@ -1,23 +1,28 @@
 import type { IncomingMessage } from 'node:http'
 import { ApiKeyError } from '../errors.js'
 
-/** A secret is some 60 characters; what is far longer is not one, and not worth a look. */
-const MAX_LENGTH = 1_024
+/** A secret is some 60 characters, an operator's token some thousands; what is far longer is not one, and not worth a look. */
+const MAX_SECRET_LENGTH = 1_024
+export const MAX_TOKEN_LENGTH = 8_192
 /** @see RFC 6750 §2.1: `Bearer`, one space or more, a b64token */
 const BEARER = /^bearer +([A-Za-z0-9\-._~+/]+=*)$/i
+const BARE = /^[A-Za-z0-9\-._~+/]+=*$/
 const BEARER_SCHEME = /^bearer(?: |$)/i
 
 /**
- * Reads the one secret of a request.
+ * Reads the one secret of a request; with `bareToken`, also one that no scheme stands before. `maxLength` is that of the whole header.
  *
  * @throws ApiKeyError `credential_missing` where there is none (or one of another scheme), `credential_malformed` where there are two or it is not a token.
  */
-export function bearerSecret(req: IncomingMessage): string {
+export function bearerSecret(req: IncomingMessage, bareToken = false, maxLength: number = MAX_SECRET_LENGTH): string {
   const [header, ...more] = headerValues(req, 'authorization')
   if (more.length > 0) throw malformed('Send one Authorization header, not two.')
   if (header === undefined) throw missing()
-  if (header.length > MAX_LENGTH) throw malformed(`The Authorization header is longer than ${MAX_LENGTH} characters.`)
-  if (!BEARER_SCHEME.test(header)) throw missing()
+  if (header.length > maxLength) throw malformed(`The Authorization header is longer than ${maxLength} characters.`)
+  if (!BEARER_SCHEME.test(header)) {
+    if (bareToken && BARE.test(header)) return header
+    throw missing()
+  }
   const secret = BEARER.exec(header)?.[1]
   if (secret === undefined) throw malformed('Send the API key as: Authorization: Bearer <key>.')
   return secret

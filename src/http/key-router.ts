@@ -1,116 +1,301 @@
+import { randomUUID } from 'node:crypto'
 import express, { type ErrorRequestHandler, type Request, type RequestHandler, type Response, type Router } from 'express'
-import type { ApiKeys, CommandContext } from '../core/api-keys.js'
+import type { ApiKeys, CommandContext, IssuedKey, Operator, RotateOptions } from '../core/api-keys.js'
 import { type ApiKey, type CreateInput, isKeyId, type KeyChanges } from '../core/key.js'
 import { WRITE_SCOPE } from '../core/mutation.js'
 import { refuseUnknown } from '../core/options.js'
+import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
+import { failuresOption, originOf } from './bearer-auth.js'
 import type { Answers, Contract, Route } from './contract.js'
 import { contracts } from './contracts.js'
-import { bearerSecret } from './credential.js'
+import { bearerSecret, headerValues, MAX_TOKEN_LENGTH } from './credential.js'
 import { readIdempotencyKey } from './idempotency-key.js'
-import { refuse } from './problem.js'
+import { type Bucket, DEFAULT_LIMIT, failureGuard, network, routeBuckets } from './limit.js'
+import { openApiDocument } from './openapi.js'
+import type { Operators } from './operator-jwt.js'
+import { type FailureContext, failureStatus, refuse } from './problem.js'
 
 export interface KeyRouterOptions {
   /** The wire shape to serve. Default `contracts.standard`. */
   contract?: Contract
   /** Names the protected space in challenges. Default `api`. */
   realm?: string
+  /** Who may call besides keys, where the contract lets operators in: what `operatorJwt` returned. Default nobody. */
+  operators?: Operators
+  /** Set to false where something in front limits requests already. Default true: as the contract says. */
+  limits?: boolean
+  /** As in `bearerAuth`. */
+  failuresPerMinute?: number | false
 }
 
 /** The scope that lets a key see the keys of its owner. */
 const READ_SCOPE = 'api_keys:read'
 const MAX_BODY_BYTES = 16 * 1024
+const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
+const SANE_REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/
+
+type Caller = { readonly secret: string } | { readonly operator: Operator }
 
 /**
- * Makes a router that serves a contract over these keys; mount it anywhere with `app.use(path, keyRouter(keys))`. Paths that the contract does not
- * name fall through to the application.
+ * Makes a router that serves a contract over these keys; mount it anywhere with `app.use(path, keyRouter(keys))`. Its OpenAPI document is at
+ * `openapi.json`. Paths that the contract does not name fall through to the application.
  */
 export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router {
   if (typeof keys?.rotate !== 'function')
     throw new ApiKeyError('invalid_option', 'keyRouter takes what createApiKeys returned as its first argument.')
-  refuseUnknown(options, ['contract', 'realm'], 'keyRouter')
-  const { contract = contracts.standard, realm = 'api' } = options
+  refuseUnknown(options, ['contract', 'realm', 'operators', 'limits', 'failuresPerMinute'], 'keyRouter')
+  const { contract = contracts.standard, realm = 'api', limits = true, operators } = options
   if (!Array.isArray(contract?.routes)) throw new ApiKeyError('invalid_option', 'contract must be a contract, such as contracts.standard.')
+  if (operators !== undefined && (typeof operators.authenticate !== 'function' || contract.operators !== true)) {
+    throw new ApiKeyError(
+      'invalid_option',
+      'operators must come from operatorJwt, and the contract must let operators in, as contracts.standard does.',
+    )
+  }
+  if (typeof limits !== 'boolean') throw new ApiKeyError('invalid_option', 'limits must be true or false.')
+  const maxFailures = failuresOption(options.failuresPerMinute)
+  const guard = failureGuard(keys)
   const router = express.Router()
+  router.get('/openapi.json', (req, res) => {
+    res.json(openApiDocument(contract, req.baseUrl))
+  })
   for (const route of contract.routes as readonly Route[]) router[route.method](route.path, serve(route))
   router.use(refuseUndecodable as ErrorRequestHandler)
   return router
 
   /** A path that is not well-formed percent-encoding never reaches a route. */
-  function refuseUndecodable(error: unknown, _req: Request, res: Response, next: (error: unknown) => void): void {
+  function refuseUndecodable(error: unknown, req: Request, res: Response, next: (error: unknown) => void): void {
     if (error instanceof URIError)
-      refuse(keys, res, new ApiKeyError('invalid_request', 'The path is not well-formed.'), { realm }, contract.failure)
+      refuse(
+        keys,
+        res,
+        new ApiKeyError('invalid_request', 'The path is not well-formed.'),
+        { realm, requestId: requestId(req, res) },
+        contract.failure,
+      )
     else next(error)
   }
 
   function serve(route: Route): RequestHandler {
     const scope = route.method === 'get' ? READ_SCOPE : WRITE_SCOPE
+    const limited = limits && route.method !== 'get' ? (route.limit ?? DEFAULT_LIMIT) : undefined
+    const buckets = limited && { ...routeBuckets(keys, `${contract.name}-${route.action}`, limited), by: limited.by }
     return function serveKeys(req, res) {
-      answer(route, req, res).catch((error: unknown) => refuse(keys, res, error, { realm, scope }, contract.failure))
+      const said: FailureContext & { retryAfterSeconds?: number } = { realm, scope, requestId: requestId(req, res) }
+      answer(route, buckets, req, res, said).catch((error: unknown) => {
+        if (error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
+        refuse(keys, res, error, said, (told, request) => contract.failure(told, request))
+      })
     }
   }
 
-  async function answer(route: Route, req: Request, res: Response): Promise<void> {
-    // All that can be refused without I/O is refused first.
-    const secret = bearerSecret(req)
-    if (!keys.wellFormed(secret)) throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+  async function answer(
+    route: Route,
+    buckets: ({ requests: Bucket; replays: Bucket } & { by: 'ip' | 'credential' }) | undefined,
+    req: Request,
+    res: Response,
+    said: { retryAfterSeconds?: number },
+  ): Promise<void> {
+    // Limits first, then all that can be refused without I/O, then the credential, then the rest.
+    const found = attempt(() => callerOf(req))
+    let takeBack = async (): Promise<void> => {}
+    let replayOnly = false
+    if (buckets !== undefined) {
+      const name = buckets.by === 'ip' || !('value' in found) ? network(req) : nameOf(found.value)
+      takeBack = () => buckets.requests.takeBack(name)
+      const { within, retryAfterSeconds } = await buckets.requests.hit(req, res, name)
+      said.retryAfterSeconds = retryAfterSeconds
+      if (!within) {
+        // Whoever asks for an answer that was lost is not to be locked out by having asked too often; whoever asks for anything else gets nothing.
+        const mayReplay = headerValues(req, 'idempotency-key').length > 0 && (await buckets.replays.hit(req, res, name)).within
+        if (!mayReplay) throw new ApiKeyError('rate_limited', 'Too many requests; try again later.')
+        replayOnly = true
+      }
+    }
+    try {
+      await carryOut(route, found, req, res, said, { replayOnly, takeBack })
+    } catch (error) {
+      const serverSide = !(error instanceof ApiKeyError) || failureStatus(error.code) >= 500
+      if (!replayOnly || serverSide) throw error
+      throw new ApiKeyError('rate_limited', 'Too many requests; try again later.', { cause: error })
+    }
+  }
+
+  async function carryOut(
+    route: Route,
+    found: Attempt<Caller>,
+    req: Request,
+    res: Response,
+    said: { retryAfterSeconds?: number },
+    { replayOnly, takeBack }: { replayOnly: boolean; takeBack: () => Promise<void> },
+  ): Promise<void> {
+    const { requires = [] } = route
+    // Where a second secret is asked for, whether it is there is looked at before whether the first one is any good.
+    if (!('value' in found) && !requires.includes('rotationSecret')) throw found.error
     const reads = route.method === 'get'
-    const idempotencyKey = reads ? undefined : readIdempotencyKey(req, route.idempotencyKeyRequired ?? false)
-    const id = req.params.id
-    if (id !== undefined && (typeof id !== 'string' || !isKeyId(id))) throw new ApiKeyError('invalid_request', 'A key id must be a UUID.')
+    const idempotencyKey = reads ? undefined : readIdempotencyKey(req, requires.includes('idempotencyKey'))
+    const [id] = Object.values(req.params)
+    if (id !== undefined && (typeof id !== 'string' || !isKeyId(id))) throw new ApiKeyError('key_id_invalid', 'A key id must be a UUID.')
     const body = reads ? {} : await readBody(req, res, route.fields ?? [])
+    const { rotationSecret } = body as { rotationSecret?: unknown }
+    if (requires.includes('rotationSecret') && (typeof rotationSecret !== 'string' || rotationSecret === '')) {
+      throw new ApiKeyError('rotation_secret_missing', 'Send the rotation secret in the body, as "rotationSecret".')
+    }
+    if (!('value' in found)) throw found.error
+    const caller = found.value
+    await refuseFlood(caller, req, said)
+
     const [path = '', query] = splitOnce(req.originalUrl, '?')
-    const userAgent = req.headers['user-agent']
+    const { ip, userAgent } = originOf(req)
     const context: CommandContext = {
-      secret,
+      ...caller,
       ...(idempotencyKey === undefined ? {} : { idempotencyKey }),
-      request: { method: req.method, path, ...(query === undefined ? {} : { query }), body },
-      ...(req.ip === undefined ? {} : { ip: req.ip }),
+      request: { method: req.method, path, ...(query === undefined ? {} : { query }), body: withoutSecrets(body) },
+      ...(replayOnly ? { replayOnly } : {}),
+      ...(ip === undefined ? {} : { ip }),
       ...(userAgent === undefined ? {} : { userAgent }),
     }
-    const target = id === undefined ? {} : { id }
+    const target = id === undefined ? {} : { id: id as string }
     switch (route.action) {
-      case 'create':
-        return send(route, res, await keys.create({ ...(body as Omit<CreateInput, 'ownerId'>), ownerId: '' }, context))
-      case 'rotate':
-        return send(route, res, await keys.rotate({ ...context, ...target }))
-      case 'revoke':
-        return send(route, res, await keys.revoke({ ...context, ...target, ...(body as { reason?: string }) }))
-      case 'update':
-        return send(route, res, await keys.update({ ...context, ...target, changes: body as KeyChanges }))
-      case 'get': {
-        const caller = await reader(secret)
-        return send(route, res, existing(await keys.get(id ?? caller.id, { ownerId: caller.ownerId })))
+      case 'create': {
+        const { ownerId, ...fields } = body as Omit<CreateInput, 'ownerId'> & { ownerId?: string }
+        return give(await keys.create({ ...fields, ownerId: ownerOf(caller, ownerId) }, context))
       }
+      case 'rotate': {
+        const { identity = 'same', caller: allowed } = route
+        return give(await keys.rotate({ ...(body as RotateOptions), ...context, ...target, identity, scopeRequired: allowed === 'writer' }))
+      }
+      case 'revoke':
+        return give(await keys.revoke({ ...context, ...target, ...(body as { reason?: string }) }))
+      case 'update':
+        return give(await keys.update({ ...context, ...target, changes: body as KeyChanges }))
+      case 'get':
+        return give(await visible(caller, id as string))
       case 'list': {
-        const { ownerId } = await reader(secret)
-        return send(route, res, await keys.list({ ownerId, ...pageOf(req) }))
+        const { ownerId, ...page } = pageOf(req, contract.operators === true ? ['ownerId'] : [])
+        const reader = await readerOf(caller)
+        return give(await keys.list({ ownerId: typeof reader === 'string' ? reader : ownerOf(caller, ownerId), ...page }))
       }
       case 'events': {
-        const caller = await reader(secret)
-        return send(route, res, existing(await keys.events({ id: id ?? caller.id, ownerId: caller.ownerId, ...pageOf(req) })))
+        const page = pageOf(req, [])
+        const key = await visible(caller, id as string)
+        return give(existing(await keys.events({ id: key.id, ...page })))
       }
     }
+
+    async function give(result: Answers[Route['action']]): Promise<void> {
+      if ((result as IssuedKey).replayed === true) await takeBack()
+      send(keys, route, res, result)
+    }
+  }
+
+  function callerOf(req: Request): Caller {
+    const token = bearerSecret(req, contract.bareToken, operators === undefined ? undefined : MAX_TOKEN_LENGTH)
+    if (keys.wellFormed(token)) return { secret: token }
+    if (operators !== undefined && JWT.test(token)) return { operator: operators.authenticate(token) }
+    throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+  }
+
+  /** An address that keeps presenting bad keys is not let through to the store with another unknown one. */
+  async function refuseFlood(caller: Caller, req: Request, said: { retryAfterSeconds?: number }): Promise<void> {
+    if (maxFailures === false || !('secret' in caller) || keys.familiar(caller.secret)) return
+    const blockedFor = await guard.blockedFor(req, maxFailures)
+    if (blockedFor === undefined) return
+    said.retryAfterSeconds = blockedFor
+    throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')
+  }
+
+  /** The owner whose keys a caller may read, or `undefined` for an operator, who may have several. */
+  async function readerOf(caller: Caller): Promise<string | undefined> {
+    const scopes = 'operator' in caller ? caller.operator.scopes : undefined
+    const key = 'secret' in caller ? await callerKey(caller.secret) : undefined
+    if (!(scopes ?? key?.scopes ?? []).includes(READ_SCOPE))
+      throw new ApiKeyError('insufficient_scope', `This needs the scope ${READ_SCOPE}.`)
+    return key?.ownerId
+  }
+
+  /** A key that the caller may read; a foreign one is as unknown as one that does not exist. */
+  async function visible(caller: Caller, id: string): Promise<ApiKey> {
+    const ownerId = await readerOf(caller)
+    const key = existing(await keys.get(id, ownerId === undefined ? {} : { ownerId }))
+    const foreign = 'operator' in caller && caller.operator.owners !== 'all' && !caller.operator.owners.includes(key.ownerId)
+    return existing(foreign ? undefined : key)
   }
 
   /** The caller of a route that only reads, by its lease. */
-  async function reader(secret: string): Promise<ApiKey> {
+  async function callerKey(secret: string): Promise<ApiKey> {
     const result = await keys.verify(secret)
     if (!result.ok) throw new ApiKeyError('invalid_key', 'The API key is not valid.')
     if (!result.live()) throw new ApiKeyError('store_unavailable', 'No verdict came back in time to be relied on.')
-    if (!result.key.scopes.includes(READ_SCOPE)) throw new ApiKeyError('insufficient_scope', `This needs the scope ${READ_SCOPE}.`)
     return result.key
+  }
+
+  /** Where a contract has request ids, also sets the header. */
+  function requestId(req: Request, res: Response): string {
+    if (contract.requestId !== true) return ''
+    const given = headerValues(req, 'x-request-id')
+    const id = given.length === 1 && SANE_REQUEST_ID.test(given[0] ?? '') ? (given[0] as string) : randomUUID()
+    res.setHeader('X-Request-Id', id)
+    return id
   }
 }
 
-function send<R extends Route>(route: R, res: Response, answer: Answers[R['action']]): void {
+type Attempt<T> = { readonly value: T } | { readonly error: unknown }
+
+function attempt<T>(work: () => T): Attempt<T> {
+  try {
+    return { value: work() }
+  } catch (error) {
+    return { error }
+  }
+}
+
+/** Whose requests are counted together; never the secret itself, since a shared counter is named by it. */
+function nameOf(caller: Caller): string {
+  return 'secret' in caller ? digestOf(caller.secret) : `operator:${digestOf(caller.operator.subject)}`
+}
+
+/** The owner that an operator is about: the one it names, or else its only one. A key's is its own, and said by nobody. */
+function ownerOf(caller: Caller, named: unknown): string {
+  if (!('operator' in caller)) {
+    if (named !== undefined) throw new ApiKeyError('invalid_request', 'ownerId is for operators; a key acts for its own owner.')
+    return ''
+  }
+  const { owners } = caller.operator
+  const [only, ...more] = owners === 'all' ? [] : owners
+  const ownerId = named ?? (more.length === 0 ? only : undefined)
+  if (typeof ownerId !== 'string')
+    throw new ApiKeyError('invalid_request', 'Say which owner: this token names none, or several. Send ownerId.')
+  if (owners !== 'all' && !owners.includes(ownerId)) throw new ApiKeyError('insufficient_scope', 'This token does not name that owner.')
+  return ownerId
+}
+
+/** The body as the fingerprint sees it: no secret goes into it, not even hashed. The seal depends on the rotation secret anyway. */
+function withoutSecrets(body: object): object {
+  if (typeof (body as { rotationSecret?: unknown }).rotationSecret !== 'string') return body
+  const { rotationSecret: _, ...rest } = body as { rotationSecret: string }
+  return rest
+}
+
+function send<R extends Route>(keys: ApiKeys, route: R, res: Response, answer: Answers[R['action']]): void {
+  let body: string
+  try {
+    // The route's action and its success agree by the type of Route; the compiler loses sight of that inside a switch.
+    body = JSON.stringify((route.success as (answer: Answers[R['action']]) => object)(answer))
+  } catch (cause) {
+    if (route.method === 'get') throw cause
+    // A 500 would say that nothing has changed.
+    const error = new ApiKeyError('outcome_unknown', 'The change was made, and its answer could not be written.', { cause })
+    keys.report(error)
+    throw error
+  }
   const { replayed } = answer as { replayed?: boolean }
   if (replayed === true) res.setHeader('Idempotent-Replayed', 'true')
   res.status(route.status)
   res.setHeader('Cache-Control', 'no-store')
   res.setHeader('Content-Type', 'application/json; charset=utf-8')
-  // The route's action and its success agree by the type of Route; the compiler loses sight of that inside a switch.
-  res.end(JSON.stringify((route.success as (answer: Answers[R['action']]) => object)(answer)))
+  res.end(body)
 }
 
 function existing<T>(found: T | undefined): T {
@@ -118,15 +303,16 @@ function existing<T>(found: T | undefined): T {
   return found
 }
 
-function pageOf(req: Request): { limit?: number; cursor?: string } {
-  for (const name of Object.keys(req.query)) {
-    if (name !== 'limit' && name !== 'cursor') throw new ApiKeyError('invalid_request', 'The query may hold limit and cursor.')
+function pageOf(req: Request, more: readonly string[]): { limit?: number; cursor?: string; ownerId?: string } {
+  const known = ['limit', 'cursor', ...more]
+  for (const [name, value] of Object.entries(req.query)) {
+    if (!known.includes(name) || typeof value !== 'string')
+      throw new ApiKeyError('invalid_request', `The query may hold ${known.join(' and ')}, each once.`)
   }
-  const { limit, cursor } = req.query
-  if (limit !== undefined && !(typeof limit === 'string' && /^\d{1,3}$/.test(limit))) {
+  const { limit, ...rest } = req.query as { limit?: string; cursor?: string; ownerId?: string }
+  if (limit !== undefined && !/^\d{1,3}$/.test(limit))
     throw new ApiKeyError('invalid_request', 'limit must be a whole number from 1 to 100.')
-  }
-  return { ...(limit === undefined ? {} : { limit: Number(limit) }), ...(cursor === undefined ? {} : { cursor: cursor as string }) }
+  return { ...(limit === undefined ? {} : { limit: Number(limit) }), ...rest }
 }
 
 const parseJson = express.json({ limit: MAX_BODY_BYTES, strict: true, type: () => true })
@@ -146,7 +332,7 @@ async function readBody(req: Request, res: Response, fields: readonly string[]):
   const body: unknown = req.body ?? {}
   if (typeof body !== 'object' || body === null || Array.isArray(body))
     throw new ApiKeyError('invalid_request', 'The body must be a JSON object.')
-  if (Buffer.byteLength(JSON.stringify(body)) > MAX_BODY_BYTES) throw tooLarge()
+  if (bytesOf(body) > MAX_BODY_BYTES) throw tooLarge()
   for (const name of Object.keys(body)) {
     if (!fields.includes(name)) {
       const known = fields.length === 0 ? 'It takes none.' : `It takes ${fields.join(', ')}.`
@@ -157,6 +343,14 @@ async function readBody(req: Request, res: Response, fields: readonly string[]):
     }
   }
   return body
+}
+
+function bytesOf(body: object): number {
+  try {
+    return Buffer.byteLength(JSON.stringify(body))
+  } catch {
+    throw new ApiKeyError('invalid_request', 'The body is nested too deeply.')
+  }
 }
 
 function bodyError(error: unknown): ApiKeyError {

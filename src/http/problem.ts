@@ -6,19 +6,25 @@ import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
 const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   invalid_request: 400,
   credential_malformed: 400,
+  key_id_invalid: 400,
+  rotation_secret_missing: 400,
   idempotency_key_missing: 400,
   idempotency_key_invalid: 400,
   credential_missing: 401,
   invalid_key: 401,
   insufficient_scope: 403,
+  rotation_secret_required: 403,
+  rotation_secret_not_configured: 403,
   key_not_found: 404,
   key_revoked: 409,
   key_expired: 409,
   idempotency_key_spent: 409,
   rotation_superseded: 409,
+  rotation_in_grace: 409,
   body_too_large: 413,
   unsupported_media_type: 415,
   idempotency_key_mismatch: 422,
+  rate_limited: 429,
   invalid_option: 500,
   internal_error: 500,
   store_unavailable: 503,
@@ -34,6 +40,7 @@ const PHRASE: { readonly [status: number]: string } = {
   413: 'Content Too Large',
   415: 'Unsupported Media Type',
   422: 'Unprocessable Content',
+  429: 'Too Many Requests',
   500: 'Internal Server Error',
   503: 'Service Unavailable',
 }
@@ -47,24 +54,35 @@ const CHALLENGE: { readonly [code in ApiKeyErrorCode]?: string } = {
 
 /** How a failure looks on the wire. */
 export interface Failure {
-  readonly status: number
-  readonly contentType: string
+  /** Default: the status of the error's code, as `failureStatus` has it. */
+  readonly status?: number
+  /** Default `application/json`. */
+  readonly contentType?: string
   readonly body: object
 }
 
-/** What the HTTP layer adds to an error: where it happened, and which scope would have been enough. */
+/** What the HTTP layer adds to an error: where it happened, which scope would have been enough, and when to come back. */
 export interface FailureContext {
   readonly realm: string
   readonly scope?: string | undefined
+  readonly requestId?: string
+  /** Default 1, where the status asks for it (429, 503). */
+  readonly retryAfterSeconds?: number | undefined
+}
+
+/** The HTTP status of an error code, the same for every contract that does not say otherwise. */
+export function failureStatus(code: ApiKeyErrorCode): number {
+  return STATUS[code]
 }
 
 /** `type: about:blank` and the status's own phrase, and beside them the stable `code`. @see RFC 9457 §3 */
-export function problem(error: ApiKeyError): Failure {
+export function problem(error: ApiKeyError): Required<Failure> {
   const status = STATUS[error.code]
-  // What went wrong inside is for the log, not for a stranger.
-  const detail = status === 500 ? 'The server met an unforeseen error.' : error.message
-  const code = status === 500 ? 'internal_error' : error.code
-  return { status, contentType: 'application/problem+json', body: { type: 'about:blank', title: PHRASE[status], status, code, detail } }
+  return {
+    status,
+    contentType: 'application/problem+json',
+    body: { type: 'about:blank', title: PHRASE[status], status, code: error.code, detail: error.message },
+  }
 }
 
 /** Answers with a failure: status, challenge, `Retry-After`, `no-store`, and the body that `shape` gives it. */
@@ -72,13 +90,16 @@ export function refuse(
   keys: ApiKeys,
   res: Response,
   error: unknown,
-  { realm, scope }: FailureContext,
-  shape: (error: ApiKeyError) => Failure = problem,
+  { realm, scope, requestId = '', retryAfterSeconds = 1 }: FailureContext,
+  shape: (error: ApiKeyError, request: { requestId: string }) => Failure = problem,
 ): void {
   const known =
     error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
-  const { status, contentType, body } = shape(known)
-  if (status === 500) keys.report(known)
+  const unforeseen = STATUS[known.code] === 500
+  // What went wrong inside is for the log, not for a stranger.
+  const told = unforeseen ? new ApiKeyError('internal_error', 'The server met an unforeseen error.') : known
+  const { status = STATUS[told.code], contentType = 'application/json', body } = shape(told, { requestId })
+  if (unforeseen) keys.report(known)
   if (res.headersSent) {
     res.destroy()
     return
@@ -86,7 +107,8 @@ export function refuse(
   res.status(status)
   res.setHeader('Cache-Control', 'no-store')
   if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
-  if (status === 503) res.setHeader('Retry-After', '1')
+  if (status === 503 || status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
+  else res.removeHeader('Retry-After')
   res.setHeader('Content-Type', contentType)
   res.end(JSON.stringify(body))
 }

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { ApiKeyError } from '../errors.js'
 import type { EventRow, GenerationRow, KeyRow, Position, ReplayRow, Store, StoreTransaction } from './store.js'
 
@@ -24,6 +25,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
   const clock = options.now ?? Date.now
   const now = (): number => Math.floor(clock())
   let tables: Tables = { keys: new Map(), generations: new Map(), replays: new Map(), events: [] }
+  const storeId = randomUUID()
   let leaseMs = 50
   let earlier = { leaseMs: 0, until: 0 }
   let turn: Promise<unknown> = Promise.resolve()
@@ -33,7 +35,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     turn = result.catch(() => {})
     return result
   }
-  const newestOf = (keyId: string, generation: number): GenerationRow | undefined =>
+  const generationOf = (keyId: string, generation: number): GenerationRow | undefined =>
     [...tables.generations.values()].find((row) => row.keyId === keyId && row.generation === generation)
   const longestLease = (): number => Math.max(leaseMs, now() < earlier.until ? earlier.leaseMs : 0)
 
@@ -48,7 +50,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         const key = generation && tables.keys.get(generation.keyId)
         return generation && key ? [{ key: jsonCopy(key), generation: { ...generation } }] : []
       })
-      return { at, leaseMs, found }
+      return { at, storeId, leaseMs, found }
     },
 
     // One at a time, on a copy that takes the place of the original at the end: a throw leaves nothing behind.
@@ -67,7 +69,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
 
     async key(id) {
       const key = tables.keys.get(id)
-      const generation = key && newestOf(id, key.generation)
+      const generation = key && generationOf(id, key.generation)
       return key && generation ? { key: jsonCopy(key), generation: { ...generation } } : undefined
     },
 
@@ -84,7 +86,29 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     markFirstUse: (digest) =>
       inTurn(async () => {
         const row = tables.generations.get(digest)
-        if (row !== undefined && row.firstUsedAt === null) tables.generations.set(digest, { ...row, firstUsedAt: now() })
+        if (row === undefined) return { retired: [], waitMs: 0 }
+        if (row.firstUsedAt === null) tables.generations.set(digest, { ...row, firstUsedAt: now() })
+        if (!row.retiresEarlier) return { retired: [], waitMs: 0 }
+        const before = generationOf(row.keyId, row.generation - 1)
+        if (before === undefined) return { retired: [], waitMs: 0 }
+        if (before.retiredAt !== null && before.retiredAt > now()) tables.generations.set(before.digest, { ...before, retiredAt: now() })
+        return { retired: [before.digest], waitMs: longestLease() }
+      }),
+
+    settleFirstUse: (digest) =>
+      inTurn(async () => {
+        const row = tables.generations.get(digest)
+        if (row !== undefined) tables.generations.set(digest, { ...row, retiresEarlier: false })
+      }),
+
+    recordUses: (uses) =>
+      inTurn(async () => {
+        for (const { keyId, agoMs, ip, userAgent } of uses) {
+          const row = tables.keys.get(keyId)
+          const at = Math.floor(now() - agoMs)
+          if (row === undefined || (row.lastUsedAt !== null && row.lastUsedAt >= at)) continue
+          tables.keys.set(keyId, { ...row, lastUsedAt: at, lastUsedIp: ip, lastUsedUserAgent: userAgent })
+        }
       }),
 
     settle: (replayId) =>
@@ -110,6 +134,8 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     return {
       now: async () => now(),
       waitMs: async () => longestLease(),
+      // One transaction at a time holds every name.
+      lockName: async () => {},
       generation: async (digest) => copyOf(generations.get(digest)),
       lockKeys: async (ids) =>
         [...new Set(ids)].sort().flatMap((id) => {
@@ -121,17 +147,20 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         keys.set(row.id, jsonCopy(row))
       },
       async updateKey(row) {
-        const { id, ownerId, environment, createdAt } = keys.get(row.id) ?? row
-        keys.set(row.id, { ...jsonCopy(row), id, ownerId, environment, createdAt })
+        const { id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent } = keys.get(row.id) ?? row
+        keys.set(row.id, { ...jsonCopy(row), id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent })
       },
       async insertGeneration(row) {
         const twin = [...generations.values()].some(({ keyId, generation }) => keyId === row.keyId && generation === row.generation)
         if (generations.has(row.digest) || twin) throw taken('generation')
         generations.set(row.digest, { ...row })
       },
-      async retireGenerations(keyId, { at, by, reason }) {
-        const active = [...generations.values()].filter((row) => row.keyId === keyId && row.retiredAt === null)
-        for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason })
+      async retireGenerations(keyId, { at, by, reason, replacedAt = null }) {
+        const active = [...generations.values()].filter((row) => row.keyId === keyId && (row.retiredAt === null || row.retiredAt > at))
+        for (const row of active) {
+          const replaced = row.replacedAt ?? replacedAt
+          generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, replacedAt: replaced })
+        }
         return active.map(({ digest }) => digest)
       },
       generationOf: async (keyId, generation) =>

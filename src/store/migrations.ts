@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { type Kysely, sql } from 'kysely'
 
 /**
@@ -31,5 +32,28 @@ export const migrations: readonly ((db: Kysely<never>) => Promise<void>)[] = [
     await run(`create table express_api_key_settings (
       id integer primary key, lease_ms integer not null, earlier_lease_ms integer not null, earlier_until bigint not null)`)
     await run('insert into express_api_key_settings values (1, 50, 0, 0)')
+  },
+  async (db) => {
+    const run = (statement: string): Promise<unknown> => sql.raw(statement).execute(db)
+    for (const column of [
+      `secret_start text not null default ''`,
+      `secret_last4 text not null default ''`,
+      'rotated_to text',
+      'last_used_at bigint',
+      'last_used_ip text',
+      'last_used_user_agent text',
+    ]) {
+      await run(`alter table express_api_keys add column ${column}`)
+    }
+    for (const column of ['replaced_at bigint', 'retires_earlier integer not null default 0', 'rotation_secret_hash text']) {
+      await run(`alter table express_api_key_generations add column ${column}`)
+    }
+    for (const column of ['secret_start', 'secret_last4']) {
+      await run(`update express_api_keys set ${column} = (select g.${column} from express_api_key_generations g
+        where g.key_id = express_api_keys.id and g.generation = express_api_keys.generation)`)
+    }
+    await run(`alter table express_api_key_settings add column store_id text not null default ''`)
+    await run(`update express_api_key_settings set store_id = '${randomUUID()}'`)
+    await run(`update express_api_key_generations set replaced_at = retired_at where retired_reason = 'rotated'`)
   },
 ]

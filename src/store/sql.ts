@@ -27,6 +27,12 @@ interface KeyTable {
   expires_at: number | null
   revoked_at: number | null
   revoked_reason: string | null
+  rotated_to: string | null
+  secret_start: string
+  secret_last4: string
+  last_used_at: number | null
+  last_used_ip: string | null
+  last_used_user_agent: string | null
 }
 interface GenerationTable {
   digest: string
@@ -39,6 +45,9 @@ interface GenerationTable {
   first_used_at: number | null
   secret_start: string
   secret_last4: string
+  replaced_at: number | null
+  retires_earlier: number
+  rotation_secret_hash: string | null
 }
 interface ReplayTable {
   id: string
@@ -69,7 +78,7 @@ interface Tables {
   express_api_key_generations: GenerationTable
   express_api_key_replays: ReplayTable
   express_api_key_events: EventTable
-  express_api_key_settings: { id: number; lease_ms: number; earlier_lease_ms: number; earlier_until: number }
+  express_api_key_settings: { id: number; lease_ms: number; earlier_lease_ms: number; earlier_until: number; store_id: string }
 }
 
 /** How long one statement may run, and wait for a row that somebody else holds, inside a transaction on PostgreSQL. */
@@ -140,7 +149,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
             .leftJoin('express_api_key_generations as g', (join) => join.on('g.digest', 'in', digests.length > 0 ? [...digests] : ['']))
             .leftJoin('express_api_keys as k', 'k.id', 'g.key_id')
             .where('s.id', '=', 1)
-            .select(['s.lease_ms', at.as('at'), standby.as('standby')])
+            .select(['s.lease_ms', 's.store_id', at.as('at'), standby.as('standby')])
             .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
             .select(KEY.map((column) => `k.${column} as k_${column}` as const))
             .execute()
@@ -154,7 +163,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
             if (row.g_digest === null || row.k_id === null) return []
             return [{ key: keyRow(part('k_') as unknown as KeyTable), generation: generationRow(part('g_') as unknown as GenerationTable) }]
           })
-          return { at: Number(first.at), leaseMs: Number(first.lease_ms), found }
+          return { at: Number(first.at), storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
         })(),
       ),
 
@@ -206,13 +215,44 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       ),
 
     markFirstUse: (digest) =>
-      write(async (on) => {
-        await on
-          .updateTable('express_api_key_generations')
-          .set({ first_used_at: await nowIn(on) })
-          .where('digest', '=', digest)
-          .where('first_used_at', 'is', null)
+      own(async (on) => {
+        const tx = steps(on)
+        const found = await tx.generation(digest)
+        if (found === undefined) return { retired: [], waitMs: 0 }
+        // The key's row first, as every mutation does: otherwise this and a rotation could wait for each other.
+        if (found.retiresEarlier) await tx.lockKeys([found.keyId])
+        const now = await nowIn(on)
+        const generations = on.updateTable('express_api_key_generations')
+        await generations.set({ first_used_at: now }).where('digest', '=', digest).where('first_used_at', 'is', null).execute()
+        if (!found.retiresEarlier) return { retired: [], waitMs: 0 }
+        const earlier = generations.where('key_id', '=', found.keyId).where('generation', '<', found.generation)
+        await earlier.set({ retired_at: now }).where('retired_at', '>', now).execute()
+        const retired = await on
+          .selectFrom('express_api_key_generations')
+          .select('digest')
+          .where('key_id', '=', found.keyId)
+          .where('generation', '=', found.generation - 1)
           .execute()
+        return { retired: retired.map((row) => row.digest), waitMs: await tx.waitMs() }
+      }),
+
+    settleFirstUse: (digest) =>
+      write(async (on) => {
+        await on.updateTable('express_api_key_generations').set({ retires_earlier: 0 }).where('digest', '=', digest).execute()
+      }),
+
+    recordUses: (uses) =>
+      write(async (on) => {
+        const now = await nowIn(on)
+        for (const { keyId, agoMs, ip, userAgent } of uses) {
+          const at = Math.floor(now - agoMs)
+          await on
+            .updateTable('express_api_keys')
+            .set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent })
+            .where('id', '=', keyId)
+            .where((is) => is.or([is('last_used_at', 'is', null), is('last_used_at', '<', at)]))
+            .execute()
+        }
       }),
 
     settle: (replayId) =>
@@ -343,6 +383,11 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
         return Math.max(Number(row.lease_ms), earlier)
       },
 
+      async lockName(name) {
+        // SQLite has one write lock, which BEGIN IMMEDIATE took already.
+        if (postgres) await sql`select pg_advisory_xact_lock(hashtextextended(${name}, 0))`.execute(on)
+      },
+
       async generation(digest) {
         const row = await on.selectFrom('express_api_key_generations').selectAll().where('digest', '=', digest).executeTakeFirst()
         return row && generationRow(row)
@@ -363,7 +408,16 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       },
 
       async updateKey(row) {
-        const { id, owner_id: _owner, environment: _environment, created_at: _created, ...changes } = keyColumns(row)
+        const {
+          id,
+          owner_id: _owner,
+          environment: _environment,
+          created_at: _created,
+          last_used_at: _at,
+          last_used_ip: _ip,
+          last_used_user_agent: _agent,
+          ...changes
+        } = keyColumns(row)
         await on.updateTable('express_api_keys').set(changes).where('id', '=', id).execute()
       },
 
@@ -381,16 +435,24 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
             first_used_at: row.firstUsedAt,
             secret_start: row.secretStart,
             secret_last4: row.secretLast4,
+            replaced_at: row.replacedAt,
+            retires_earlier: row.retiresEarlier ? 1 : 0,
+            rotation_secret_hash: row.rotationSecretHash,
           })
           .execute()
       },
 
-      async retireGenerations(keyId, { at, by, reason }) {
+      async retireGenerations(keyId, { at, by, reason, replacedAt = null }) {
         const rows = await on
           .updateTable('express_api_key_generations')
-          .set({ retired_at: at, retired_by: by, retired_reason: reason })
+          .set((column) => ({
+            retired_at: at,
+            retired_by: by,
+            retired_reason: reason,
+            replaced_at: column.fn.coalesce('replaced_at', sql<number | null>`${replacedAt}`),
+          }))
           .where('key_id', '=', keyId)
-          .where('retired_at', 'is', null)
+          .where((is) => is.or([is('retired_at', 'is', null), is('retired_at', '>', at)]))
           .returning('digest')
           .execute()
         return rows.map(({ digest }) => digest)
@@ -485,6 +547,12 @@ const KEY = [
   'expires_at',
   'revoked_at',
   'revoked_reason',
+  'rotated_to',
+  'secret_start',
+  'secret_last4',
+  'last_used_at',
+  'last_used_ip',
+  'last_used_user_agent',
 ] as const satisfies readonly (keyof KeyTable)[]
 
 const GENERATION = [
@@ -498,6 +566,9 @@ const GENERATION = [
   'first_used_at',
   'secret_start',
   'secret_last4',
+  'replaced_at',
+  'retires_earlier',
+  'rotation_secret_hash',
 ] as const satisfies readonly (keyof GenerationTable)[]
 
 // PostgreSQL drivers hand out int8 as strings, hence the conversions.
@@ -516,6 +587,12 @@ function keyRow(row: KeyTable): KeyRow {
     expiresAt: numberOrNull(row.expires_at),
     revokedAt: numberOrNull(row.revoked_at),
     revokedReason: row.revoked_reason,
+    rotatedTo: row.rotated_to,
+    secretStart: row.secret_start,
+    secretLast4: row.secret_last4,
+    lastUsedAt: numberOrNull(row.last_used_at),
+    lastUsedIp: row.last_used_ip,
+    lastUsedUserAgent: row.last_used_user_agent,
   }
 }
 
@@ -533,6 +610,12 @@ function keyColumns(row: KeyRow): KeyTable {
     expires_at: row.expiresAt,
     revoked_at: row.revokedAt,
     revoked_reason: row.revokedReason,
+    rotated_to: row.rotatedTo,
+    secret_start: row.secretStart,
+    secret_last4: row.secretLast4,
+    last_used_at: row.lastUsedAt,
+    last_used_ip: row.lastUsedIp,
+    last_used_user_agent: row.lastUsedUserAgent,
   }
 }
 
@@ -548,6 +631,9 @@ function generationRow(row: GenerationTable): GenerationRow {
     firstUsedAt: numberOrNull(row.first_used_at),
     secretStart: row.secret_start,
     secretLast4: row.secret_last4,
+    replacedAt: numberOrNull(row.replaced_at),
+    retiresEarlier: Number(row.retires_earlier) === 1,
+    rotationSecretHash: row.rotation_secret_hash,
   }
 }
 
@@ -635,9 +721,9 @@ function answered(error: unknown): boolean {
   const said = code(error)
   if (said === undefined) return false
   // Class 08 is a lost connection; 57P0x is a server that is going down and may have committed before.
-  return said.startsWith('SQLITE_')
-    ? said !== 'SQLITE_IOERR'
-    : /^[0-9A-Z]{5}$/.test(said) && !said.startsWith('08') && !said.startsWith('57P')
+  if (said.startsWith('SQLITE_')) return !said.startsWith('SQLITE_IOERR')
+  // No class of SQLSTATE begins with E, but EPIPE does.
+  return /^[0-9A-DF-Z][0-9A-Z]{4}$/.test(said) && !said.startsWith('08') && !said.startsWith('57P')
 }
 
 function isBusy(error: unknown): boolean {

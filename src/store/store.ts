@@ -19,6 +19,15 @@ export interface KeyRow {
   readonly expiresAt: number | null
   readonly revokedAt: number | null
   readonly revokedReason: string | null
+  /** The id of the key that took this one's place; null unless a rotation gave it a successor. */
+  readonly rotatedTo: string | null
+  /** What may be shown of the active secret: everything before its random part, and its last four characters. */
+  readonly secretStart: string
+  readonly secretLast4: string
+  /** The latest request that is known of, to about a minute; null before the first. */
+  readonly lastUsedAt: number | null
+  readonly lastUsedIp: string | null
+  readonly lastUsedUserAgent: string | null
 }
 
 /** One secret of a key, known by its digest only. */
@@ -28,12 +37,19 @@ export interface GenerationRow {
   readonly keyId: string
   readonly generation: number
   readonly createdAt: number
+  /** When it stops being accepted; an instant to come while it is in its grace period. */
   readonly retiredAt: number | null
+  /** When a rotation made the generation after it. */
+  readonly replacedAt: number | null
   /** The id of the replay record of the mutation that retired it; null while active or where there was no Idempotency-Key. */
   readonly retiredBy: string | null
   readonly retiredReason: 'rotated' | 'revoked' | null
   /** When a verifier first met this secret; null until then. */
   readonly firstUsedAt: number | null
+  /** Whether its first use ends the grace period of the generation before it, and no verifier has waited out the leases of that one yet. */
+  readonly retiresEarlier: boolean
+  /** The bcrypt hash of the rotation secret that was issued together with it; null where there is none. */
+  readonly rotationSecretHash: string | null
   /** What may be shown of the secret: everything before its random part, and its last four characters. */
   readonly secretStart: string
   readonly secretLast4: string
@@ -69,6 +85,7 @@ export type EventType =
   | 'key.replayed'
   | 'key.replay_refused'
   | 'key.retired_secret_refused'
+  | 'key.rotation_secret_refused'
 
 /** One line of the audit trail. */
 export interface EventRow {
@@ -77,7 +94,7 @@ export interface EventRow {
   readonly ownerId: string
   readonly type: EventType
   readonly at: number
-  /** Who did it: `key:<id>` or `system`. */
+  /** Who did it: `key:<id>`, `operator:<subject>` or `system`. */
   readonly actor: string
   readonly ip: string | null
   readonly userAgent: string | null
@@ -91,10 +108,20 @@ export interface AuthorityAnswer {
    * committed after it, so a lease counted from it ends in time.
    */
   readonly at: number
+  /** Names the data, the same for every instance over it and for no other; made at random by `migrate`. */
+  readonly storeId: string
   /** For how long this answer may be relied on: the lease that verifiers are granted. */
   readonly leaseMs: number
   /** One entry per digest that exists; a digest without one is unknown. */
   readonly found: readonly { readonly key: KeyRow; readonly generation: GenerationRow }[]
+}
+
+/** One use of a key, as it is written behind. */
+export interface KeyUse {
+  readonly keyId: string
+  readonly agoMs: number
+  readonly ip: string | null
+  readonly userAgent: string | null
 }
 
 /** A place in a listing: rows strictly after (older than) this one. */
@@ -136,8 +163,21 @@ export interface Store {
   /** Lists a key's events, newest first (by `at`, then `id`, both descending). */
   events(query: { keyId: string; after?: Position | undefined; limit: number }): Promise<readonly EventRow[]>
 
-  /** Sets `firstUsedAt` to the store's clock if it is null, in one conditional write. */
-  markFirstUse(digest: string): Promise<void>
+  /**
+   * Sets `firstUsedAt` to the store's clock if it is null. Where the generation `retiresEarlier`, also ends, in the same transaction, the
+   * grace period of every earlier generation of its key. Resolves with the digests that this ended or had ended
+   * already, and with the longest lease that a verifier may hold on them; with none and 0 where it retires nothing.
+   */
+  markFirstUse(digest: string): Promise<{ readonly retired: readonly string[]; readonly waitMs: number }>
+
+  /** Sets `retiresEarlier` to false: the leases of the earlier generations are over. */
+  settleFirstUse(digest: string): Promise<void>
+
+  /**
+   * Writes the last use of some keys. `agoMs` is how long before this call it was, so that `lastUsedAt` is on the store's clock. A key
+   * whose `lastUsedAt` is later already, or that does not exist, stays as it is.
+   */
+  recordUses(uses: readonly KeyUse[]): Promise<void>
 
   /** Sets `settledAt` to the store's clock if it is null, and erases the seal of every record whose `expiresAt` has passed. */
   settle(replayId: string): Promise<void>
@@ -164,6 +204,9 @@ export interface StoreTransaction {
    */
   waitMs(): Promise<number>
 
+  /** Waits until no other transaction holds this name, and holds it to the end of this one. Names are arbitrary text. */
+  lockName(name: string): Promise<void>
+
   /** Finds a generation by digest whatever its state, as committed at the time of this call; locks nothing. */
   generation(digest: string): Promise<GenerationRow | undefined>
 
@@ -171,13 +214,22 @@ export interface StoreTransaction {
   lockKeys(ids: readonly string[]): Promise<readonly KeyRow[]>
 
   insertKey(row: KeyRow): Promise<void>
-  /** Writes every mutable field (`name`, `scopes`, `metadata`, `generation`, `updatedAt`, `expiresAt`, `revokedAt`, `revokedReason`) of a locked key. */
+  /**
+   * Writes the mutable fields of a locked key: `name`, `scopes`, `metadata`, `generation`, `updatedAt`, `expiresAt`, `revokedAt`, `revokedReason`,
+   * `rotatedTo`, `secretStart`, `secretLast4`. Leaves the last use alone: it is written behind, and what is in this row may be older.
+   */
   updateKey(row: KeyRow): Promise<void>
 
   /** Rejects when the digest, or the key's generation number, exists already. */
   insertGeneration(row: GenerationRow): Promise<void>
-  /** Retires every generation of the key that is not retired yet, in one conditional write; resolves with their digests. */
-  retireGenerations(keyId: string, change: { at: number; by: string | null; reason: 'rotated' | 'revoked' }): Promise<readonly string[]>
+  /**
+   * Retires every generation of the key whose `retiredAt` is null or later than `at`, in one conditional write; resolves with their digests.
+   * `replacedAt` is written where it is null and one is given.
+   */
+  retireGenerations(
+    keyId: string,
+    change: { at: number; by: string | null; reason: 'rotated' | 'revoked'; replacedAt?: number },
+  ): Promise<readonly string[]>
   /** Finds a key's generation by its number. */
   generationOf(keyId: string, generation: number): Promise<GenerationRow | undefined>
 

@@ -142,9 +142,111 @@ export function storeContract(
         expiresAt: key.createdAt + 9,
         revokedAt: key.createdAt + 7,
         revokedReason: 'gone',
+        rotatedTo: randomUUID(),
+        secretStart: 'sk_live_',
+        secretLast4: 'wxyz',
       }
       await store.transaction((tx) => tx.updateKey(changed))
       same((await store.key(key.id))?.key, changed)
+    })
+
+    check('names its data, the same through every instance', async (store, sibling) => {
+      const { storeId } = await store.read([])
+      ok(/^[\w-]{8,}$/.test(storeId), 'the store has no name')
+      same((await sibling.read([])).storeId, storeId)
+    })
+
+    check('retires again what has a grace period, but never what is over', async (store) => {
+      const { key, generation } = await issue(store)
+      const now = await store.transaction((tx) => tx.now())
+      const retire = (at: number, by: string, replacedAt?: number): Promise<readonly string[]> =>
+        store.transaction((tx) =>
+          tx.retireGenerations(key.id, { at, by, reason: 'rotated', ...(replacedAt === undefined ? {} : { replacedAt }) }),
+        )
+      same(await retire(now + 60_000, 'grace', now), [generation.digest])
+      same(await retire(now + 1, 'emergency', now + 1), [generation.digest])
+      same(await retire(now + 1, 'again'), [])
+      const row = await store.transaction((tx) => tx.generation(generation.digest))
+      same([row?.retiredAt, row?.retiredBy, row?.replacedAt], [now + 1, 'emergency', now])
+    })
+
+    check(
+      'the first use of a secret ends the grace period of the one before it, and says how long a lease on that may last',
+      async (store) => {
+        const { key, generation } = await issue(store)
+        const second = { ...generationOf(key, 2), retiresEarlier: true }
+        const now = await store.transaction(async (tx) => {
+          await tx.lockKeys([key.id])
+          const at = await tx.now()
+          await tx.retireGenerations(key.id, { at: at + 60_000, by: null, reason: 'rotated', replacedAt: at })
+          await tx.insertGeneration(second)
+          await tx.updateKey({ ...key, generation: 2 })
+          return at
+        })
+        const { leaseMs } = await store.read([])
+        for (const _ of [1, 2]) {
+          const { retired, waitMs } = await store.markFirstUse(second.digest)
+          same(retired, [generation.digest])
+          ok(waitMs >= leaseMs, 'the wait is shorter than a lease')
+        }
+        const [old, made] = await store.transaction((tx) => Promise.all([tx.generation(generation.digest), tx.generation(second.digest)]))
+        ok(old?.retiredAt !== undefined && old.retiredAt !== null && old.retiredAt < now + 60_000, 'the grace period goes on')
+        ok(made?.firstUsedAt !== null && made?.retiresEarlier === true)
+        await store.settleFirstUse(second.digest)
+        same((await store.transaction((tx) => tx.generation(second.digest)))?.retiresEarlier, false)
+        same(await store.markFirstUse(second.digest), { retired: [], waitMs: 0 })
+        same(await store.markFirstUse(digest()), { retired: [], waitMs: 0 })
+      },
+    )
+
+    check('the first use of a secret that retires nothing leaves the one before it alone', async (store) => {
+      const { key, generation } = await issue(store)
+      const second = generationOf(key, 2)
+      const ends = await store.transaction(async (tx) => {
+        const at = (await tx.now()) + 60_000
+        await tx.retireGenerations(key.id, { at, by: null, reason: 'rotated' })
+        await tx.insertGeneration(second)
+        return at
+      })
+      same(await store.markFirstUse(second.digest), { retired: [], waitMs: 0 })
+      same((await store.transaction((tx) => tx.generation(generation.digest)))?.retiredAt, ends)
+    })
+
+    check('writes the last use of a key, never over a later one, and leaves it alone in every other change', async (store, sibling) => {
+      const { key } = await issue(store)
+      const use = (agoMs: number, ip: string): Promise<void> => sibling.recordUses([{ keyId: key.id, agoMs, ip, userAgent: 'agent' }])
+      await use(1_000, 'first')
+      const first = (await store.key(key.id))?.key
+      ok(first?.lastUsedAt !== undefined && first.lastUsedAt !== null && Math.abs(Date.now() - 1_000 - first.lastUsedAt) < 60_000)
+      await use(50_000, 'older')
+      same((await store.key(key.id))?.key, first)
+      await store.transaction((tx) => tx.updateKey({ ...key, name: 'changed' }))
+      same((await store.key(key.id))?.key, { ...first, name: 'changed' })
+      await use(0, 'newer')
+      same((await store.key(key.id))?.key.lastUsedIp, 'newer')
+      await store.recordUses([{ keyId: randomUUID(), agoMs: 0, ip: null, userAgent: null }])
+    })
+
+    check('a name is held by one transaction at a time', async (store, sibling) => {
+      const order: string[] = []
+      let entered = (): void => {}
+      const inside = new Promise<void>((resolve) => {
+        entered = resolve
+      })
+      const first = store.transaction(async (tx) => {
+        await tx.lockName('name')
+        entered()
+        await tx.now()
+        await new Promise((resolve) => setTimeout(resolve, 50))
+        order.push('first')
+      })
+      await inside
+      const second = sibling.transaction(async (tx) => {
+        await tx.lockName('name')
+        order.push('second')
+      })
+      await Promise.all([first, second])
+      same(order, ['first', 'second'])
     })
 
     check('twenty transactions that each add a generation lose none', async (store, sibling) => {
@@ -313,6 +415,12 @@ async function issue(store: Store, fields: Partial<KeyRow> = {}): Promise<{ key:
       expiresAt: null,
       revokedAt: null,
       revokedReason: null,
+      rotatedTo: null,
+      secretStart: 'sk_test_',
+      secretLast4: 'abcd',
+      lastUsedAt: null,
+      lastUsedIp: null,
+      lastUsedUserAgent: null,
       ...fields,
     }
     const generation = generationOf(key, 1)
@@ -333,9 +441,12 @@ function generationOf(key: KeyRow, generation: number): GenerationRow {
     generation,
     createdAt: key.createdAt,
     retiredAt: null,
+    replacedAt: null,
     retiredBy: null,
     retiredReason: null,
     firstUsedAt: null,
+    retiresEarlier: false,
+    rotationSecretHash: null,
     secretStart: 'sk_test_',
     secretLast4: 'abcd',
   }

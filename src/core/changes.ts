@@ -1,0 +1,205 @@
+import { ApiKeyError } from '../errors.js'
+import type { GenerationRow, KeyRow } from '../store/store.js'
+import type { KeyFields } from './input.js'
+import type { Effect, Mutation } from './mutation.js'
+import { timeOrderedId } from './mutation.js'
+import type { MintedRotationSecret } from './rotation-secret.js'
+import type { MintedSecret, SecretFormat } from './secret.js'
+
+/** A rotation that answers while a lease on the old secret may outlast its grace period waits for that lease: this long at the most. */
+const LONGEST_WAIT_MS = 61_000
+
+/** How a rotation is done, checked. */
+export interface RotationPlan {
+  /** 0 for at once. */
+  readonly graceMs: number
+  readonly onFirstUse: boolean
+  readonly emergency: boolean
+  readonly successor: boolean
+  readonly scopeRequired: boolean
+}
+
+/** Makes a key. */
+export function creation(format: SecretFormat, fields: KeyFields, withRotationSecret: boolean): Mutation {
+  return {
+    name: 'create',
+    target: null,
+    ownerId: fields.ownerId,
+    selfAllowed: false,
+    mintsRotationSecret: withRotationSecret ? 'always' : 'never',
+    fingerprint: { ...fields, ...(withRotationSecret ? { rotationSecret: true } : {}) },
+    async apply(tx, { caller, now, minted: second }) {
+      const secret = format.mint(fields.environment)
+      const key = newKey({ ...fields, ownerId: caller?.ownerId ?? fields.ownerId }, secret, now)
+      await tx.insertKey(key)
+      await tx.insertGeneration(generationRow(key, secret, now, second))
+      return { key, ...secretsOf(secret, second), events: [{ type: 'key.created', key, details: {} }], waits: false }
+    },
+  }
+}
+
+/** Replaces the active secret of a key, and its rotation secret with it. */
+export function rotation(format: SecretFormat, target: string, plan: RotationPlan): Mutation {
+  const { graceMs, onFirstUse, emergency, successor, scopeRequired } = plan
+  const usual = graceMs === 0 && !emergency && !successor
+  return {
+    name: 'rotate',
+    target,
+    selfAllowed: !scopeRequired,
+    rotationSecretGuards: true,
+    mintsRotationSecret: 'like the target',
+    ...(emergency ? { neverReplayed: true } : {}),
+    fingerprint: usual ? null : { graceMs, onFirstUse, emergency, successor },
+    async apply(tx, { target: old, now, by, minted: second }): Promise<Effect> {
+      const current = present(old)
+      if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
+      if (current.expiresAt !== null && current.expiresAt <= now) {
+        throw new ApiKeyError('key_expired', 'The key has expired, and a rotation keeps its expiry; move the expiry first.')
+      }
+      const before = await tx.generationOf(current.id, current.generation - 1)
+      if (!emergency && before !== undefined && before.retiredAt !== null && before.retiredAt > now) {
+        throw new ApiKeyError(
+          'rotation_in_grace',
+          'The secret before this one is still in its grace period; wait for its end, or rotate with "emergency": true.',
+        )
+      }
+      const secret = format.mint(current.environment)
+      const retireAt = graceMs === 0 ? now : Math.min(now + graceMs, current.expiresAt ?? Number.POSITIVE_INFINITY)
+      const digests = await tx.retireGenerations(current.id, { at: retireAt, by, reason: 'rotated', replacedAt: now })
+      const updatedAt = Math.max(now, current.updatedAt + 1)
+      // Earlier answers hold secrets that are dead now.
+      await tx.eraseReplays(current.id, emergency ? null : by)
+      const effect = successor ? await succeed() : await renew()
+      return {
+        ...effect,
+        ...secretsOf(secret, second),
+        ...(graceMs === 0 ? { retired: { digests, reason: 'rotated' as const } } : { changed: digests, acceptedUntil: retireAt }),
+        waits: retireAt - now <= LONGEST_WAIT_MS,
+      }
+
+      async function renew(): Promise<Pick<Effect, 'key' | 'events'>> {
+        const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt }
+        await tx.insertGeneration({ ...generationRow(key, secret, now, second), retiresEarlier: onFirstUse })
+        await tx.updateKey(key)
+        const details = {
+          generation: key.generation,
+          ...(graceMs === 0 ? {} : { oldSecretExpiresAt: new Date(retireAt).toISOString() }),
+          ...(onFirstUse ? { retire: 'on-first-use' } : {}),
+          ...(emergency ? { emergency } : {}),
+        }
+        return { key, events: [{ type: 'key.rotated', key, details }] }
+      }
+
+      async function succeed(): Promise<Pick<Effect, 'key' | 'events'>> {
+        const key = newKey(current, secret, now)
+        const ended: KeyRow = { ...current, revokedAt: now, revokedReason: 'rotated', rotatedTo: key.id, updatedAt }
+        await tx.updateKey(ended)
+        await tx.insertKey(key)
+        await tx.insertGeneration(generationRow(key, secret, now, second))
+        return {
+          key,
+          events: [
+            { type: 'key.rotated', key: ended, details: { rotatedTo: key.id } },
+            { type: 'key.created', key, details: { rotatedFrom: current.id } },
+          ],
+        }
+      }
+    },
+  }
+}
+
+/** Ends a key for good. */
+export function revocation(target: string, reason: string | null): Mutation {
+  return {
+    name: 'revoke',
+    target,
+    selfAllowed: true,
+    fingerprint: reason,
+    async apply(tx, { target: old, now, by }): Promise<Effect> {
+      const current = present(old)
+      // Waits even when there is nothing to do: the revocation that did it may still be waiting itself.
+      if (current.revokedAt !== null) return { key: current, events: [], waits: true }
+      const key: KeyRow = { ...current, revokedAt: now, revokedReason: reason, updatedAt: Math.max(now, current.updatedAt + 1) }
+      const digests = await tx.retireGenerations(key.id, { at: now, by, reason: 'revoked' })
+      await tx.updateKey(key)
+      await tx.eraseReplays(key.id, by)
+      return {
+        key,
+        retired: { digests, reason: 'revoked' },
+        events: [{ type: 'key.revoked', key, details: reason === null ? {} : { reason } }],
+        waits: true,
+      }
+    },
+  }
+}
+
+/** Changes what callers may choose about a key. */
+export function alteration(target: string, changes: Partial<KeyFields>): Mutation {
+  return {
+    name: 'update',
+    target,
+    selfAllowed: false,
+    fingerprint: changes,
+    async apply(tx, { target: old, now }): Promise<Effect> {
+      const current = present(old)
+      if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; nothing about it can change any more.')
+      const key: KeyRow = { ...current, ...changes, updatedAt: Math.max(now, current.updatedAt + 1) }
+      await tx.updateKey(key)
+      // The secret before the active one may be in its grace period, and then stands for the same key.
+      const digests: string[] = []
+      for (const number of [key.generation, key.generation - 1]) {
+        const digest = (await tx.generationOf(key.id, number))?.digest
+        if (digest !== undefined) digests.push(digest)
+      }
+      return { key, changed: digests, events: [{ type: 'key.updated', key, details: { changed: Object.keys(changes) } }], waits: true }
+    },
+  }
+}
+
+function newKey(fields: KeyFields, secret: MintedSecret, now: number): KeyRow {
+  const { ownerId, name, environment, scopes, metadata, expiresAt } = fields
+  return {
+    ...{ ownerId, name, environment, scopes, metadata, expiresAt },
+    ...shown(secret),
+    id: timeOrderedId(now),
+    generation: 1,
+    createdAt: now,
+    updatedAt: now,
+    revokedAt: null,
+    revokedReason: null,
+    rotatedTo: null,
+    lastUsedAt: null,
+    lastUsedIp: null,
+    lastUsedUserAgent: null,
+  }
+}
+
+function generationRow(key: KeyRow, secret: MintedSecret, now: number, second: MintedRotationSecret | undefined): GenerationRow {
+  return {
+    ...shown(secret),
+    digest: secret.digest,
+    keyId: key.id,
+    generation: key.generation,
+    createdAt: now,
+    retiredAt: null,
+    replacedAt: null,
+    retiredBy: null,
+    retiredReason: null,
+    firstUsedAt: null,
+    retiresEarlier: false,
+    rotationSecretHash: second?.hash ?? null,
+  }
+}
+
+function shown({ start, last4 }: MintedSecret): Pick<KeyRow, 'secretStart' | 'secretLast4'> {
+  return { secretStart: start, secretLast4: last4 }
+}
+
+function secretsOf({ secret }: MintedSecret, second: MintedRotationSecret | undefined): Pick<Effect, 'secret' | 'rotationSecret'> {
+  return { secret, ...(second === undefined ? {} : { rotationSecret: second.rotationSecret }) }
+}
+
+function present(target: KeyRow | undefined): KeyRow {
+  if (target === undefined) throw new ApiKeyError('key_not_found', 'There is no such key.')
+  return target
+}

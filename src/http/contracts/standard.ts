@@ -1,0 +1,142 @@
+import type { IssuedKey, MutationResult } from '../../core/api-keys.js'
+import { type Contract, instant, object, oneOf, orNull, type Schema, text, texts, uuid } from '../contract.js'
+import { problem } from '../problem.js'
+
+const keySchema: Schema = object({
+  id: uuid,
+  ownerId: text,
+  name: text,
+  environment: oneOf('live', 'test'),
+  scopes: texts,
+  metadata: { type: 'object' },
+  generation: { type: 'integer', minimum: 1 },
+  status: oneOf('active', 'revoked'),
+  createdAt: instant,
+  updatedAt: instant,
+  expiresAt: orNull(instant),
+  revokedAt: orNull(instant),
+  revokedReason: orNull(text),
+  rotatedTo: orNull(uuid),
+  secretStart: text,
+  secretLast4: text,
+  lastUsedAt: orNull(instant),
+  lastUsedIp: orNull(text),
+  lastUsedUserAgent: orNull(text),
+})
+const issuedSchema = object({ key: keySchema, secret: text, rotationSecret: text, acceptedUntil: instant }, [
+  'rotationSecret',
+  'acceptedUntil',
+])
+const changedSchema = object({ key: keySchema, acceptedUntil: instant }, ['acceptedUntil'])
+const eventSchema = object({
+  id: uuid,
+  keyId: uuid,
+  type: text,
+  at: instant,
+  actor: text,
+  ip: orNull(text),
+  userAgent: orNull(text),
+  details: { type: 'object' },
+})
+const cursor = orNull(text)
+
+/** Our own contract: everything about keys, failures as problem details (RFC 9457). */
+export const standard: Contract = {
+  name: 'standard',
+  path: '/v1/api-keys',
+  operators: true,
+  routes: [
+    {
+      method: 'post',
+      path: '/',
+      action: 'create',
+      fields: ['name', 'environment', 'scopes', 'metadata', 'expiresAt', 'rotationSecret', 'ownerId'],
+      status: 201,
+      success: issued,
+      summary: 'Create a key',
+      schema: issuedSchema,
+    },
+    {
+      method: 'get',
+      path: '/',
+      action: 'list',
+      status: 200,
+      success: ({ items, nextCursor }) => ({ keys: items, nextCursor }),
+      summary: 'List keys, newest first',
+      schema: object({ keys: { type: 'array', items: keySchema }, nextCursor: cursor }),
+    },
+    {
+      method: 'post',
+      path: '/self/rotate',
+      action: 'rotate',
+      fields: ['rotationSecret', 'retire', 'emergency'],
+      status: 200,
+      success: issued,
+      summary: 'Rotate the key that is calling',
+      schema: issuedSchema,
+    },
+    {
+      method: 'post',
+      path: '/:id/rotate',
+      action: 'rotate',
+      fields: ['rotationSecret', 'retire', 'emergency'],
+      status: 200,
+      success: issued,
+      summary: 'Rotate a key',
+      schema: issuedSchema,
+    },
+    {
+      method: 'post',
+      path: '/:id/revoke',
+      action: 'revoke',
+      fields: ['reason'],
+      status: 200,
+      success: changed,
+      summary: 'Revoke a key for good',
+      schema: changedSchema,
+    },
+    {
+      method: 'get',
+      path: '/:id/events',
+      action: 'events',
+      status: 200,
+      success: ({ items, nextCursor }) => ({ events: items, nextCursor }),
+      summary: 'Read the audit trail of a key, newest first',
+      schema: object({ events: { type: 'array', items: eventSchema }, nextCursor: cursor }),
+    },
+    {
+      method: 'get',
+      path: '/:id',
+      action: 'get',
+      status: 200,
+      success: (key) => ({ key }),
+      summary: 'Get a key',
+      schema: object({ key: keySchema }),
+    },
+    {
+      method: 'patch',
+      path: '/:id',
+      action: 'update',
+      fields: ['name', 'scopes', 'metadata', 'expiresAt'],
+      status: 200,
+      success: changed,
+      summary: 'Change a key',
+      schema: changedSchema,
+    },
+  ],
+  failure: problem,
+  failureSchema: object({ type: text, title: text, status: { type: 'integer' }, code: text, detail: text }),
+}
+
+function issued({ key, secret, rotationSecret, acceptedUntil }: IssuedKey): object {
+  return {
+    key,
+    secret,
+    ...(rotationSecret === undefined ? {} : { rotationSecret }),
+    ...(acceptedUntil === undefined ? {} : { acceptedUntil }),
+  }
+}
+
+function changed({ key, acceptedUntil }: MutationResult): object {
+  return { key, ...(acceptedUntil === undefined ? {} : { acceptedUntil }) }
+}

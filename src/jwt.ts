@@ -1,0 +1,3 @@
+export { operatorJwt } from './http/operator-jwt.js'
+export type { OperatorJwtOptions } from './http/operator-jwt.js'
+export type { OperatorKey } from './http/operator-jwt.js'
