@@ -6,10 +6,10 @@ const SRC = join(__dirname, '../src')
 /** What each part of the house may import: files and folders under src, and packages. */
 const ALLOWED: Record<string, readonly RegExp[]> = {
   'errors.ts': [],
-  store: [/^store\//, /^errors\.ts$/, /^kysely$/],
-  cache: [/^cache\//, /^errors\.ts$/, /^ioredis$/],
+  store: [/^store\//, /^errors\.ts$/, /^kysely$/, /^node:crypto$/],
+  cache: [/^cache\//, /^errors\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^errors\.ts$/, /^node:/],
-  http: [/^http\//, /^core\//, /^errors\.ts$/, /^express$/, /^node:http$/],
+  http: [/^http\//, /^core\//, /^cache\/cache\.ts$/, /^errors\.ts$/, /^(express|express-rate-limit|jsonwebtoken)$/, /^node:(http|crypto)$/],
   testing: [/^store\/store\.ts$/, /^errors\.ts$/, /^node:/],
 }
 
@@ -28,15 +28,24 @@ test.each([
   ['express', /^http\//],
   ['kysely', /^store\/(sql|migrations|postgres|sqlite)\.ts$/],
   ['ioredis', /^cache\/redis\.ts$/],
+  ['rate-limit-redis', /^cache\/redis\.ts$/],
+  ['express-rate-limit', /^http\/limit\.ts$/],
+  ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
 ])('%s appears only where it belongs', (name, where) => {
   const users = files.filter((file) => importsOf(file).includes(name))
   expect(users.length).toBeGreaterThan(0)
   expect(users.filter((file) => !where.test(file))).toEqual([])
 })
 
+test('bcrypt is loaded only when a rotation secret is there', () => {
+  expect(files.filter((file) => importsOf(file).includes('bcrypt'))).toEqual([])
+  const loads = files.filter((file) => readFileSync(join(SRC, file), 'utf8').includes("import('bcrypt')"))
+  expect(loads).toEqual(['core/rotation-secret.ts'])
+})
+
 test('entries export by name, one name a line', () => {
   const entries = files.filter((file) => !file.includes('/') && file !== 'errors.ts')
-  expect(entries.sort()).toEqual(['index.ts', 'postgres.ts', 'redis.ts', 'sql.ts', 'sqlite.ts', 'testing.ts'])
+  expect(entries.sort()).toEqual(['index.ts', 'jwt.ts', 'postgres.ts', 'redis.ts', 'sql.ts', 'sqlite.ts', 'testing.ts'])
   for (const entry of entries) {
     for (const line of readFileSync(join(SRC, entry), 'utf8').trim().split('\n')) {
       expect(line).toMatch(/^export (type )?\{ \w+ \} from '\.\/[\w/-]+\.js'$/)

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { atEnd } from './support/cleanup.js'
 
 const ROOT = join(__dirname, '..')
-const ENTRIES = ['', '/postgres', '/sqlite', '/sql', '/redis', '/testing'].map((name) => `express-api-keys${name}`)
+const ENTRIES = ['', '/postgres', '/sqlite', '/sql', '/redis', '/jwt', '/testing'].map((name) => `express-api-keys${name}`)
 
 let folder: string
 let packed: { files: { path: string }[] }
@@ -77,15 +77,25 @@ test.each([
   expect(run(process.execPath, [tsc, ...flags, '--exactOptionalPropertyTypes', file], folder)).toBe('')
 })
 
-test('it brings along no more than Kysely', () => {
+test('it brings along five libraries, and at most forty packages in all', () => {
   const { dependencies } = JSON.parse(run('npm', ['ls', '--all', '--json'], folder)) as {
     dependencies: Record<string, { dependencies?: Record<string, { version?: string }> }>
   }
   // Peers that are optional and absent are listed without a version.
   const installed = Object.entries(dependencies['express-api-keys']?.dependencies ?? {}).filter(([, { version }]) => version !== undefined)
   const own = installed.map(([name]) => name).filter((name) => name !== 'express')
-  expect(own).toEqual(['kysely'])
-})
+  expect(own).toEqual(['bcrypt', 'express-rate-limit', 'jsonwebtoken', 'kysely', 'rate-limit-redis'])
+  const count = (...names: string[]): number => {
+    const alone = mkdtempSync(join(tmpdir(), 'package-'))
+    atEnd(async () => rmSync(alone, { recursive: true }))
+    writeFileSync(join(alone, 'package.json'), '{"private":true}')
+    run('npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', '--ignore-scripts', ...names], alone)
+    return run('npm', ['ls', '--all', '--parseable'], alone).trim().split('\n').length
+  }
+  const added = count('express', join(folder, 'express-api-keys-0.1.0.tgz')) - count('express')
+  expect(added).toBeGreaterThan(5)
+  expect(added).toBeLessThanOrEqual(40)
+}, 120_000)
 
 function run(command: string, args: string[], cwd: string): string {
   try {

@@ -57,7 +57,7 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
         throw new ApiKeyError('key_expired', 'The key has expired, and a rotation keeps its expiry; move the expiry first.')
       }
       const before = await tx.generationOf(current.id, current.generation - 1)
-      if (!emergency && before !== undefined && before.retiredAt !== null && before.retiredAt > now) {
+      if (!emergency && before !== undefined && before.graceEndsAt !== null && before.graceEndsAt > now) {
         throw new ApiKeyError(
           'rotation_in_grace',
           'The secret before this one is still in its grace period; wait for its end, or rotate with "emergency": true.',
@@ -65,7 +65,8 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       }
       const secret = format.mint(current.environment)
       const retireAt = graceMs === 0 ? now : Math.min(now + graceMs, current.expiresAt ?? Number.POSITIVE_INFINITY)
-      const digests = await tx.retireGenerations(current.id, { at: retireAt, by, reason: 'rotated', replacedAt: now })
+      const grace = graceMs === 0 ? {} : { graceEndsAt: retireAt }
+      const digests = await tx.retireGenerations(current.id, { at: now, by, reason: 'rotated', ...grace })
       const updatedAt = Math.max(now, current.updatedAt + 1)
       // Earlier answers hold secrets that are dead now.
       await tx.eraseReplays(current.id, emergency ? null : by)
@@ -182,7 +183,7 @@ function generationRow(key: KeyRow, secret: MintedSecret, now: number, second: M
     generation: key.generation,
     createdAt: now,
     retiredAt: null,
-    replacedAt: null,
+    graceEndsAt: null,
     retiredBy: null,
     retiredReason: null,
     firstUsedAt: null,

@@ -376,7 +376,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
 
 /** Why a generation of a key is not accepted at this instant of the authority's clock, or undefined while it is. */
 export function endedBecause(key: KeyRow, generation: GenerationRow, at: number): 'rotated' | 'revoked' | 'expired' | undefined {
-  if (generation.retiredAt !== null && generation.retiredAt <= at) return generation.retiredReason ?? 'rotated'
+  if (generation.retiredAt !== null && !(generation.graceEndsAt !== null && at < generation.graceEndsAt))
+    return generation.retiredReason ?? 'rotated'
   if (key.revokedAt !== null) return 'revoked'
   if (key.expiresAt !== null && key.expiresAt <= at) return 'expired'
   return undefined
@@ -387,8 +388,8 @@ function keyLife(key: KeyRow, grace: Grace | undefined, leaseMs: number, at: num
   return Math.min(leaseMs, (key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace?.endsAt ?? Number.POSITIVE_INFINITY) - at)
 }
 
-function graceOf({ retiredAt, replacedAt }: GenerationRow): Grace | undefined {
-  return retiredAt === null ? undefined : { endsAt: retiredAt, replacedAt: replacedAt ?? retiredAt }
+function graceOf({ retiredAt, graceEndsAt }: GenerationRow): Grace | undefined {
+  return retiredAt === null || graceEndsAt === null ? undefined : { endsAt: graceEndsAt, replacedAt: retiredAt }
 }
 
 function verified(key: ApiKey, grace: Grace | undefined, live: () => boolean): Verified {

@@ -1,5 +1,5 @@
 import { createPublicKey, createSecretKey, KeyObject } from 'node:crypto'
-import jwt, { type Algorithm, type JwtHeader, type JwtPayload } from 'jsonwebtoken'
+import jwt, { type JwtHeader, type JwtPayload } from 'jsonwebtoken'
 import type { Operator } from '../core/api-keys.js'
 import { integerOption, refuseUnknown } from '../core/options.js'
 import { ApiKeyError } from '../errors.js'
@@ -16,7 +16,7 @@ export interface OperatorJwtOptions {
   /** The `aud` that a token must have, alone or among others. */
   audience: string
   /** The algorithms that a token may be signed with: of one family, and never `none`. */
-  algorithms: readonly Algorithm[]
+  algorithms: readonly OperatorAlgorithm[]
   /** A public key in PEM, or for HS256, HS384 and HS512 a shared secret of at least 32 bytes. Instead of `keys`. */
   key?: OperatorKey
   /** Keys by their `kid`, which every token must then name. Put the next one in before it signs, and take an old one out when its tokens are over. */
@@ -26,6 +26,9 @@ export interface OperatorJwtOptions {
   /** A token that is good for longer than this from now is refused, in milliseconds. Default 86,400,000 (a day). */
   maxLifetimeMs?: number
 }
+
+/** What a token may be signed with (RFC 7518 §3.1). */
+export type OperatorAlgorithm = `${'HS' | 'RS' | 'PS' | 'ES'}${256 | 384 | 512}`
 
 export type OperatorKey = string | Uint8Array | KeyObject
 

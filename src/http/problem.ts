@@ -66,7 +66,7 @@ export interface FailureContext {
   readonly realm: string
   readonly scope?: string | undefined
   readonly requestId?: string
-  /** Default 1, where the status asks for it (429, 503). */
+  /** For a 429. Default 1. */
   readonly retryAfterSeconds?: number | undefined
 }
 
@@ -107,8 +107,8 @@ export function refuse(
   res.status(status)
   res.setHeader('Cache-Control', 'no-store')
   if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
-  if (status === 503 || status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
-  else res.removeHeader('Retry-After')
+  if (status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
+  if (status === 503) res.setHeader('Retry-After', '1')
   res.setHeader('Content-Type', contentType)
   res.end(JSON.stringify(body))
 }

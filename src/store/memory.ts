@@ -91,7 +91,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         if (!row.retiresEarlier) return { retired: [], waitMs: 0 }
         const before = generationOf(row.keyId, row.generation - 1)
         if (before === undefined) return { retired: [], waitMs: 0 }
-        if (before.retiredAt !== null && before.retiredAt > now()) tables.generations.set(before.digest, { ...before, retiredAt: now() })
+        tables.generations.set(before.digest, { ...before, graceEndsAt: null })
         return { retired: [before.digest], waitMs: longestLease() }
       }),
 
@@ -155,12 +155,10 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         if (generations.has(row.digest) || twin) throw taken('generation')
         generations.set(row.digest, { ...row })
       },
-      async retireGenerations(keyId, { at, by, reason, replacedAt = null }) {
-        const active = [...generations.values()].filter((row) => row.keyId === keyId && (row.retiredAt === null || row.retiredAt > at))
-        for (const row of active) {
-          const replaced = row.replacedAt ?? replacedAt
-          generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, replacedAt: replaced })
-        }
+      async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
+        const accepted = (row: GenerationRow): boolean => row.retiredAt === null || (row.graceEndsAt !== null && row.graceEndsAt > at)
+        const active = [...generations.values()].filter((row) => row.keyId === keyId && accepted(row))
+        for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt })
         return active.map(({ digest }) => digest)
       },
       generationOf: async (keyId, generation) =>

@@ -45,7 +45,7 @@ export const migrations: readonly ((db: Kysely<never>) => Promise<void>)[] = [
     ]) {
       await run(`alter table express_api_keys add column ${column}`)
     }
-    for (const column of ['replaced_at bigint', 'retires_earlier integer not null default 0', 'rotation_secret_hash text']) {
+    for (const column of ['grace_ends_at bigint', 'retires_earlier integer not null default 0', 'rotation_secret_hash text']) {
       await run(`alter table express_api_key_generations add column ${column}`)
     }
     for (const column of ['secret_start', 'secret_last4']) {
@@ -54,6 +54,5 @@ export const migrations: readonly ((db: Kysely<never>) => Promise<void>)[] = [
     }
     await run(`alter table express_api_key_settings add column store_id text not null default ''`)
     await run(`update express_api_key_settings set store_id = '${randomUUID()}'`)
-    await run(`update express_api_key_generations set replaced_at = retired_at where retired_reason = 'rotated'`)
   },
 ]

@@ -45,7 +45,7 @@ interface GenerationTable {
   first_used_at: number | null
   secret_start: string
   secret_last4: string
-  replaced_at: number | null
+  grace_ends_at: number | null
   retires_earlier: number
   rotation_secret_hash: string | null
 }
@@ -226,7 +226,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
         await generations.set({ first_used_at: now }).where('digest', '=', digest).where('first_used_at', 'is', null).execute()
         if (!found.retiresEarlier) return { retired: [], waitMs: 0 }
         const earlier = generations.where('key_id', '=', found.keyId).where('generation', '<', found.generation)
-        await earlier.set({ retired_at: now }).where('retired_at', '>', now).execute()
+        await earlier.set({ grace_ends_at: null }).where('grace_ends_at', 'is not', null).execute()
         const retired = await on
           .selectFrom('express_api_key_generations')
           .select('digest')
@@ -435,24 +435,19 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
             first_used_at: row.firstUsedAt,
             secret_start: row.secretStart,
             secret_last4: row.secretLast4,
-            replaced_at: row.replacedAt,
+            grace_ends_at: row.graceEndsAt,
             retires_earlier: row.retiresEarlier ? 1 : 0,
             rotation_secret_hash: row.rotationSecretHash,
           })
           .execute()
       },
 
-      async retireGenerations(keyId, { at, by, reason, replacedAt = null }) {
+      async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
         const rows = await on
           .updateTable('express_api_key_generations')
-          .set((column) => ({
-            retired_at: at,
-            retired_by: by,
-            retired_reason: reason,
-            replaced_at: column.fn.coalesce('replaced_at', sql<number | null>`${replacedAt}`),
-          }))
+          .set({ retired_at: at, retired_by: by, retired_reason: reason, grace_ends_at: graceEndsAt })
           .where('key_id', '=', keyId)
-          .where((is) => is.or([is('retired_at', 'is', null), is('retired_at', '>', at)]))
+          .where((is) => is.or([is('retired_at', 'is', null), is('grace_ends_at', '>', at)]))
           .returning('digest')
           .execute()
         return rows.map(({ digest }) => digest)
@@ -566,7 +561,7 @@ const GENERATION = [
   'first_used_at',
   'secret_start',
   'secret_last4',
-  'replaced_at',
+  'grace_ends_at',
   'retires_earlier',
   'rotation_secret_hash',
 ] as const satisfies readonly (keyof GenerationTable)[]
@@ -631,7 +626,7 @@ function generationRow(row: GenerationTable): GenerationRow {
     firstUsedAt: numberOrNull(row.first_used_at),
     secretStart: row.secret_start,
     secretLast4: row.secret_last4,
-    replacedAt: numberOrNull(row.replaced_at),
+    graceEndsAt: numberOrNull(row.grace_ends_at),
     retiresEarlier: Number(row.retires_earlier) === 1,
     rotationSecretHash: row.rotation_secret_hash,
   }

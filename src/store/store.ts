@@ -37,10 +37,10 @@ export interface GenerationRow {
   readonly keyId: string
   readonly generation: number
   readonly createdAt: number
-  /** When it stops being accepted; an instant to come while it is in its grace period. */
+  /** When it was retired; it is still accepted where there is a grace period. */
   readonly retiredAt: number | null
-  /** When a rotation made the generation after it. */
-  readonly replacedAt: number | null
+  /** Until when it is accepted although it is retired; null where it is not, also once a grace period was ended before its time. */
+  readonly graceEndsAt: number | null
   /** The id of the replay record of the mutation that retired it; null while active or where there was no Idempotency-Key. */
   readonly retiredBy: string | null
   readonly retiredReason: 'rotated' | 'revoked' | null
@@ -223,12 +223,12 @@ export interface StoreTransaction {
   /** Rejects when the digest, or the key's generation number, exists already. */
   insertGeneration(row: GenerationRow): Promise<void>
   /**
-   * Retires every generation of the key whose `retiredAt` is null or later than `at`, in one conditional write; resolves with their digests.
-   * `replacedAt` is written where it is null and one is given.
+   * Retires every generation of the key whose `retiredAt` is null, and ends every grace period that is still running at `at`, in one conditional
+   * write; resolves with the digests. What it retires gets the grace period that is given, or none.
    */
   retireGenerations(
     keyId: string,
-    change: { at: number; by: string | null; reason: 'rotated' | 'revoked'; replacedAt?: number },
+    change: { at: number; by: string | null; reason: 'rotated' | 'revoked'; graceEndsAt?: number },
   ): Promise<readonly string[]>
   /** Finds a key's generation by its number. */
   generationOf(keyId: string, generation: number): Promise<GenerationRow | undefined>

@@ -159,15 +159,16 @@ export function storeContract(
     check('retires again what has a grace period, but never what is over', async (store) => {
       const { key, generation } = await issue(store)
       const now = await store.transaction((tx) => tx.now())
-      const retire = (at: number, by: string, replacedAt?: number): Promise<readonly string[]> =>
+      const retire = (at: number, by: string, graceEndsAt?: number): Promise<readonly string[]> =>
         store.transaction((tx) =>
-          tx.retireGenerations(key.id, { at, by, reason: 'rotated', ...(replacedAt === undefined ? {} : { replacedAt }) }),
+          tx.retireGenerations(key.id, { at, by, reason: 'rotated', ...(graceEndsAt === undefined ? {} : { graceEndsAt }) }),
         )
-      same(await retire(now + 60_000, 'grace', now), [generation.digest])
-      same(await retire(now + 1, 'emergency', now + 1), [generation.digest])
-      same(await retire(now + 1, 'again'), [])
-      const row = await store.transaction((tx) => tx.generation(generation.digest))
-      same([row?.retiredAt, row?.retiredBy, row?.replacedAt], [now + 1, 'emergency', now])
+      const row = (): Promise<GenerationRow | undefined> => store.transaction((tx) => tx.generation(generation.digest))
+      same(await retire(now, 'grace', now + 60_000), [generation.digest])
+      same([(await row())?.retiredAt, (await row())?.graceEndsAt], [now, now + 60_000])
+      same(await retire(now + 1, 'emergency'), [generation.digest])
+      same([(await row())?.retiredBy, (await row())?.graceEndsAt], ['emergency', null])
+      same(await retire(now + 2, 'again'), [])
     })
 
     check(
@@ -178,7 +179,7 @@ export function storeContract(
         const now = await store.transaction(async (tx) => {
           await tx.lockKeys([key.id])
           const at = await tx.now()
-          await tx.retireGenerations(key.id, { at: at + 60_000, by: null, reason: 'rotated', replacedAt: at })
+          await tx.retireGenerations(key.id, { at, by: null, reason: 'rotated', graceEndsAt: at + 60_000 })
           await tx.insertGeneration(second)
           await tx.updateKey({ ...key, generation: 2 })
           return at
@@ -190,7 +191,7 @@ export function storeContract(
           ok(waitMs >= leaseMs, 'the wait is shorter than a lease')
         }
         const [old, made] = await store.transaction((tx) => Promise.all([tx.generation(generation.digest), tx.generation(second.digest)]))
-        ok(old?.retiredAt !== undefined && old.retiredAt !== null && old.retiredAt < now + 60_000, 'the grace period goes on')
+        same([old?.retiredAt, old?.graceEndsAt], [now, null])
         ok(made?.firstUsedAt !== null && made?.retiresEarlier === true)
         await store.settleFirstUse(second.digest)
         same((await store.transaction((tx) => tx.generation(second.digest)))?.retiresEarlier, false)
@@ -203,13 +204,13 @@ export function storeContract(
       const { key, generation } = await issue(store)
       const second = generationOf(key, 2)
       const ends = await store.transaction(async (tx) => {
-        const at = (await tx.now()) + 60_000
-        await tx.retireGenerations(key.id, { at, by: null, reason: 'rotated' })
+        const at = await tx.now()
+        await tx.retireGenerations(key.id, { at, by: null, reason: 'rotated', graceEndsAt: at + 60_000 })
         await tx.insertGeneration(second)
-        return at
+        return at + 60_000
       })
       same(await store.markFirstUse(second.digest), { retired: [], waitMs: 0 })
-      same((await store.transaction((tx) => tx.generation(generation.digest)))?.retiredAt, ends)
+      same((await store.transaction((tx) => tx.generation(generation.digest)))?.graceEndsAt, ends)
     })
 
     check('writes the last use of a key, never over a later one, and leaves it alone in every other change', async (store, sibling) => {
@@ -441,7 +442,7 @@ function generationOf(key: KeyRow, generation: number): GenerationRow {
     generation,
     createdAt: key.createdAt,
     retiredAt: null,
-    replacedAt: null,
+    graceEndsAt: null,
     retiredBy: null,
     retiredReason: null,
     firstUsedAt: null,
