@@ -1,27 +1,28 @@
 /**
  * Every interleaving of one key, two verifiers, one rotator and a cache, breadth first, so that what breaks a promise comes out as
- * its shortest story. The checker says whether the *design* of leases holds; that the code is this design is for the other tests.
+ * its shortest story. It says whether the *design* of leases holds; whether the code is this design is for the other tests.
  *
  * What is modelled
- * - Time is whole ticks and goes on whatever a process does: who makes no move is paused, for as long as the search likes.
- * - A verifier looks the old secret up in flights, one at a time, and keeps the latest deadline it ever got. Each message to and from the
- *   cache and the store is a step of its own. A flight may begin at any time, for a request or to renew a lease.
+ * - Time is whole ticks, and goes on whatever a process does. Who makes no move is paused, or its message is late, for any time.
+ * - A verifier looks the old secret up in flights, one at a time, and keeps the latest deadline it ever got. Asking, answering and
+ *   taking the answer are steps of their own. A flight may begin at any time, for a request or to renew a lease.
  * - The store answers with the state of one instant, and tells that instant by its own clock.
- * - The cache keeps no state here but the set of what was ever sent to it. Evicted, flushed, failed over to any earlier state, restarted from
- *   any snapshot, filled late, filled twice: each only changes what the next read finds. So a read finds any of what was ever sent, or
- *   nothing, or does not answer, and TIME is right or late, all anew at each read.
- * - Clocks agree but for `World`.
+ * - The cache is the set of what was ever sent to it. Evicted, flushed, failed over to an earlier state, restarted from a
+ *   snapshot, filled late, filled twice: each only changes what the next read finds. So a read finds any one thing ever sent whose
+ *   end TIME has not reached, or nothing, or it has no answer; and TIME is right or late, anew at each read.
+ * - A request that starts before the 200 matters by the lease it leaves behind, and by being paused right before it goes through.
  *
- * Why it ends without a bound on time or on the number of reads: states are compared by what is left of each deadline, and one that
- * is over is as good as one that is long over. The verifiers are alike, so swapped states are the same state. What only ever
- * helps to keep the promises is left out: an entry that another one outlasts in every respect, a verifier that forgets or remembers a refusal.
+ * Neither time nor the number of reads has a bound, and still the search ends. States are compared by what is left of each
+ * deadline, and one that is over is as good as one that is long over. The verifiers are alike, so swapped states are the same
+ * state. What could only help to keep the promises is left out: an entry that another one outlasts in every respect, a verifier
+ * that forgets a lease or remembers a refusal.
  *
- * Bounds: a lease of two ticks is the shortest that can be begun, half over and over; a drift, a margin and a late clock of one tick are
- * the shortest that can be told from none. Every comparison in the design is between sums of these few lengths.
+ * The bounds are the lengths. A lease of three ticks can be begun, relayed in mid-life with a rest longer than the margin, and
+ * over. One tick of margin, of drift and of a late clock is the least that differs from none.
  *
- * Not modelled: replays (they wait from a later instant than the rotation they repeat), a key's expiry and update, a change of the lease in force,
- * forged entries (the MAC), "unknown" for a new secret, a store whose clock is set back, and the age and the slack of a
- * verifier's reading of that clock: it is exact here, and in the code no lower than exact.
+ * Not modelled: replays (they wait from a later instant than the rotation they repeat), revocation (it waits like a rotation),
+ * expiry and update, a change of the lease in force, forged entries (the MAC sees to them), a store whose clock is set back, and
+ * how a verifier comes to know the store's clock: what it takes that clock to show is exact here, and never less in the code.
  */
 
 /** The design, each field a decision. The defaults are the design as built; another value is a planted fault. */
@@ -42,13 +43,13 @@ export interface Design {
   readonly boundByRedisTime: boolean
   /** Whether a relayed lease is bounded by the store's clock. */
   readonly boundByStoreClock: boolean
-  /** Whether the deadline is checked again right before a request goes through. */
+  /** Whether a verdict is held against its deadline at the moment a request goes through. */
   readonly recheck: boolean
 }
 
-export const asBuilt: Design = {
-  lease: 2,
-  rotatorLease: 2,
+const asBuilt: Design = {
+  lease: 3,
+  rotatorLease: 3,
   margin: 1,
   waitFrom: 'commit',
   leaseFrom: 'asked',
@@ -58,19 +59,20 @@ export const asBuilt: Design = {
   recheck: true,
 }
 
-/** What the design has to bear. */
+/** What the clocks do to the design. */
 export interface World {
-  /** By how many ticks a verifier's clock may fall short of what has passed since its lease began. */
+  /** By how many ticks a verifier's clock falls short of what has passed since its lease began. */
   readonly drift: number
-  /** By how many ticks the clock of a machine that the cache fails over to may be late. */
+  /** By how many ticks the clock of a machine that the cache may fail over to is late. */
   readonly redisLate: number
 }
 
 export const harsh: World = { drift: 1, redisLate: 1 }
+export const perfectClocks: World = { drift: 0, redisLate: 0 }
 
 /**
  * - `P3`: a request that started after the 200 is accepted with the old secret.
- * - `P3 to the instant`: a request goes through after the 200, whenever it started. The design promises this too, unasked.
+ * - `P3 to the instant`: a request goes through after the 200, whenever it started. More than P3 asks for, and what docs/design.md says.
  * - `live`: a request is told that the secret is dead before the rotation is committed.
  */
 export type Promised = 'P3' | 'P3 to the instant' | 'live'
@@ -123,10 +125,10 @@ const MAX_STATES = 3_000_000
 /** Looks at every state that the design can get into, nearest first, until one of `promises` is broken. */
 export function check(
   faults: Partial<Design> = {},
-  world: Partial<World> = {},
+  world: World = harsh,
   promises: readonly Promised[] = ['P3', 'P3 to the instant', 'live'],
 ): Verdict {
-  const { moves, keyOf } = model({ ...asBuilt, ...faults }, { ...harsh, ...world })
+  const { moves, keyOf } = model({ ...asBuilt, ...faults }, world)
   const idle: Verifier = { until: undefined, flight: undefined, joined: false }
   const initial: State = { now: 0, rotation: { phase: 'none', waitFrom: 0 }, sent: [], verifiers: [idle, idle] }
   const seen = new Set([keyOf(initial)])
@@ -135,9 +137,8 @@ export function check(
   for (let index = 0; index < found.length; index++) {
     const { state } = found[index] as (typeof found)[number]
     for (const { label, next, breaks } of moves(state)) {
-      if (breaks !== undefined) {
-        if (promises.includes(breaks)) return { states: found.length, broken: { promise: breaks, trace: [...story(index), line(state, label)] } }
-        continue
+      if (breaks !== undefined && promises.includes(breaks)) {
+        return { states: found.length, broken: { promise: breaks, trace: [...story(index), line(state, label)] } }
       }
       const key = keyOf(next)
       if (seen.has(key)) continue
@@ -158,7 +159,7 @@ export function check(
 }
 
 function line(state: State, label: string | undefined): string {
-  return `tick ${state.now}  ${label}`
+  return `${state.now}  ${label}`
 }
 
 function model(design: Design, world: World): { moves: (state: State) => Iterable<Move>; keyOf: (state: State) => string } {
@@ -166,29 +167,29 @@ function model(design: Design, world: World): { moves: (state: State) => Iterabl
   return { moves, keyOf }
 
   function* moves(state: State): Generator<Move> {
-    yield { label: undefined, next: { ...state, now: state.now + 1, sent: worthKeeping(state.sent, state.now + 1) } }
     yield* rotatorMoves(state)
     if (design.fill === 'relative') yield* landings(state)
     for (const index of state.verifiers.keys()) yield* verifierMoves(state, index)
+    yield { label: undefined, next: { ...state, now: state.now + 1, sent: worthKeeping(state.sent, state.now + 1) } }
   }
 
   function* rotatorMoves(state: State): Generator<Move> {
     const { now, rotation } = state
     const turn = (label: string, phase: State['rotation']['phase'], waitFrom: number): Move => {
-      return { label: `rotator: ${label}`, next: { ...state, rotation: { phase, waitFrom } } }
+      return { label: `the rotator ${label}`, next: { ...state, rotation: { phase, waitFrom } } }
     }
-    if (rotation.phase === 'none' && design.waitFrom === 'tombstone') yield turn('Redis acknowledges the tombstone', 'buried', now)
-    if (rotation.phase === 'none' && design.waitFrom === 'commit') yield turn('COMMIT', 'committed', now)
-    if (rotation.phase === 'buried') yield turn('COMMIT', 'committed', rotation.waitFrom)
+    if (rotation.phase === 'none' && design.waitFrom === 'tombstone') yield turn('has the tombstone in Redis', 'buried', now)
+    if (rotation.phase === 'none' && design.waitFrom === 'commit') yield turn('commits', 'committed', now)
+    if (rotation.phase === 'buried') yield turn('commits', 'committed', rotation.waitFrom)
     const waited = now - rotation.waitFrom >= design.rotatorLease + design.margin
-    if (rotation.phase === 'committed' && waited) yield turn(`200, having waited since tick ${rotation.waitFrom}`, 'answered', 0)
+    if (rotation.phase === 'committed' && waited) yield turn(`answers 200, having waited since ${rotation.waitFrom}`, 'answered', 0)
   }
 
   function* landings(state: State): Generator<Move> {
     for (const entry of state.sent) {
       if (entry.redisEnd !== undefined) continue
       const landed = { ...entry, redisEnd: state.now + lease }
-      const label = `Redis: the fill with the lease of tick ${entry.grantedAt} lands, to live until tick ${landed.redisEnd}`
+      const label = `the fill with the lease of ${entry.grantedAt} lands in Redis, to live until ${landed.redisEnd}`
       yield { label, next: { ...state, sent: worthKeeping([...state.sent, landed], state.now) } }
     }
   }
@@ -204,48 +205,49 @@ function model(design: Design, world: World): { moves: (state: State) => Iterabl
     }
 
     if (answered && until !== undefined) {
-      if (live(until, now)) yield { label: `${name}: a request starts and is accepted, by the lease until tick ${until}`, next: state, breaks: 'P3' }
+      const lease = `by the lease until ${until}${standing(until, now)}`
+      if (live(until, now)) yield { label: `a request starts at ${name} and is accepted, ${lease}`, next: state, breaks: 'P3' }
       if (live(until, now) || !design.recheck) {
-        const label = `${name}: a request from before, paused since its verdict (lease until tick ${until}), goes through`
-        yield { label, next: state, breaks: 'P3 to the instant' }
+        yield { label: `a request paused at ${name} goes through, ${lease}`, next: state, breaks: 'P3 to the instant' }
       }
     }
     if (flight === undefined) {
-      const label = `${name}: ${answered ? 'a request starts; ' : ''}asks Redis`
+      const label = `${answered ? `a request starts at ${name}, which` : name} asks Redis`
       yield { label, next: become({ flight: { at: 'cache asked', since: now }, joined: answered }) }
       return
     }
-    if (answered && !verifier.joined) yield { label: `${name}: a request starts and joins the flight under way`, next: become({ joined: true }) }
+    if (answered && !verifier.joined)
+      yield { label: `a request starts at ${name} and waits for the flight under way`, next: become({ joined: true }) }
 
-    const askStore = (cacheTime: number | undefined, why: string): Move => {
-      return { label: `${name}: ${why}, asks the store`, next: become({ flight: { at: 'store asked', askedAt: now, cacheTime } }) }
+    const askStore = (cacheTime: number | undefined): Move => {
+      return { label: `${name} asks the store`, next: become({ flight: { at: 'store asked', askedAt: now, cacheTime } }) }
     }
     const refused = (by: string): Move => {
-      const told: Move = { label: `${name}: refuses, for ${by} says dead`, next: become({ flight: undefined, joined: false }) }
+      const told: Move = { label: `${name} refuses, by the word of ${by}`, next: become({ flight: undefined, joined: false }) }
       return rotation.phase === 'none' || rotation.phase === 'buried' ? { ...told, breaks: 'live' } : told
     }
     const granted = (deadline: number, sent: readonly Entry[], by: string): Move => {
       const accepted = verifier.joined && (live(deadline, now) || !design.recheck)
-      const label = `${name}: has a lease until tick ${deadline} from ${by}${accepted ? ', and accepts the request that joined' : ''}`
+      const lease = `takes the lease from ${by}, until ${deadline}${standing(deadline, now)}`
+      const label = `${name} ${lease}${accepted ? ', and accepts the request that waits' : ''}`
       const next = become({ until: Math.max(until ?? deadline, deadline), flight: undefined, joined: false }, sent)
       return accepted ? { label, next, breaks: 'P3' } : { label, next }
     }
 
     switch (flight.at) {
       case 'cache asked':
-        yield askStore(undefined, 'has no answer from Redis')
+        yield askStore(undefined)
         yield* cacheAnswers(state, flight.since, name, (answer) => become({ flight: { at: 'cache answered', answer } }))
         return
       case 'cache answered':
         if (flight.answer === 'dead') yield refused('Redis')
-        else if (flight.answer.until === undefined) yield askStore(flight.answer.cacheTime, 'finds nothing in Redis')
-        else if (live(flight.answer.until, now)) yield granted(flight.answer.until, state.sent, 'Redis')
-        else yield askStore(flight.answer.cacheTime, 'finds a lease in Redis that is over')
+        else if (flight.answer.until === undefined || !live(flight.answer.until, now)) yield askStore(flight.answer.cacheTime)
+        else yield granted(flight.answer.until, state.sent, 'Redis')
         return
       case 'store asked': {
         const dead = rotation.phase === 'committed' || answered
         const next = become({ flight: { ...flight, at: 'store answered', grantedAt: dead ? 'dead' : now } })
-        yield { label: `store: answers ${name} that the secret is ${dead ? 'dead' : 'active'}`, next }
+        yield { label: `the store answers ${name}: ${dead ? 'dead' : 'active'}`, next }
         return
       }
       case 'store answered': {
@@ -253,7 +255,7 @@ function model(design: Design, world: World): { moves: (state: State) => Iterabl
         if (grantedAt === 'dead') yield refused('the store')
         else {
           const sent = cacheTime === undefined ? state.sent : worthKeeping([...state.sent, fill(grantedAt, cacheTime)], now)
-          yield granted((design.leaseFrom === 'asked' ? askedAt : now) + lease, sent, `the store, asked at tick ${askedAt}`)
+          yield granted((design.leaseFrom === 'asked' ? askedAt : now) + lease, sent, `the store, asked at ${askedAt}`)
         }
       }
     }
@@ -266,16 +268,16 @@ function model(design: Design, world: World): { moves: (state: State) => Iterabl
     name: string,
     next: (answer: Extract<Flight, { at: 'cache answered' }>['answer']) => State,
   ): Generator<Move> {
-    if (rotation.phase !== 'none') yield { label: `Redis: answers ${name} with the tombstone`, next: next('dead') }
+    if (rotation.phase !== 'none') yield { label: `Redis answers ${name}: a tombstone`, next: next('dead') }
     for (const late of world.redisLate === 0 ? [0] : [0, world.redisLate]) {
       const cacheTime = now - late
-      const redis = late === 0 ? 'Redis' : 'Redis, on a machine with a late clock'
-      yield { label: `${redis}: answers ${name} that there is nothing, TIME ${cacheTime}`, next: next({ until: undefined, cacheTime }) }
+      const redis = late === 0 ? 'Redis' : 'Redis, failed over to a late clock,'
+      yield { label: `${redis} answers ${name}: nothing, TIME ${cacheTime}`, next: next({ until: undefined, cacheTime }) }
       for (const { grantedAt, redisEnd, storeEnd } of sent) {
         if (redisEnd === undefined || redisEnd <= cacheTime) continue
         // The three bounds. The store's clock is known to the verifier as well as its own.
         const until = since + Math.min(lease, design.boundByRedisTime ? redisEnd - cacheTime : lease, storeEnd - since)
-        const label = `${redis}: answers ${name} with the lease of tick ${grantedAt}, TIME ${cacheTime}`
+        const label = `${redis} answers ${name}: the lease of ${grantedAt}, TIME ${cacheTime}`
         if (live(until, now)) yield { label, next: next({ until, cacheTime }) }
       }
     }
@@ -288,6 +290,10 @@ function model(design: Design, world: World): { moves: (state: State) => Iterabl
 
   function live(until: number, now: number): boolean {
     return now - world.drift < until
+  }
+
+  function standing(until: number, now: number): string {
+    return now < until ? '' : live(until, now) ? ' (not over by its slow clock)' : ' (over)'
   }
 
   /** Whether some read of this entry, now or later, can still give a live lease. */
