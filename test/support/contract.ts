@@ -1,0 +1,311 @@
+import { once } from 'node:events'
+import { request } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { Ajv2020 } from 'ajv/dist/2020.js'
+import express from 'express'
+import {
+  type ApiKeys,
+  type ApiKeysOptions,
+  bearerAuth,
+  type Contract,
+  createApiKeys,
+  keyRouter,
+  memoryStore,
+  type Operators,
+  openApiDocument,
+  type Store,
+} from 'express-api-keys'
+import { atEnd } from './cleanup.js'
+import { SERVER_SECRET } from './process.js'
+import { stores } from './stores.js'
+
+/** A response whose status, type and body the OpenAPI document of the contract has been held against. */
+export interface Checked {
+  readonly status: number
+  // biome-ignore lint/suspicious/noExplicitAny: what a body holds is what the tests are about
+  readonly body: any
+  readonly headers: { readonly [name: string]: string | undefined }
+}
+
+export interface Sent {
+  readonly method?: string
+  /** Below where the contract is mounted. */
+  readonly path: string
+  readonly secret?: string | undefined
+  readonly idempotencyKey?: string | undefined
+  readonly body?: unknown
+  /** The Content-Type of the body. Default JSON. */
+  readonly type?: string
+  /** Raw names and values, sent as they are, after those that follow from the rest. */
+  readonly headers?: readonly string[]
+}
+
+export interface Serving {
+  readonly keys: ApiKeys
+  readonly url: string
+  send(request: Sent): Promise<Checked>
+  /** What a route of the application's own, behind `bearerAuth`, answers to a secret. */
+  accepted(secret: string): Promise<number>
+}
+
+/** Everything that keys can be kept in: this process, and two real databases. */
+export const everyStore: readonly (readonly [name: string, make: () => Promise<Store>])[] = [
+  ['memory', async () => memoryStore()],
+  ...stores.map(([name, make]) => [name, async () => (await make()).store] as const),
+]
+
+/** Serves a contract where it is usually mounted, over real HTTP. */
+export async function serveContract(
+  contract: Contract,
+  store: Store,
+  {
+    operators,
+    limits,
+    trustProxy,
+    ...options
+  }: Partial<ApiKeysOptions> & { operators?: Operators; limits?: boolean; trustProxy?: boolean } = {},
+): Promise<Serving> {
+  const keys = createApiKeys({ store, secret: SERVER_SECRET, leaseMs: 60, onError: () => {}, ...options })
+  await keys.migrate()
+  const app = express()
+  if (trustProxy) app.set('trust proxy', 1)
+  const routerOptions = { contract, ...(operators && { operators }), ...(limits === undefined ? {} : { limits }) }
+  app.use(contract.path, keyRouter(keys, routerOptions))
+  app.get('/data', bearerAuth(keys, { deprecation: true }), (req, res) => {
+    res.json({ id: req.apiKey?.id })
+  })
+  const server = app.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  atEnd(async () => {
+    server.closeAllConnections()
+    await new Promise((resolve) => server.close(resolve))
+    await keys.close()
+  })
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  const check = checker(contract)
+  return {
+    keys,
+    url,
+    async send(sent) {
+      const answer = await exchange(url + contract.path, sent)
+      check(sent, answer)
+      return answer
+    },
+    accepted: async (secret) => (await exchange(url, { method: 'GET', path: '/data', secret })).status,
+  }
+}
+
+/** One request, with its headers exactly as given: two of one name stay two. */
+export async function exchange(
+  base: string,
+  { method = 'POST', path, secret, idempotencyKey, body, type = 'application/json', headers = [] }: Sent,
+): Promise<Checked> {
+  const text = body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body)
+  const raw = [
+    ...['Host', new URL(base).host, 'Connection', 'close'],
+    ...(secret === undefined ? [] : ['Authorization', `Bearer ${secret}`]),
+    ...(idempotencyKey === undefined ? [] : ['Idempotency-Key', idempotencyKey]),
+    ...(text === undefined ? [] : ['Content-Type', type, 'Content-Length', String(Buffer.byteLength(text))]),
+    ...(text === undefined && method !== 'GET' ? ['Content-Length', '0'] : []),
+    ...headers,
+  ]
+  return new Promise((resolve, reject) => {
+    const sent = request(base + path, { method, headers: raw, agent: false }, (response) => {
+      const chunks: Buffer[] = []
+      response.on('data', (chunk: Buffer) => chunks.push(chunk))
+      response.on('error', reject)
+      response.on('end', () => {
+        const said = Buffer.concat(chunks).toString()
+        resolve({
+          status: response.statusCode ?? 0,
+          body: said === '' ? undefined : JSON.parse(said),
+          headers: response.headers as Checked['headers'],
+        })
+      })
+    })
+    sent.on('error', reject)
+    sent.end(text)
+  })
+}
+
+/** Holds every answer against the document that is served beside it, and against what is common to all contracts. */
+export function checker(contract: Contract): (sent: Sent, answer: Checked) => void {
+  // biome-ignore lint/suspicious/noExplicitAny: a document is JSON
+  const document = JSON.parse(JSON.stringify(openApiDocument(contract))) as any
+  const ajv = new Ajv2020({
+    strict: true,
+    allErrors: true,
+    formats: {
+      uuid: /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/,
+      'date-time': /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/,
+    },
+    // `orNull` gives a type and null.
+    allowUnionTypes: true,
+  })
+  return ({ method = 'POST', path }, { status, body, headers }) => {
+    const [bare = ''] = (contract.path + path).split('?')
+    // Several templates may fit: the router takes the first, as `paths` lists them.
+    const template = Object.keys(document.paths).find(
+      (each) => document.paths[each][method.toLowerCase()] && new RegExp(`^${each.replaceAll(/\{\w+\}/g, '[^/]+')}/?$`).test(bare),
+    )
+    const described = template && document.paths[template][method.toLowerCase()].responses[status]
+    if (described === undefined)
+      throw new Error(`${method} ${bare} answered ${status}, which its document does not know: ${JSON.stringify(body)}`)
+    const [type = ''] = (headers['content-type'] ?? '').split(';')
+    const { schema } = described.content[type] ?? {}
+    if (schema === undefined) throw new Error(`${method} ${bare} answered ${status} as ${type}, which its document does not know.`)
+    const validate = ajv.compile(schema)
+    if (!validate(body)) throw new Error(`${method} ${bare} ${status}: ${ajv.errorsText(validate.errors)} in ${JSON.stringify(body)}`)
+    expect(headers['cache-control']).toBe('no-store')
+    if (status === 401) expect(headers['www-authenticate']).toMatch(/^Bearer realm="api"/)
+    if (status === 429 || status === 503) expect(headers['retry-after']).toMatch(/^[1-9]\d*$/)
+    if (status === 429 || status === 401) expect(JSON.stringify(body)).not.toMatch(/(sk|rot)_(live|test)_\w{20}/)
+  }
+}
+
+export interface Play {
+  readonly contract: Contract
+  readonly options?: Partial<ApiKeysOptions>
+  /** Makes the keys of one play: who calls, with what, and which key it is about. */
+  prepare(keys: ApiKeys): Promise<Scene>
+  /** The new secret in a success. */
+  secretOf(answer: Checked): string
+  /** Whether an Idempotency-Key has to be there. */
+  readonly needsIdempotencyKey?: boolean
+}
+
+export interface Scene {
+  readonly request: Sent
+  readonly secret: string
+  /** The secret that the rotation is going to retire. */
+  readonly retires: string
+  readonly id: string
+}
+
+/** What every contract has to do, whatever it looks like. */
+export function playContract({ contract, options, prepare, secretOf, needsIdempotencyKey = false }: Play): void {
+  const own = needsIdempotencyKey ? { idempotencyKey: 'usual' } : {}
+
+  describe.each(everyStore)('on %s', (_name, makeStore) => {
+    let here: Serving
+    beforeAll(async () => {
+      here = await serveContract(contract, await makeStore(), { ...options, limits: false })
+    })
+
+    test('the old credential is dead and the new one good once the rotation has answered', async () => {
+      const { request: sent, retires } = await prepare(here.keys)
+      expect(await here.accepted(retires)).toBe(200)
+      const answer = await here.send({ ...own, ...sent })
+      expect(answer.status).toBe(200)
+      expect(answer.headers['idempotent-replayed']).toBeUndefined()
+      expect([await here.accepted(retires), await here.accepted(secretOf(answer))]).toEqual([401, 200])
+    })
+
+    test('a retry after a cut connection gives the same answer, also to a credential that died in it, and rotates once', async () => {
+      const { request: sent, retires, id } = await prepare(here.keys)
+      const rotated = new Promise<void>((resolve) => {
+        const off = here.keys.on('rotated', ({ key }) => {
+          if (key.id !== id) return
+          off()
+          resolve()
+        })
+      })
+      const cut = new AbortController()
+      const lost = fetch(here.url + contract.path + sent.path, {
+        method: 'POST',
+        headers: {
+          authorization: `Bearer ${sent.secret}`,
+          'idempotency-key': 'cut',
+          ...(sent.body === undefined ? {} : { 'content-type': 'application/json' }),
+        },
+        ...(sent.body === undefined ? {} : { body: JSON.stringify(sent.body) }),
+        signal: cut.signal,
+      }).catch(() => {})
+      await rotated
+      cut.abort()
+      await lost
+      const [first, again] = [await here.send({ ...sent, idempotencyKey: 'cut' }), await here.send({ ...sent, idempotencyKey: '"cut"' })]
+      expect([first.status, again.status]).toEqual([200, 200])
+      expect(first.headers['idempotent-replayed']).toBe('true')
+      expect(again.body).toEqual(first.body)
+      expect([await here.accepted(retires), await here.accepted(secretOf(first))]).toEqual([401, 200])
+      const { items = [] } = (await here.keys.events({ id })) ?? {}
+      expect(items.filter(({ type }) => type === 'key.rotated')).toHaveLength(1)
+    })
+
+    test('a retry with another body or query is refused, and changes nothing', async () => {
+      const { request: sent } = await prepare(here.keys)
+      const first = await here.send({ ...sent, idempotencyKey: 'same' })
+      expect(first.status).toBe(200)
+      const query = await here.send({ ...sent, path: `${sent.path}?x=1`, idempotencyKey: 'same' })
+      expect(query.status).toBe(422)
+      const body = await here.send({ ...sent, idempotencyKey: 'same', body: { ...(sent.body as object), another: 'field' } })
+      expect(body.status).toBe(400)
+      expect((await here.send({ ...sent, idempotencyKey: 'same' })).body).toEqual(first.body)
+      expect(await here.accepted(secretOf(first))).toBe(200)
+    })
+
+    test('refuses a caller without a credential, with a bad, a dead, a malformed or a doubled one', async () => {
+      const { request: sent, secret, retires, id } = await prepare(here.keys)
+      const unknown = await prepare((await serveContract(contract, memoryStore(), options)).keys)
+      const refusals: [number, string | undefined, Checked][] = []
+      const refused = async (expected: number, challenge: string | undefined, change: Sent): Promise<void> => {
+        refusals.push([expected, challenge, await here.send({ ...own, ...change })])
+      }
+      const { secret: _, ...anonymous } = sent
+      await refused(401, 'Bearer realm="api"', anonymous)
+      await refused(401, 'Bearer realm="api", error="invalid_token"', { ...sent, secret: unknown.secret })
+      await refused(401, 'Bearer realm="api", error="invalid_token"', { ...sent, secret: `${secret.slice(0, -1)}~` })
+      await refused(400, 'Bearer realm="api", error="invalid_request"', { ...anonymous, headers: ['Authorization', 'Bearer two words'] })
+      await refused(400, 'Bearer realm="api", error="invalid_request"', { ...sent, headers: ['Authorization', `Bearer ${secret}`] })
+      for (const [status, challenge, answer] of refusals) {
+        expect([answer.status, answer.headers['www-authenticate']]).toEqual([status, challenge])
+      }
+      expect((await here.keys.get(id))?.generation).toBe(1)
+      expect((await here.send({ ...own, ...sent })).status).toBe(200)
+      if (retires !== secret) return
+      const dead = await here.send({ ...sent, idempotencyKey: 'another' })
+      const unlike = ({ body }: Checked): object => ({ ...body, request_id: undefined })
+      expect([dead.status, unlike(dead)]).toEqual([401, unlike(refusals[1]?.[2] ?? dead)])
+    })
+
+    test('refuses an Idempotency-Key that is doubled, empty, a list or too long, and a body that is not JSON, too large or misnamed', async () => {
+      const { request: sent, id } = await prepare(here.keys)
+      for (const headers of [['a', 'b'], [''], ['a, b'], ['x'.repeat(256)]]) {
+        const doubled = headers.flatMap((value) => ['Idempotency-Key', value])
+        expect((await here.send({ ...sent, headers: doubled })).status).toBe(400)
+      }
+      for (const body of [
+        '{',
+        '[]',
+        'null',
+        '{"__proto__":{}}',
+        `{"a":"${'x'.repeat(20_000)}"}`,
+        `{"a":${'['.repeat(4_000)}${']'.repeat(4_000)}}`,
+      ]) {
+        const { status } = await here.send({ ...own, ...sent, body })
+        expect([400, 413]).toContain(status)
+      }
+      expect((await here.keys.get(id))?.generation).toBe(1)
+    })
+  })
+
+  test('answers 503 while the store cannot be asked, and 500 to a fault inside, in its own words and without theirs', async () => {
+    const store = memoryStore()
+    const here = await serveContract(contract, store, options)
+    const { request: sent } = await prepare(here.keys)
+    const { read } = store
+    Object.assign(store, { read: () => Promise.reject(new Error('inner matters')) })
+    const away = await here.send({ ...own, ...sent })
+    Object.assign(store, { read, transaction: () => Promise.reject(new TypeError('inner matters')) })
+    const broken = await here.send({ ...own, ...sent })
+    expect([away.status, broken.status]).toEqual([503, 500])
+    expect(JSON.stringify([away.body, broken.body])).not.toContain('inner matters')
+  })
+
+  test('serves its OpenAPI document beside it', async () => {
+    const here = await serveContract(contract, memoryStore(), options)
+    const served = await exchange(here.url + contract.path, { method: 'GET', path: '/openapi.json' })
+    expect([served.status, served.body]).toEqual([200, JSON.parse(JSON.stringify(openApiDocument(contract)))])
+  })
+}
