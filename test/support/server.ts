@@ -5,12 +5,12 @@ import express4 from 'express4'
 import { Redis } from 'ioredis'
 import Database from 'libsql'
 import { Pool } from 'pg'
-import { type ApiKeysOptions, bearerAuth, createApiKeys, keyRouter, type Store } from '../../src/index.js'
+import { type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from '../../src/index.js'
 import { postgresStore } from '../../src/postgres.js'
 import { redisCache } from '../../src/redis.js'
 import { sqliteStore } from '../../src/sqlite.js'
 
-const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CRASH, OPTIONS = '{}' } = process.env
+const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CRASH, CONTRACT = 'standard', OPTIONS = '{}' } = process.env
 
 const store = STORE_URL.startsWith('postgres:')
   ? postgresStore(new Pool({ connectionString: STORE_URL }).on('error', () => {}))
@@ -25,7 +25,7 @@ const keys = createApiKeys({
 })
 await keys.migrate()
 const app = EXPRESS === '4' ? express4() : express()
-app.use('/keys', keyRouter(keys))
+app.use('/keys', keyRouter(keys, { contract: contracts[CONTRACT as keyof typeof contracts] }))
 app.get('/data', bearerAuth(keys), (req, res) => {
   res.json({ id: req.apiKey?.id })
 })
