@@ -73,6 +73,8 @@ function bucket(keys: ApiKeys, name: string, { max, windowMs }: Limit, tells: bo
  */
 function sharedStore(prefix: string, max: number, counters: Counters | undefined): Store & { decrement(name: string): Promise<void> } {
   const own = new MemoryStore()
+  /** Hits that the shared counter has not heard of, and when its windows end. */
+  const unsent = new Map<string, number>()
   const endings = new Map<string, number>()
 
   return {
@@ -81,27 +83,44 @@ function sharedStore(prefix: string, max: number, counters: Counters | undefined
     init: (options: Options) => own.init(options),
     async increment(name): Promise<ClientRateLimitInfo> {
       const counted = await own.increment(name)
-      let shared = await counters?.increment(prefix + name).catch(() => undefined)
-      for (let missing = Math.min(counted.totalHits, max + 1) - (shared?.hits ?? max); missing > 0; missing--) {
-        shared = (await counters?.increment(prefix + name).catch(() => undefined)) ?? shared
+      if (counters === undefined) return counted
+      const add = (): ReturnType<Counters['increment']> => counters.increment(prefix + name)
+      // What was counted before the window began is nothing any more.
+      let owed = counted.totalHits === 1 ? 0 : (unsent.get(name) ?? 0)
+      let shared = await add().catch(() => undefined)
+      if (shared === undefined) owed++
+      else {
+        const missed = Math.min(Math.max(owed, counted.totalHits - shared.hits), max + 1)
+        for (owed = missed; owed > 0; owed--) {
+          const next = await add().catch(() => undefined)
+          if (next === undefined) break
+          shared = next
+        }
       }
+      keep(unsent, name, owed)
       if (shared === undefined) return counted
-      remember(name, shared.endsAt.getTime())
+      keep(endings, name, shared.endsAt.getTime())
       return shared.hits >= counted.totalHits ? { totalHits: shared.hits, resetTime: shared.endsAt } : counted
     },
     async decrement(name) {
       await own.decrement(name)
+      const owed = unsent.get(name) ?? 0
+      if (owed > 0) {
+        keep(unsent, name, owed - 1)
+        return
+      }
       // A counter whose window is over is gone, and taking one back would leave one that never ends.
       if ((endings.get(name) ?? 0) > Date.now() + 1_000) await counters?.decrement(prefix + name).catch(() => {})
     },
     resetKey: (name) => own.resetKey(name),
   }
+}
 
-  function remember(name: string, endsAt: number): void {
-    endings.delete(name)
-    endings.set(name, endsAt)
-    if (endings.size > 10_000) endings.delete(endings.keys().next().value ?? name)
-  }
+/** Remembers the newest ten thousand; nothing is remembered by 0. */
+function keep(table: Map<string, number>, name: string, value: number): void {
+  table.delete(name)
+  if (value !== 0) table.set(name, value)
+  if (table.size > 10_000) table.delete(table.keys().next().value ?? name)
 }
 
 /** Failed authentications by network: what keeps well-formed garbage from buying reads of the store without end. */

@@ -1,7 +1,5 @@
 import { type ApiKeys, contracts, memoryStore } from 'express-api-keys'
-import { redisCache } from 'express-api-keys/redis'
-import { Redis } from 'ioredis'
-import { atEnd } from '../support/cleanup.js'
+import { postgresStore } from 'express-api-keys/postgres'
 import { everyStore, exchange, playContract, type Serving, serveContract } from '../support/contract.js'
 import { freshDatabase } from '../support/postgres.js'
 import { startServer } from '../support/process.js'
@@ -142,12 +140,7 @@ describe('three attempts in 15 minutes from one address', () => {
     const processes = await Promise.all(
       [1, 2].map(() => startServer({ STORE_URL: database.url, REDIS_URL: redis.url, CONTRACT: 'agents', OPTIONS })),
     )
-    const client = new Redis(redis.url)
-    const here = await serveContract(contract, (await import('express-api-keys/postgres')).postgresStore(database.pool), {
-      cache: redisCache(client),
-      leaseMs: 100,
-    })
-    atEnd(async () => client.disconnect())
+    const here = await serveContract(contract, postgresStore(database.pool), { leaseMs: 100 })
     const { secret, rotationSecret } = await agent(here.keys)
     const [one = '', two = ''] = processes.map(({ url }) => `${url}/keys`)
     // The first hit of each connects it.

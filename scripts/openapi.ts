@@ -1,0 +1,8 @@
+// Writes the OpenAPI document of each contract to docs/openapi/.
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { contracts, openApiDocument } from '../src/index.js'
+
+mkdirSync('docs/openapi', { recursive: true })
+for (const [name, contract] of Object.entries(contracts)) {
+  writeFileSync(`docs/openapi/${name}.json`, `${JSON.stringify(openApiDocument(contract), null, 2)}\n`)
+}

@@ -1,0 +1,95 @@
+import bcrypt from 'bcrypt'
+import { createApiKeys, memoryStore, type Store } from 'express-api-keys'
+import { rotationSecrets } from '../../src/core/rotation-secret.js'
+
+const SECRET = 'x'.repeat(32)
+
+afterEach(() => jest.restoreAllMocks())
+
+test('bcrypt never runs inside a transaction, whatever is done with a rotation secret', async () => {
+  const inner = memoryStore()
+  let open = 0
+  const transaction: Store['transaction'] = async (work) => {
+    open++
+    try {
+      return await inner.transaction(work)
+    } finally {
+      open--
+    }
+  }
+  const seen: [string, number][] = []
+  const spy = (name: 'hash' | 'compare'): void => {
+    const real = bcrypt[name] as (...args: unknown[]) => Promise<unknown>
+    jest.spyOn(bcrypt, name).mockImplementation((async (...args: unknown[]) => {
+      seen.push([name, open])
+      const result = await real(...args)
+      seen.push([name, open])
+      return result
+    }) as never)
+  }
+  spy('hash')
+  spy('compare')
+  const keys = createApiKeys({ store: Object.assign(Object.create(inner), { transaction }), secret: SECRET })
+  const made = await keys.create({ ownerId: 'o', name: 'n', rotationSecret: true })
+  const first = await keys.rotate({ secret: made.secret, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
+  await keys.rotate({ secret: made.secret, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
+  await keys.rotate({ id: made.key.id })
+  await keys.rotate({ id: made.key.id, identity: 'successor' })
+  await keys.rotate({ secret: first.secret, rotationSecret: first.rotationSecret ?? '' }).catch(() => {})
+  expect(seen.filter(([name]) => name === 'hash').length).toBeGreaterThanOrEqual(8)
+  expect(seen.filter(([name]) => name === 'compare').length).toBeGreaterThanOrEqual(6)
+  expect(seen.filter(([, transactions]) => transactions > 0)).toEqual([])
+  await keys.close()
+})
+
+test('the hash that was compared is looked at again inside the transaction', async () => {
+  const store = memoryStore()
+  const keys = createApiKeys({ store, secret: SECRET })
+  const { key, secret, rotationSecret = '' } = await keys.create({ ownerId: 'o', name: 'n', rotationSecret: true })
+  const { read } = store
+  // A store whose reads outside are stale, or worse.
+  store.read = async (digests) => {
+    const answer = await read(digests)
+    const rotationSecretHash = await bcrypt.hash(rotationSecret, 10)
+    return { ...answer, found: answer.found.map((one) => ({ ...one, generation: { ...one.generation, rotationSecretHash } })) }
+  }
+  await expect(keys.rotate({ secret, rotationSecret })).rejects.toMatchObject({ code: 'invalid_key' })
+  store.read = read
+  expect((await keys.get(key.id))?.generation).toBe(1)
+  await keys.close()
+})
+
+test('at most two run at once, and beyond two hundred in wait the rest is refused', async () => {
+  let running = 0
+  let most = 0
+  const waiting: (() => void)[] = []
+  jest.spyOn(bcrypt, 'compare').mockImplementation((async () => {
+    most = Math.max(most, ++running)
+    await new Promise<void>((resolve) => waiting.push(resolve))
+    running--
+    return false
+  }) as never)
+  const secrets = rotationSecrets(true)
+  const asked = Array.from({ length: 250 }, () => secrets.matches('rot', null).catch(({ code }) => code))
+  let done = false
+  const all = Promise.all(asked).finally(() => {
+    done = true
+  })
+  while (!done) {
+    for (const resume of waiting.splice(0)) resume()
+    await new Promise(setImmediate)
+  }
+  const answers = await all
+  expect(most).toBe(2)
+  expect(answers.filter((answer) => answer === 'store_unavailable')).toHaveLength(48)
+  expect(answers.filter((answer) => answer === false)).toHaveLength(202)
+})
+
+test('a key without a rotation secret costs no bcrypt', async () => {
+  const [hash, compare] = [jest.spyOn(bcrypt, 'hash'), jest.spyOn(bcrypt, 'compare')]
+  const keys = createApiKeys({ store: memoryStore(), secret: SECRET })
+  const { secret } = await keys.create({ ownerId: 'o', name: 'n' })
+  await keys.rotate({ secret })
+  expect([hash.mock.calls.length, compare.mock.calls.length]).toEqual([0, 0])
+  await keys.close()
+})
