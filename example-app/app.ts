@@ -1,5 +1,6 @@
 import express, { type Express } from 'express'
-import { type ApiKeys, bearerAuth, keyRouter } from 'express-api-keys'
+import { type ApiKeys, bearerAuth, contracts, keyRouter } from 'express-api-keys'
+import { jsonApi } from './json-api.js'
 
 interface Parcel {
   readonly number: string
@@ -7,8 +8,11 @@ interface Parcel {
   readonly status: string
 }
 
-/** A parcel service: whoever has a key may look up parcels, and with the right scope hand one in. */
-export function parcelApp(keys: ApiKeys): Express {
+/**
+ * A parcel service: whoever has a key may look up parcels, and with the right scope hand one in. Its keys can be rotated through our own contract, through
+ * five published ones at their published paths, and through one written for it. `suwappuKeys` are the keys of the one whose secrets look different.
+ */
+export function parcelApp(keys: ApiKeys, suwappuKeys: ApiKeys): Express {
   const parcels = new Map<string, Parcel>([
     ['PX1001', { number: 'PX1001', to: 'Ada, London', status: 'out for delivery' }],
     ['PX1002', { number: 'PX1002', to: 'Grace, New York', status: 'in customs' }],
@@ -17,7 +21,11 @@ export function parcelApp(keys: ApiKeys): Express {
   app.get('/', (_req, res) => {
     res.type('html').send(PAGE)
   })
-  app.use('/v1/api-keys', keyRouter(keys))
+  app.use('/api-keys', keyRouter(keys))
+  for (const contract of [contracts.redditFind, contracts.agents, contracts.rixl, contracts.blendFi, jsonApi]) {
+    app.use(contract.path, keyRouter(keys, { contract }))
+  }
+  app.use(contracts.suwappu.path, keyRouter(suwappuKeys, { contract: contracts.suwappu }))
   app.get('/v1/parcels', bearerAuth(keys, { scope: 'parcels:read' }), (_req, res) => {
     res.json({ parcels: [...parcels.values()] })
   })
@@ -42,9 +50,13 @@ const PAGE = `<!doctype html>
 <table>
 <tr><td><code>GET /v1/parcels</code><td>all parcels; needs <code>parcels:read</code></tr>
 <tr><td><code>POST /v1/parcels</code><td><code>{ "to": "…" }</code> hands one in; needs <code>parcels:write</code></tr>
-<tr><td><code>POST /v1/api-keys/self/rotate</code><td>a new secret for the key that asks</tr>
-<tr><td><code>POST /v1/api-keys</code><td><code>{ "name": "…", "scopes": ["…"] }</code> makes a key; needs <code>api_keys:write</code></tr>
-<tr><td><code>GET /v1/api-keys</code><td>the keys of your owner; needs <code>api_keys:read</code></tr>
-<tr><td><code>GET /v1/api-keys/:id/events</code><td>what happened to a key</tr>
-</table></body></html>
+<tr><td><code>POST /api-keys/self/rotate</code><td>a new secret for the key that asks</tr>
+<tr><td><code>POST /api-keys</code><td><code>{ "name": "…", "scopes": ["…"] }</code> makes a key; needs <code>api_keys:write</code></tr>
+<tr><td><code>GET /api-keys</code><td>the keys of your owner; needs <code>api_keys:read</code></tr>
+<tr><td><code>GET /api-keys/:id/events</code><td>what happened to a key</tr>
+</table>
+<p>OpenAPI: <a href="/api-keys/openapi.json">our own contract</a>, and the published ones:
+<a href="/api/open/v1/keys/openapi.json">redditFind</a>, <a href="/v1/agents/openapi.json">agents</a>,
+<a href="/platform/api-keys/openapi.json">rixl</a>, <a href="/v1/agent/openapi.json">suwappu</a>,
+<a href="/v1/api-keys/openapi.json">blendFi</a>; and <a href="/partners/v1/credentials/openapi.json">one of the app's own</a>.</p></body></html>
 `

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
-import { type Cache, createApiKeys, type Store } from 'express-api-keys'
+import { type Cache, contracts, createApiKeys, type Store } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
 import { sqliteStore } from 'express-api-keys/sqlite'
@@ -10,6 +10,7 @@ import { Redis } from 'ioredis'
 import Database from 'libsql'
 import { Pool } from 'pg'
 import { parcelApp } from './app.js'
+import { jsonApi } from './json-api.js'
 
 const HELP = `Parcels: an example of express-api-keys.
 
@@ -32,10 +33,13 @@ const { PORT = '3000', DATABASE_URL, REDIS_URL, API_KEYS_SECRET, DATA_DIR = join
 const closers: (() => unknown)[] = []
 mkdirSync(DATA_DIR, { recursive: true })
 const cache = openCache()
-const keys = createApiKeys({ store: openStore(), secret: API_KEYS_SECRET ?? ownSecret(), ...(cache === undefined ? {} : { cache }) })
+const options = { store: openStore(), secret: API_KEYS_SECRET ?? ownSecret(), ...(cache === undefined ? {} : { cache }) }
+const keys = createApiKeys(options)
+// The same store; only the secrets look different.
+const suwappuKeys = createApiKeys({ ...options, prefix: 'suwappu_sk', environmentInSecret: false })
 await keys.migrate()
 
-const server = parcelApp(keys).listen(Number(PORT), async () => {
+const server = parcelApp(keys, suwappuKeys).listen(Number(PORT), async () => {
   const url = `http://localhost:${(server.address() as AddressInfo).port}`
   console.log(`Parcels listens on ${url}`)
   await greet(url)
@@ -47,20 +51,34 @@ server.on('error', (error: NodeJS.ErrnoException) => {
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.once(signal, () => {
     server.close(async () => {
-      await keys.close()
+      await Promise.all([keys.close(), suwappuKeys.close()])
       for (const close of closers) await close()
     })
     server.closeIdleConnections()
   })
 }
 
-/** On the first start, makes a key and shows it once, with what to try. */
+/** On the first start, makes a key for each contract and shows it once, with what to try. */
 async function greet(url: string): Promise<void> {
   const owner = 'example'
   if ((await keys.list({ ownerId: owner, limit: 1 })).items.length > 0) return
   const scopes = ['parcels:read', 'parcels:write', 'api_keys:read', 'api_keys:write']
   const { secret } = await keys.create({ ownerId: owner, name: 'first key', scopes })
-  const rotate = `curl -s -X POST -H 'Authorization: Bearer ${secret}' -H 'Idempotency-Key: first-rotation' ${url}/v1/api-keys/self/rotate`
+  const curl = (bearer: string, path: string, more = ''): string =>
+    `curl -s -X POST -H 'Authorization: Bearer ${bearer}' -H 'Idempotency-Key: first-rotation'${more} ${url}${path}`
+  const rotate = curl(secret, '/api-keys/self/rotate')
+
+  const made = async (name: string, more: { rotationSecret?: true } = {}): ReturnType<typeof keys.create> =>
+    keys.create({ ownerId: owner, name: `a key for ${name}`, scopes: ['api_keys:write'], ...more })
+  const [reddit, agent, rixl, blend, json] = [
+    await made('redditFind'),
+    await made('agents', { rotationSecret: true }),
+    await made('rixl'),
+    await made('blendFi'),
+    await made('jsonApi'),
+  ]
+  const suwappu = await suwappuKeys.create({ ownerId: owner, name: 'a key for suwappu' })
+  const body = ` -H 'Content-Type: application/json' -d '{"rotationSecret":"${agent.rotationSecret}"}'`
   console.log(`
 Your first key, shown this once:
 
@@ -72,6 +90,14 @@ Rotate the key:
   ${rotate}
 Lost the answer? The old key is dead now, but the same request still gets the same new secret:
   ${rotate}
+
+A key for each of the other contracts, to be rotated once:
+  ${curl(reddit.secret, `${contracts.redditFind.path}/${reddit.key.id}/rotate`)}
+  ${curl(agent.secret, `${contracts.agents.path}/self/rotate-key`, body)}
+  ${curl(rixl.secret, `${contracts.rixl.path}/${rixl.key.id}/rotate`)}
+  ${curl(suwappu.secret, `${contracts.suwappu.path}/keys/rotate`)}
+  ${curl(blend.secret, `${contracts.blendFi.path}/${blend.key.id}/rotate`)}
+  ${curl(json.secret, `${jsonApi.path}/${json.key.id}/renewals`)}
 `)
 }
 

@@ -1,26 +1,38 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { atEnd } from './support/cleanup.js'
 import { call } from './support/traffic.js'
 
-test('the example prints a key and three lines that work as they are, and prints no key on its second start', async () => {
+test('the example prints a key for each contract and lines that work as they are, and prints no key on its second start', async () => {
   const folder = mkdtempSync(join(tmpdir(), 'example-'))
   atEnd(async () => rmSync(folder, { recursive: true }))
   const first = await start(folder)
-  const said = await first.until('Lost the answer?')
+  const said = await first.until('/renewals')
   const url = /listens on (\S+)/.exec(said)?.[1] ?? ''
   const page = await fetch(url)
   expect([page.status, await page.text()]).toEqual([200, expect.stringContaining('/v1/parcels')])
 
   const lines = said.split('\n').filter((line) => line.trim().startsWith('curl '))
-  expect(lines).toHaveLength(3)
-  const [parcels, rotated, replayed] = lines.map((line) => JSON.parse(execFileSync('sh', ['-c', line], { encoding: 'utf8' })))
+  expect(lines).toHaveLength(9)
+  const [parcels, rotated, replayed, reddit, agent, rixl, suwappu, blend, json] = lines.map((line) =>
+    JSON.parse(execFileSync('sh', ['-c', line], { encoding: 'utf8' })),
+  )
   expect(parcels).toMatchObject({ parcels: [{ number: 'PX1001' }, { number: 'PX1002' }] })
   expect(rotated).toMatchObject({ key: { generation: 2 }, secret: expect.stringMatching(/^sk_live_/) })
   expect(replayed).toEqual(rotated)
+  for (const secret of [reddit.token, rixl.api_key.secret, blend.api_key, json.data.attributes.secret]) {
+    expect((await call(`${url}/api-keys/self/rotate`, { method: 'POST', secret })).status).toBe(200)
+  }
+  // This one has a rotation secret, and needs it.
+  expect((await call(`${url}/api-keys/self/rotate`, { method: 'POST', secret: agent.apiKey })).status).toBe(403)
+  expect([suwappu.success, suwappu.api_key]).toEqual([true, expect.stringMatching(/^suwappu_sk_/)])
+  expect(json.data).toMatchObject({ type: 'credentials', attributes: { revision: 2 } })
+  const refused = await call(`${url}/partners/v1/credentials/x/renewals`, { method: 'POST', secret: rotated.secret, idempotencyKey: 'i' })
+  expect([refused.status, refused.headers.get('content-type')]).toEqual([400, 'application/vnd.api+json'])
+  expect(refused.body).toMatchObject({ errors: [{ status: '400', code: 'key_id_invalid' }] })
   const dead = /Bearer (sk_live_\w+)/.exec(said)?.[1] ?? ''
   expect((await call(`${url}/v1/parcels`, { secret: dead })).status).toBe(401)
   const handedIn = await call(`${url}/v1/parcels`, { method: 'POST', secret: rotated.secret, body: { to: 'Alan, Bletchley' } })
@@ -42,6 +54,22 @@ test('the example says what it takes, and what to do when its port is taken', as
   const second = await start(folder, { port })
   expect(await second.until('choose another')).toContain(`Port ${port} is taken`)
   await first.end()
+})
+
+test("the example's own contract is short, and all seven are served with their documents", async () => {
+  expect(readFileSync(join(__dirname, '../example-app/json-api.ts'), 'utf8').trim().split('\n').length).toBeLessThanOrEqual(40)
+  const folder = mkdtempSync(join(tmpdir(), 'example-'))
+  atEnd(async () => rmSync(folder, { recursive: true }))
+  const running = await start(folder)
+  const url = /listens on (\S+)/.exec(await running.until('/renewals'))?.[1] ?? ''
+  const page = await (await fetch(url)).text()
+  const links = [...page.matchAll(/href="(\/[^"]*openapi\.json)"/g)].map(([, path]) => path)
+  expect(links).toHaveLength(7)
+  for (const path of links) {
+    const { status, body } = await call(url + path)
+    expect([status, body]).toMatchObject([200, { openapi: '3.1.1' }])
+  }
+  await running.end()
 })
 
 interface Running {
