@@ -1,4 +1,4 @@
-import type { Cache } from '../cache/cache.js'
+import type { Cache, Counters } from '../cache/cache.js'
 import type { ApiKeyError } from '../errors.js'
 import type { Store } from '../store/store.js'
 import type { Clock } from './clock.js'
@@ -79,10 +79,14 @@ export interface RotateOptions {
   identity?: 'same' | 'successor'
   /** Whether a key needs `api_keys:write` even to rotate itself. Default false. */
   scopeRequired?: boolean
+  /** Whether a rotation secret stays as it is, for whoever has no way to hand out a new one. Default false: it is rotated together with the key. */
+  keepRotationSecret?: boolean
 }
 
 /** Somebody who is not a key: a person or a back office, as an access token names them. */
 export interface Operator {
+  /** Who says so. */
+  readonly issuer: string
   /** Who it is, for the audit trail; 1 to 255 characters. */
   readonly subject: string
   readonly scopes: readonly string[]
@@ -181,12 +185,12 @@ export interface ApiKeys {
   used(keyId: string, origin: () => Origin): void
   /** Notes in the audit trail, in the background, that a retired secret was refused; for each secret at most once a minute. */
   refused(secret: string, origin: Origin): void
-  /** Whether this instance has accepted this secret before and still remembers it: then it is worth asking the store again. */
-  familiar(secret: string): boolean
+  /** The id of the key that a secret belongs or belonged to, where this instance has met it lately; with no I/O, and no word on whether it is good. */
+  familiar(secret: string): string | undefined
   /** Listens for what happens to keys, in this process. Returns a function that ends it. What a listener throws goes to `onError`. */
   on<Name extends keyof KeyListeners>(name: Name, listener: KeyListeners[Name]): () => void
-  /** The counters that instances share, where the cache has some. */
-  readonly counters: Cache['counters']
+  /** Makes counters that every instance with this server secret shares, where the cache has some; `name` tells them apart. */
+  readonly counters: ((name: string, windowMs: number) => Counters) | undefined
   /** Says whether a string has the shape and checksum of a secret of this instance, with no I/O. */
   wellFormed(secret: string): boolean
   /** Hands trouble to `onError`; never throws. */

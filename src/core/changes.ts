@@ -6,8 +6,11 @@ import { timeOrderedId } from './mutation.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
 import type { MintedSecret, SecretFormat } from './secret.js'
 
-/** A rotation that answers while a lease on the old secret may outlast its grace period waits for that lease: this long at the most. */
-const LONGEST_WAIT_MS = 61_000
+/**
+ * A rotation waits for the leases on the old secret where one may outlast its grace period: the longest lease with its margin, granted as late as
+ * right before COMMIT, which may come some seconds after this is decided.
+ */
+const LONGEST_WAIT_MS = 75_000
 
 /** How a rotation is done, checked. */
 export interface RotationPlan {
@@ -17,6 +20,7 @@ export interface RotationPlan {
   readonly emergency: boolean
   readonly successor: boolean
   readonly scopeRequired: boolean
+  readonly keepRotationSecret: boolean
 }
 
 /** Makes a key. */
@@ -32,7 +36,7 @@ export function creation(format: SecretFormat, fields: KeyFields, withRotationSe
       const secret = format.mint(fields.environment)
       const key = newKey({ ...fields, ownerId: caller?.ownerId ?? fields.ownerId }, secret, now)
       await tx.insertKey(key)
-      await tx.insertGeneration(generationRow(key, secret, now, second))
+      await tx.insertGeneration(generationRow(key, secret, now, second?.hash ?? null))
       return { key, ...secretsOf(secret, second), events: [{ type: 'key.created', key, details: {} }], waits: false }
     },
   }
@@ -40,28 +44,36 @@ export function creation(format: SecretFormat, fields: KeyFields, withRotationSe
 
 /** Replaces the active secret of a key, and its rotation secret with it. */
 export function rotation(format: SecretFormat, target: string, plan: RotationPlan): Mutation {
-  const { graceMs, onFirstUse, emergency, successor, scopeRequired } = plan
+  const { graceMs, onFirstUse, emergency, successor, scopeRequired, keepRotationSecret } = plan
   const usual = graceMs === 0 && !emergency && !successor
   return {
     name: 'rotate',
     target,
     selfAllowed: !scopeRequired,
     rotationSecretGuards: true,
-    mintsRotationSecret: 'like the target',
+    mintsRotationSecret: keepRotationSecret ? 'never' : 'like the target',
     ...(emergency ? { neverReplayed: true } : {}),
     fingerprint: usual ? null : { graceMs, onFirstUse, emergency, successor },
-    async apply(tx, { target: old, now, by, minted: second }): Promise<Effect> {
+    async apply(tx, { target: old, caller, presented, now, by, minted: second }): Promise<Effect> {
       const current = present(old)
       if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
       if (current.expiresAt !== null && current.expiresAt <= now) {
         throw new ApiKeyError('key_expired', 'The key has expired, and a rotation keeps its expiry; move the expiry first.')
       }
+      const active = await tx.generationOf(current.id, current.generation)
       const before = await tx.generationOf(current.id, current.generation - 1)
-      if (!emergency && before !== undefined && before.graceEndsAt !== null && before.graceEndsAt > now) {
+      const inGrace = before !== undefined && before.graceEndsAt !== null && before.graceEndsAt > now
+      // Nor may the secret that is on its way out take the key back, in an emergency of its own making.
+      const onItsWayOut = caller?.id === current.id && presented !== null && presented !== active?.digest
+      if (inGrace && (!emergency || onItsWayOut)) {
         throw new ApiKeyError(
           'rotation_in_grace',
-          'The secret before this one is still in its grace period; wait for its end, or rotate with "emergency": true.',
+          'The secret before the active one is still in its grace period; wait for its end, or rotate with the active one and "emergency": true.',
         )
+      }
+      const hash = keepRotationSecret ? (active?.rotationSecretHash ?? null) : (second?.hash ?? null)
+      if ((hash === null) !== ((active?.rotationSecretHash ?? null) === null)) {
+        throw new ApiKeyError('store_unavailable', 'The key has changed in the middle of its rotation; try again.')
       }
       const secret = format.mint(current.environment)
       const retireAt = graceMs === 0 ? now : Math.min(now + graceMs, current.expiresAt ?? Number.POSITIVE_INFINITY)
@@ -80,7 +92,7 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
 
       async function renew(): Promise<Pick<Effect, 'key' | 'events'>> {
         const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt }
-        await tx.insertGeneration({ ...generationRow(key, secret, now, second), retiresEarlier: onFirstUse })
+        await tx.insertGeneration({ ...generationRow(key, secret, now, hash), retiresEarlier: onFirstUse })
         await tx.updateKey(key)
         const details = {
           generation: key.generation,
@@ -96,7 +108,7 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
         const ended: KeyRow = { ...current, revokedAt: now, revokedReason: 'rotated', rotatedTo: key.id, updatedAt }
         await tx.updateKey(ended)
         await tx.insertKey(key)
-        await tx.insertGeneration(generationRow(key, secret, now, second))
+        await tx.insertGeneration(generationRow(key, secret, now, hash))
         return {
           key,
           events: [
@@ -175,7 +187,7 @@ function newKey(fields: KeyFields, secret: MintedSecret, now: number): KeyRow {
   }
 }
 
-function generationRow(key: KeyRow, secret: MintedSecret, now: number, second: MintedRotationSecret | undefined): GenerationRow {
+function generationRow(key: KeyRow, secret: MintedSecret, now: number, rotationSecretHash: string | null): GenerationRow {
   return {
     ...shown(secret),
     digest: secret.digest,
@@ -188,7 +200,7 @@ function generationRow(key: KeyRow, secret: MintedSecret, now: number, second: M
     retiredReason: null,
     firstUsedAt: null,
     retiresEarlier: false,
-    rotationSecretHash: second?.hash ?? null,
+    rotationSecretHash,
   }
 }
 

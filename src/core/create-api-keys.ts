@@ -1,4 +1,5 @@
 import { inspect } from 'node:util'
+import type { Counters } from '../cache/cache.js'
 import { ApiKeyError } from '../errors.js'
 import type { KeyRow, Store } from '../store/store.js'
 import type { ApiKeys, ApiKeysOptions, CommandContext, IssuedKey, MutationResult, Operator, RotateOptions } from './api-keys.js'
@@ -10,7 +11,7 @@ import { leases as leaseTable, malformed, storeFailure } from './lease.js'
 import { keyListeners, LISTENERS } from './listeners.js'
 import { type Done, mutations } from './mutation.js'
 import { integerOption, refuseUnknown } from './options.js'
-import { replaySeals } from './replay.js'
+import { hmac, replaySeals, subkey } from './replay.js'
 import { rotationSecrets } from './rotation-secret.js'
 import { digestOf, secretFormat } from './secret.js'
 import { keyUses } from './uses.js'
@@ -70,6 +71,9 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     }
   }
   const maxLeases = integerOption('maxLeases', options.maxLeases, 50_000, 100, 1_000_000)
+  const shared = cache?.counters?.bind(cache)
+  // Two applications on one Redis must not count each other's clients.
+  const namespace = hmac(subkey(serverSecrets[0] ?? new Uint8Array(0), 'counters'), []).slice(0, 16)
   instances.set(store, (instances.get(store) ?? 0) + 1)
   const othersHoldLeases = (): boolean => store.shared || (instances.get(store) ?? 0) > 1
   const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report })
@@ -118,9 +122,9 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       return leases.peek(digestOf(secret))
     },
 
-    rotate: ({ id, rotationSecret, retire, emergency, identity, scopeRequired, ...context }) =>
+    rotate: ({ id, rotationSecret, retire, emergency, identity, scopeRequired, keepRotationSecret, ...context }) =>
       command(async () => {
-        const plan = rotationPlan({ retire, emergency, identity, scopeRequired })
+        const plan = rotationPlan({ retire, emergency, identity, scopeRequired, keepRotationSecret })
         if (rotationSecret !== undefined && typeof rotationSecret !== 'string') throw badRequest('rotationSecret must be a string.')
         const checked = contextOption(context)
         const change = rotation(format, targetOf(id, context), plan)
@@ -166,7 +170,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       command(() => mutate.auditRefusedSecret(digestOf(secret), origin)).catch(report)
     },
 
-    familiar: (secret) => format.wellFormed(secret) && leases.familiar(digestOf(secret)),
+    familiar: (secret) => (format.wellFormed(secret) ? leases.familiar(digestOf(secret)) : undefined),
 
     on(name, listener) {
       if (!LISTENERS.includes(name))
@@ -175,7 +179,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       return listeners.on(name, listener)
     },
 
-    counters: cache?.counters?.bind(cache),
+    counters: shared === undefined ? undefined : (name, windowMs) => named(shared(windowMs), `${namespace}:${name}:`),
 
     wellFormed: (secret) => format.wellFormed(secret),
 
@@ -184,6 +188,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     close() {
       closing ??= (async () => {
         await Promise.allSettled([...underWay])
+        await mutate.idle()
         await leases.idle()
         await uses.close()
         instances.set(store, (instances.get(store) ?? 1) - 1)
@@ -224,7 +229,7 @@ function contextOption(context: CommandContext): CommandContext {
   const { secret, operator, idempotencyKey } = context
   if (secret !== undefined && typeof secret !== 'string') throw badRequest('secret must be a string.')
   if (operator !== undefined && !(secret === undefined && isOperator(operator))) {
-    throw badRequest('operator must be { subject, scopes, owners } as operatorJwt gives it, without a secret beside it.')
+    throw badRequest('operator must be { issuer, subject, scopes, owners } as operatorJwt gives it, without a secret beside it.')
   }
   if (idempotencyKey !== undefined && !(typeof idempotencyKey === 'string' && VISIBLE_ASCII.test(idempotencyKey))) {
     throw new ApiKeyError('idempotency_key_invalid', 'An Idempotency-Key must be 1 to 255 printable ASCII characters.')
@@ -232,17 +237,25 @@ function contextOption(context: CommandContext): CommandContext {
   return context
 }
 
-function isOperator({ subject, scopes, owners }: Operator): boolean {
+function isOperator({ issuer, subject, scopes, owners }: Operator): boolean {
   const texts = (list: unknown): boolean => Array.isArray(list) && list.every((one) => typeof one === 'string')
-  return typeof subject === 'string' && subject !== '' && subject.length <= 255 && texts(scopes) && (owners === 'all' || texts(owners))
+  return (
+    typeof issuer === 'string' &&
+    typeof subject === 'string' &&
+    subject !== '' &&
+    subject.length <= 255 &&
+    texts(scopes) &&
+    (owners === 'all' || texts(owners))
+  )
 }
 
-function rotationPlan({ retire, emergency, identity, scopeRequired }: RotateOptionsGiven): RotationPlan {
+function rotationPlan({ retire, emergency, identity, scopeRequired, keepRotationSecret }: RotateOptionsGiven): RotationPlan {
   const plan: RotationPlan = {
     ...graceOf(retire),
     emergency: flag('emergency', emergency),
     successor: identity === 'successor',
     scopeRequired: flag('scopeRequired', scopeRequired),
+    keepRotationSecret: flag('keepRotationSecret', keepRotationSecret),
   }
   if (identity !== undefined && identity !== 'same' && identity !== 'successor') throw badRequest('identity must be "same" or "successor".')
   if (plan.graceMs > 0 && plan.emergency) throw badRequest('An emergency has no grace period: leave retire out, or write "now".')
@@ -292,6 +305,11 @@ class Issued implements IssuedKey {
 
 function changed({ key, replayed, acceptedUntil }: Done): MutationResult {
   return { key: apiKey(key), replayed, ...(acceptedUntil === undefined ? {} : { acceptedUntil: iso(acceptedUntil) }) }
+}
+
+/** The same counters under other names. */
+function named(counters: Counters, prefix: string): Counters {
+  return { increment: (name) => counters.increment(prefix + name), decrement: (name) => counters.decrement(prefix + name) }
 }
 
 function visible(key: KeyRow, ownerId: string | undefined): boolean {

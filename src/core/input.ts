@@ -33,7 +33,7 @@ export function createFields(input: CreateInput): KeyFields {
   if (environment !== 'live' && environment !== 'test') throw invalid('environment must be "live" or "test".')
   flag('rotationSecret', input.rotationSecret)
   return {
-    ownerId: text('ownerId', input.ownerId),
+    ownerId: ownerText(input.ownerId),
     name: text('name', input.name),
     environment,
     scopes: input.scopes === undefined ? [] : scopeList(input.scopes),
@@ -62,11 +62,11 @@ export function graceOf(retire: RetirePolicy | undefined): { readonly graceMs: n
   if (retire === undefined || retire === 'now') return { graceMs: 0, onFirstUse: false }
   if (retire === 'on-first-use') return { graceMs: LONGEST_GRACE_MS, onFirstUse: true }
   const { afterMs, ...more } = typeof retire === 'object' && retire !== null ? retire : {}
-  const good = typeof afterMs === 'number' && Number.isInteger(afterMs) && afterMs >= 1 && afterMs <= LONGEST_GRACE_MS
+  const good = typeof afterMs === 'number' && Number.isSafeInteger(afterMs) && afterMs >= 1
   if (!good || Object.keys(more).length > 0) {
-    throw invalid(`retire must be "now", "on-first-use" or { "afterMs": 1 to ${LONGEST_GRACE_MS} }.`)
+    throw invalid('retire must be "now", "on-first-use" or { "afterMs": a whole number of milliseconds }.')
   }
-  return { graceMs: afterMs, onFirstUse: false }
+  return { graceMs: Math.min(afterMs, LONGEST_GRACE_MS), onFirstUse: false }
 }
 
 export function flag(name: string, value: unknown): boolean {
@@ -85,6 +85,7 @@ export function keyId(id: unknown): string {
 }
 
 export function ownerText(ownerId: unknown): string {
+  if (ownerId === '*') throw invalid('ownerId must not be "*", which is what an operator calls all owners.')
   return text('ownerId', ownerId)
 }
 

@@ -34,8 +34,8 @@ export interface ApiKey {
 }
 
 /**
- * When the old secret of a rotation stops being accepted: at once, after a grace period of 1 to 604,800,000 ms (7 days), or when the new one
- * is first used, and after 7 days at the latest. Never later than the key's own expiry.
+ * When the old secret of a rotation stops being accepted: at once, after a grace period in milliseconds, or when the new one is first used. In any case
+ * after 7 days (604,800,000 ms), and never later than the key's own expiry.
  */
 export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
 
@@ -71,7 +71,7 @@ export interface KeyEvent {
   readonly keyId: string
   readonly type: EventType
   readonly at: string
-  /** `key:<id>`, `operator:<subject>`, or `system` for a call without a credential. */
+  /** `key:<id>`, `operator:<subject>@<issuer>`, or `system` for a call without a credential. */
   readonly actor: string
   readonly ip: string | null
   readonly userAgent: string | null

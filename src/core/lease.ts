@@ -33,8 +33,9 @@ export interface Leases {
   look(
     digest: string,
   ): Promise<{ readonly at: number; readonly found: { readonly key: KeyRow; readonly generation: GenerationRow } | undefined }>
-  /** Whether this process has held a lease on this digest and still remembers it. */
-  familiar(digest: string): boolean
+  /** The id of the key of a digest that this process has met lately, good or not. */
+  familiar(digest: string): string | undefined
+  introduce(digest: string, keyId: string): void
   /** Tells the store, in the background, that a secret was presented. */
   noteFirstUse(digest: string): void
   /** Resolves when the background work under way has ended. */
@@ -135,6 +136,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   const held = new Map<string, Held>()
   const refused = new Map<string, Refused>()
   const flights = new Map<string, Flight>()
+  /** Which key each digest belongs to, of those that turned out to be somebody's: for telling a client from a flood. */
+  const met = new Map<string, string>()
   const background = new Set<Promise<unknown>>()
   const firstUses = new Set<string>()
   let leaseDeclared = false
@@ -144,7 +147,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   const authorityClock = clockReading(clock)
   const entries = entryCodec(serverSecrets)
 
-  return { peek, verify, look, familiar: (digest) => held.has(digest), retire, forget, noteFirstUse, idle }
+  return { peek, verify, look, familiar: (digest) => met.get(digest), introduce, retire, forget, noteFirstUse, idle }
 
   function peek(digest: string): VerifyResult | undefined {
     const lease = held.get(digest)
@@ -246,6 +249,12 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     return hold(digest, key, grace, askedAt, lifeMs, lifeMs)
   }
 
+  function introduce(digest: string, keyId: string): void {
+    met.delete(digest)
+    met.set(digest, keyId)
+    if (met.size > maxLeases) dropOldest(met)
+  }
+
   async function look(digest: string): ReturnType<Leases['look']> {
     const { answer, found } = await askAuthority(digest)
     return { at: answer.at, found }
@@ -259,7 +268,9 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     storeId = answer.storeId
     authorityClock.take(answer.at, askedAt)
     declareLease(answer.leaseMs)
-    return { answer, askedAt, found: answer.found.find(({ generation }) => generation.digest === digest) }
+    const found = answer.found.find(({ generation }) => generation.digest === digest)
+    if (found !== undefined) introduce(digest, found.key.id)
+    return { answer, askedAt, found }
   }
 
   /**
@@ -293,6 +304,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     if (!(lifeMs > 0 && lifeMs > elapsedMs(clock, since))) return undefined
     if (ahead && lifeMs < (1 - REFRESH_AT) * entry.leaseMs) return undefined
     if (!entry.used) noteFirstUse(digest)
+    introduce(digest, entry.key.id)
     return hold(digest, entry.key, entry.grace, since, lifeMs, entry.leaseMs)
   }
 

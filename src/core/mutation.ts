@@ -36,6 +36,8 @@ export interface Mutation {
     scene: {
       caller: KeyRow | undefined
       target: KeyRow | undefined
+      /** The digest of the secret that the caller presented; null where it presented none. */
+      presented: string | null
       now: number
       by: string | null
       minted: MintedRotationSecret | undefined
@@ -133,6 +135,8 @@ interface SealedAnswer {
 
 export interface Mutations {
   run(mutation: Mutation, context: CommandContext & { rotationSecret?: string }): Promise<Done>
+  /** Resolves when what is written behind answers has been written. */
+  idle(): Promise<void>
   /** Puts the refusal of a retired secret into the audit trail. */
   auditRefusedSecret(digest: string, origin: Origin): Promise<void>
 }
@@ -146,8 +150,13 @@ export function mutations(parts: MutationParts): Mutations {
   const { store, clock, format, leases, seals, rotationSecrets, report } = parts
   const inTurn = semaphore(TRANSACTIONS_AT_ONCE, MAX_QUEUED, 'More commands are waiting for the store than it can carry out.')
   const audited = new Map<string, number>()
+  const behind = new Set<Promise<void>>()
 
   return {
+    async idle() {
+      while (behind.size > 0) await Promise.all(behind)
+    },
+
     async run(mutation, context) {
       const arrived = clock.monotonicMs()
       try {
@@ -201,6 +210,7 @@ export function mutations(parts: MutationParts): Mutations {
     const given = outcome.kind === 'applied' ? outcome.effect : outcome.answer
     const recordId = outcome.kind === 'applied' ? outcome.recordId : outcome.record.id
     if (outcome.kind === 'applied') await tellCaches(outcome.effect)
+    if (given.secret !== undefined) leases.introduce(digestOf(given.secret), given.key.id)
     const settled = outcome.kind === 'replayed' && outcome.record.settledAt !== null
     const waits = parts.othersHoldLeases() && !settled && (outcome.kind === 'replayed' || outcome.effect.waits)
     const waitMs = waits ? outcome.waitMs + marginMs(outcome.waitMs) : 0
@@ -238,6 +248,8 @@ export function mutations(parts: MutationParts): Mutations {
       if (rotationSecret !== undefined) throw new ApiKeyError('invalid_request', 'A rotation secret belongs to the key that presents it.')
       if (mutation.target === 'self') throw new ApiKeyError('invalid_request', 'Only a key has a "self"; name the key by its id.')
       const found = targetId === null ? undefined : await store.key(targetId)
+      const forbidden = authorise(mutation, undefined, context.operator, found?.key)
+      if (forbidden !== undefined) throw forbidden
       return { presented: undefined, minted: await mintFor(mutation, found?.key, found?.generation) }
     }
     if (!format.wellFormed(secret)) throw invalidKey()
@@ -245,9 +257,9 @@ export function mutations(parts: MutationParts): Mutations {
     const digest = digestOf(secret)
     const asked = await leases.look(digest)
     const hash = asked.found?.generation.rotationSecretHash ?? null
-    // Compared also where there is nothing to compare with: a refusal takes as long as any other.
-    const proven = rotationSecret !== undefined && (await rotationSecrets.matches(rotationSecret, hash))
+    // A secret that never was costs no bcrypt, or whoever makes some up could keep it from everybody else; the beat hides the difference.
     if (asked.found === undefined) throw invalidKey()
+    const proven = rotationSecret !== undefined && (await rotationSecrets.matches(rotationSecret, hash))
     const { key, generation } = asked.found
     const ended = endedBecause(key, generation, asked.at)
     if (rotationSecret !== undefined) {
@@ -269,6 +281,9 @@ export function mutations(parts: MutationParts): Mutations {
     const target = targetId === null ? undefined : targetId === key.id ? asked.found : await store.key(targetId)
     if (targetId !== null && target?.key.ownerId !== key.ownerId) throw ended === undefined ? notFound() : invalidKey()
     const about = targetId === null ? asked.found : target
+    const forbidden =
+      ended === undefined ? authorise(mutation, key, undefined, mutation.target === null ? undefined : about?.key) : undefined
+    if (forbidden !== undefined) throw forbidden
     // An expiry can be moved between here and there.
     const minted = ended === undefined || ended === 'expired' ? await mintFor(mutation, about?.key, about?.generation) : undefined
     return { presented: { secret, digest, provenHash: proven && hash !== null ? hash : undefined }, minted }
@@ -302,7 +317,8 @@ export function mutations(parts: MutationParts): Mutations {
     const callerId = presented === undefined ? undefined : (await tx.generation(presented.digest))?.keyId
     if (presented !== undefined && callerId === undefined) return { kind: 'refused', error: invalidKey() }
     // A key's duplicates queue on its row; an operator has none.
-    if (operator !== undefined && idempotencyKey !== undefined) await tx.lockName(digestOf(`${operator.subject}\n${idempotencyKey}`))
+    if (operator !== undefined && idempotencyKey !== undefined)
+      await tx.lockName(digestOf(JSON.stringify([operator.issuer, operator.subject, idempotencyKey])))
     const targetId = mutation.target === 'self' ? callerId : (mutation.target ?? undefined)
     const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
     const caller = locked.find(({ id }) => id === callerId)
@@ -314,8 +330,9 @@ export function mutations(parts: MutationParts): Mutations {
       return { kind: 'refused', error: invalidKey() }
     }
     const now = await tx.now()
-    const principal = caller?.id ?? (operator === undefined ? undefined : `operator:${operator.subject}`)
-    const actor = operator !== undefined ? `operator:${operator.subject}` : caller === undefined ? 'system' : `key:${caller.id}`
+    const principal = caller?.id ?? (operator === undefined ? undefined : `operator:${JSON.stringify([operator.issuer, operator.subject])}`)
+    const actor =
+      operator !== undefined ? `operator:${operator.subject}@${operator.issuer}` : caller === undefined ? 'system' : `key:${caller.id}`
 
     const recordIds = principal === undefined || idempotencyKey === undefined ? [] : seals.ids(principal, idempotencyKey)
     const record = recordIds.length === 0 ? undefined : await tx.replay(recordIds)
@@ -363,6 +380,10 @@ export function mutations(parts: MutationParts): Mutations {
         }
         return { kind: 'refused', error: replay }
       }
+      // What was done for one owner is not shown to whoever may act for another only.
+      if (operator !== undefined && operator.owners !== 'all' && !operator.owners.includes(replay.key.ownerId)) {
+        return { kind: 'refused', error: notFound() }
+      }
       if (counted) await tx.countReplay(record.id, 'replays')
       await log(event('key.replayed', replay.key, now, context, actor, {}), replay.key)
       return { kind: 'replayed', answer: replay, record, waitMs: await tx.waitMs() }
@@ -370,7 +391,7 @@ export function mutations(parts: MutationParts): Mutations {
     if (context.replayOnly === true) return { kind: 'refused', error: tooMany() }
 
     const by = recordIds[0] ?? null
-    const effect = await mutation.apply(tx, { caller, target, now, by, minted })
+    const effect = await mutation.apply(tx, { caller, target, presented: presented?.digest ?? null, now, by, minted })
     if (by !== null && principal !== undefined) {
       const open = {
         id: by,
@@ -464,7 +485,10 @@ export function mutations(parts: MutationParts): Mutations {
   /** Not awaited: what goes into the trail must not show in the time of an answer. */
   function auditLater(type: EventType, key: KeyRow, origin: Origin): void {
     if (!auditIsDue(`${type} ${key.id}`)) return
-    logged(async (tx, log) => log(event(type, key, await tx.now(), origin, `key:${key.id}`, {}), key)).catch(report)
+    const work = logged(async (tx, log) => log(event(type, key, await tx.now(), origin, `key:${key.id}`, {}), key))
+      .catch(report)
+      .finally(() => behind.delete(work))
+    behind.add(work)
   }
 }
 

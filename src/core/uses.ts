@@ -18,6 +18,7 @@ const ONCE_IN_MS = 60_000
 const GATHER_MS = 1_000
 /** A process that serves more keys than this in a minute writes some of them more often. */
 const MAX_NOTED = 50_000
+const AT_ONCE = 200
 
 export function keyUses(store: Store, clock: Clock, report: (error: unknown) => void): Uses {
   /** When each key was last noted, the oldest first. */
@@ -57,8 +58,11 @@ export function keyUses(store: Store, clock: Clock, report: (error: unknown) => 
 
   async function write(uses: typeof pending): Promise<void> {
     try {
-      const now = clock.monotonicMs()
-      await store.recordUses(uses.map(({ at, ...use }) => ({ ...use, agoMs: now - at })))
+      // In parts, so that each is written well within the time that the store allows itself.
+      for (let from = 0; from < uses.length; from += AT_ONCE) {
+        const now = clock.monotonicMs()
+        await store.recordUses(uses.slice(from, from + AT_ONCE).map(({ at, ...use }) => ({ ...use, agoMs: now - at })))
+      }
     } catch (error) {
       // Lost: the next use in a minute's time is written again.
       report(error)

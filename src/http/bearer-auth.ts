@@ -23,7 +23,7 @@ export interface BearerAuthOptions {
   realm?: string
   /**
    * How many bad keys one address (IPv6: one /56 network) may present in a minute, 1 to 1,000,000. Beyond it, keys that this process
-   * has not accepted before are answered 429 without asking the store. Counted in each process. `false` for no limit. Default 300.
+   * has not met before are answered 429 without asking the store. Counted in each process. `false` for no limit. Default 300.
    */
   failuresPerMinute?: number | false
   /** Whether requests with a secret in its grace period are answered with `Deprecation` (RFC 9745) and `Sunset` (RFC 8594) too. Default false. */
@@ -74,7 +74,7 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
     )
 
     async function askAndEnter(): Promise<void> {
-      if (maxFailures !== false && !keys.familiar(secret)) blockedFor = await guard.blockedFor(req, maxFailures)
+      if (maxFailures !== false && keys.familiar(secret) === undefined) blockedFor = await guard.blockedFor(req, maxFailures)
       if (blockedFor !== undefined) throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')
       await ask(req, res, secret)
     }
@@ -111,7 +111,7 @@ export function originOf(req: Request): Origin {
 }
 
 /** Tells a client that goes on with the secret of before a rotation. @see RFC 9745 §2, RFC 8594 §3 */
-function announceEnd(res: Response, { replacedAt, expiresAt }: NonNullable<Verified['grace']>, deprecation: boolean): void {
+export function announceEnd(res: Response, { replacedAt, expiresAt }: NonNullable<Verified['grace']>, deprecation: boolean): void {
   res.setHeader('Api-Key-Expires-At', expiresAt)
   if (!deprecation) return
   res.setHeader('Deprecation', `@${Math.floor(Date.parse(replacedAt) / 1_000)}`)

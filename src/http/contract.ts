@@ -35,6 +35,8 @@ interface RouteOf<A extends Action> {
   readonly fields?: readonly Field[]
   /** Whether a rotated key keeps its id, or a new key takes its place and the old one is revoked. Default `same`. */
   readonly identity?: 'same' | 'successor'
+  /** Whether `success` hands out a new rotation secret where the key has one. Where it does not, the old one stays good. Default false. */
+  readonly rotatesRotationSecret?: boolean
   /** How often this may be asked for. Answers that were lost can be asked for beyond it. Default: see `DEFAULT_LIMIT`. */
   readonly limit?: Limit
   /** The status of a success. */

@@ -6,7 +6,7 @@ import { WRITE_SCOPE } from '../core/mutation.js'
 import { refuseUnknown } from '../core/options.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
-import { failuresOption, originOf } from './bearer-auth.js'
+import { announceEnd, failuresOption, originOf } from './bearer-auth.js'
 import type { Answers, Contract, Route } from './contract.js'
 import { contracts } from './contracts.js'
 import { bearerSecret, headerValues, MAX_TOKEN_LENGTH } from './credential.js'
@@ -80,11 +80,11 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   function serve(route: Route): RequestHandler {
     const scope = route.method === 'get' ? READ_SCOPE : WRITE_SCOPE
     const limited = limits && route.method !== 'get' ? (route.limit ?? DEFAULT_LIMIT) : undefined
-    const buckets = limited && { ...routeBuckets(keys, `${contract.name}-${route.action}`, limited), by: limited.by }
+    const name = `${contract.name}-${route.method}${route.path.replaceAll(/[^A-Za-z]+/g, '-')}`
+    const buckets = limited && { ...routeBuckets(keys, name, limited), by: limited.by }
     return function serveKeys(req, res) {
       const said: FailureContext & { retryAfterSeconds?: number } = { realm, scope, requestId: requestId(req, res) }
       answer(route, buckets, req, res, said).catch((error: unknown) => {
-        if (error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
         refuse(keys, res, error, said, (told, request) => contract.failure(told, request))
       })
     }
@@ -99,6 +99,9 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   ): Promise<void> {
     // Limits first, then all that can be refused without I/O, then the credential, then the rest.
     const found = attempt(() => callerOf(req))
+    const mayReplay = headerValues(req, 'idempotency-key')[0]
+    // Whoever may be asking for an answer that was lost is not held up here: that question costs the store no more than a share in a read.
+    if ('value' in found && mayReplay === undefined) await refuseFlood(found.value, req, said)
     let takeBack = async (): Promise<void> => {}
     let replayOnly = false
     if (buckets !== undefined) {
@@ -108,14 +111,16 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
       said.retryAfterSeconds = retryAfterSeconds
       if (!within) {
         // Whoever asks for an answer that was lost is not to be locked out by having asked too often; whoever asks for anything else gets nothing.
-        const mayReplay = headerValues(req, 'idempotency-key').length > 0 && (await buckets.replays.hit(req, res, name)).within
-        if (!mayReplay) throw new ApiKeyError('rate_limited', 'Too many requests; try again later.')
+        const asked = 'value' in found && mayReplay !== undefined ? digestOf(`${nameOf(found.value)} ${mayReplay}`) : undefined
+        if (asked === undefined || !(await buckets.replays.hit(req, res, asked)).within)
+          throw new ApiKeyError('rate_limited', 'Too many requests; try again later.')
         replayOnly = true
       }
     }
     try {
-      await carryOut(route, found, req, res, said, { replayOnly, takeBack })
+      await carryOut(route, found, req, res, { replayOnly, takeBack })
     } catch (error) {
+      if ('value' in found && error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
       const serverSide = !(error instanceof ApiKeyError) || failureStatus(error.code) >= 500
       if (!replayOnly || serverSide) throw error
       throw new ApiKeyError('rate_limited', 'Too many requests; try again later.', { cause: error })
@@ -127,7 +132,6 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     found: Attempt<Caller>,
     req: Request,
     res: Response,
-    said: { retryAfterSeconds?: number },
     { replayOnly, takeBack }: { replayOnly: boolean; takeBack: () => Promise<void> },
   ): Promise<void> {
     const { requires = [] } = route
@@ -144,7 +148,6 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     }
     if (!('value' in found)) throw found.error
     const caller = found.value
-    await refuseFlood(caller, req, said)
 
     const [path = '', query] = splitOnce(req.originalUrl, '?')
     const { ip, userAgent } = originOf(req)
@@ -159,32 +162,38 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const target = id === undefined ? {} : { id: id as string }
     switch (route.action) {
       case 'create': {
-        const { ownerId, ...fields } = body as Omit<CreateInput, 'ownerId'> & { ownerId?: string }
-        return give(await keys.create({ ...fields, ownerId: ownerOf(caller, ownerId) }, context))
+        const { ownerId: named, ...fields } = body as Omit<CreateInput, 'ownerId'> & { ownerId?: string }
+        const ownerId = ownerOf(caller, named)
+        // The owner that a token names is part of the request, also where the body leaves it to the token.
+        const request = { ...context.request, method: req.method, path, body: { ...body, ownerId } }
+        return give(await keys.create({ ...fields, ownerId }, { ...context, request }))
       }
       case 'rotate': {
-        const { identity = 'same', caller: allowed } = route
-        return give(await keys.rotate({ ...(body as RotateOptions), ...context, ...target, identity, scopeRequired: allowed === 'writer' }))
+        const { identity = 'same', caller: allowed, rotatesRotationSecret = false } = route
+        const how = { identity, scopeRequired: allowed === 'writer', keepRotationSecret: !rotatesRotationSecret }
+        return give(await keys.rotate({ ...(body as RotateOptions), ...context, ...target, ...how }))
       }
       case 'revoke':
         return give(await keys.revoke({ ...context, ...target, ...(body as { reason?: string }) }))
       case 'update':
         return give(await keys.update({ ...context, ...target, changes: body as KeyChanges }))
       case 'get':
-        return give(await visible(caller, id as string))
+        return give(await visible(caller, id as string, req, res))
       case 'list': {
         const { ownerId, ...page } = pageOf(req, contract.operators === true ? ['ownerId'] : [])
-        const reader = await readerOf(caller)
+        const reader = await readerOf(caller, req, res)
         return give(await keys.list({ ownerId: typeof reader === 'string' ? reader : ownerOf(caller, ownerId), ...page }))
       }
       case 'events': {
         const page = pageOf(req, [])
-        const key = await visible(caller, id as string)
+        const key = await visible(caller, id as string, req, res)
         return give(existing(await keys.events({ id: key.id, ...page })))
       }
     }
 
     async function give(result: Answers[Route['action']]): Promise<void> {
+      const used = 'secret' in caller ? keys.familiar(caller.secret) : undefined
+      if (used !== undefined) keys.used(used, () => originOf(req))
       if ((result as IssuedKey).replayed === true) await takeBack()
       send(keys, route, res, result)
     }
@@ -197,9 +206,18 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     throw new ApiKeyError('invalid_key', 'The API key is not valid.')
   }
 
+  /**
+   * Whose requests are counted together: those of a key, also across its rotations, where this instance knows whose secret it is. Never the
+   * secret itself, since a shared counter is named by it.
+   */
+  function nameOf(caller: Caller): string {
+    if ('operator' in caller) return `operator:${digestOf(JSON.stringify([caller.operator.issuer, caller.operator.subject]))}`
+    return keys.familiar(caller.secret) ?? digestOf(caller.secret)
+  }
+
   /** An address that keeps presenting bad keys is not let through to the store with another unknown one. */
   async function refuseFlood(caller: Caller, req: Request, said: { retryAfterSeconds?: number }): Promise<void> {
-    if (maxFailures === false || !('secret' in caller) || keys.familiar(caller.secret)) return
+    if (maxFailures === false || !('secret' in caller) || keys.familiar(caller.secret) !== undefined) return
     const blockedFor = await guard.blockedFor(req, maxFailures)
     if (blockedFor === undefined) return
     said.retryAfterSeconds = blockedFor
@@ -207,26 +225,30 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   }
 
   /** The owner whose keys a caller may read, or `undefined` for an operator, who may have several. */
-  async function readerOf(caller: Caller): Promise<string | undefined> {
+  async function readerOf(caller: Caller, req: Request, res: Response): Promise<string | undefined> {
     const scopes = 'operator' in caller ? caller.operator.scopes : undefined
-    const key = 'secret' in caller ? await callerKey(caller.secret) : undefined
+    const key = 'secret' in caller ? await callerKey(caller.secret, req, res) : undefined
     if (!(scopes ?? key?.scopes ?? []).includes(READ_SCOPE))
       throw new ApiKeyError('insufficient_scope', `This needs the scope ${READ_SCOPE}.`)
     return key?.ownerId
   }
 
   /** A key that the caller may read; a foreign one is as unknown as one that does not exist. */
-  async function visible(caller: Caller, id: string): Promise<ApiKey> {
-    const ownerId = await readerOf(caller)
+  async function visible(caller: Caller, id: string, req: Request, res: Response): Promise<ApiKey> {
+    const ownerId = await readerOf(caller, req, res)
     const key = existing(await keys.get(id, ownerId === undefined ? {} : { ownerId }))
     const foreign = 'operator' in caller && caller.operator.owners !== 'all' && !caller.operator.owners.includes(key.ownerId)
     return existing(foreign ? undefined : key)
   }
 
   /** The caller of a route that only reads, by its lease. */
-  async function callerKey(secret: string): Promise<ApiKey> {
+  async function callerKey(secret: string, req: Request, res: Response): Promise<ApiKey> {
     const result = await keys.verify(secret)
-    if (!result.ok) throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+    if (!result.ok) {
+      if (result.reason === 'rotated' || result.reason === 'revoked') keys.refused(secret, originOf(req))
+      throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+    }
+    if (result.grace !== undefined) announceEnd(res, result.grace, false)
     if (!result.live()) throw new ApiKeyError('store_unavailable', 'No verdict came back in time to be relied on.')
     return result.key
   }
@@ -249,11 +271,6 @@ function attempt<T>(work: () => T): Attempt<T> {
   } catch (error) {
     return { error }
   }
-}
-
-/** Whose requests are counted together; never the secret itself, since a shared counter is named by it. */
-function nameOf(caller: Caller): string {
-  return 'secret' in caller ? digestOf(caller.secret) : `operator:${digestOf(caller.operator.subject)}`
 }
 
 /** The owner that an operator is about: the one it names, or else its only one. A key's is its own, and said by nobody. */
@@ -323,12 +340,16 @@ async function readBody(req: Request, res: Response, fields: readonly string[]):
   const has = req.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')
   if (!has) return {}
   if (Number(length) > MAX_BODY_BYTES) throw tooLarge()
-  if (!req.is(['json', '+json'])) throw new ApiKeyError('unsupported_media_type', 'Send the body as application/json.')
+  const json = Boolean(req.is(['json', '+json']))
+  const unsupported = new ApiKeyError('unsupported_media_type', 'Send the body as application/json.')
+  // A body of unknown length may still turn out to be empty, and then needs no type.
+  if (!json && length !== undefined) throw unsupported
   if (!req.readableDidRead) {
     await new Promise<void>((resolve, reject) => {
-      parseJson(req, res, (error?: unknown) => (error === undefined ? resolve() : reject(bodyError(error))))
+      parseJson(req, res, (error?: unknown) => (error === undefined ? resolve() : reject(json ? bodyError(error) : unsupported)))
     })
   }
+  if (!json && Object.keys((req.body ?? {}) as object).length > 0) throw unsupported
   const body: unknown = req.body ?? {}
   if (typeof body !== 'object' || body === null || Array.isArray(body))
     throw new ApiKeyError('invalid_request', 'The body must be a JSON object.')

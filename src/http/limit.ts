@@ -7,8 +7,11 @@ import type { Limit } from './contract.js'
 /** What routes without a limit of their own are held to: nobody rotates keys this often, and a loop that does is stopped. */
 export const DEFAULT_LIMIT: Limit = { max: 120, windowMs: 60_000, by: 'credential' }
 
-/** A lost answer may be asked for this much more often than something new. */
-const REPLAYS_PER_REQUEST = 10
+/**
+ * How often one lost answer may be asked for beyond the limit of its route. Counted by what is asked for, never by where from: nobody
+ * else can use up these, so nobody can be kept from recovering a key.
+ */
+const REPLAYS = 30
 
 /** Requests with one name, counted. */
 export interface Bucket {
@@ -22,7 +25,7 @@ export interface Bucket {
 export function routeBuckets(keys: ApiKeys, name: string, limit: Limit): { readonly requests: Bucket; readonly replays: Bucket } {
   return {
     requests: bucket(keys, name, limit, true),
-    replays: bucket(keys, `${name}-replays`, { ...limit, max: limit.max * REPLAYS_PER_REQUEST }, false),
+    replays: bucket(keys, `${name}-replays`, { ...limit, max: REPLAYS }, false),
   }
 }
 
@@ -32,7 +35,7 @@ export function network(req: Request): string {
 }
 
 function bucket(keys: ApiKeys, name: string, { max, windowMs }: Limit, tells: boolean): Bucket {
-  const store = sharedStore(`${name}:`, max, keys.counters?.(windowMs))
+  const store = sharedStore(max, windowMs, keys.counters?.(name, windowMs))
   const named = new WeakMap<Request, string>()
   const limiter: RequestHandler = rateLimit({
     windowMs,
@@ -66,61 +69,96 @@ function bucket(keys: ApiKeys, name: string, { max, windowMs }: Limit, tells: bo
   }
 }
 
+interface Count {
+  hits: number
+  readonly endsAt: number
+}
+
+/** Names that one process counts at most; beyond it the oldest is forgotten, which is some stranger's long before it is a client's. */
+const MAX_NAMES = 50_000
+
 /**
- * Counts in this process, and with the other instances where they share counters; whichever has counted more is right. So a shared
- * counter that goes away, or comes back empty, leaves every process with what it has seen itself: neither open nor closed. What the
- * shared counter missed it is told, so that the others hear of it.
+ * Counts with the other instances where they share counters, and in this process as well, which is what goes while they are away: a limit is
+ * then neither open nor closed. Hits that the shared counter did not hear of, or that it lost, it is told when it is back.
  */
-function sharedStore(prefix: string, max: number, counters: Counters | undefined): Store & { decrement(name: string): Promise<void> } {
-  const own = new MemoryStore()
-  /** Hits that the shared counter has not heard of, and when its windows end. */
+function sharedStore(max: number, windowMs: number, counters: Counters | undefined): Store & { decrement(name: string): Promise<void> } {
+  const own = new Map<string, Count>()
+  /** What the shared counter last said, and the hits that it has not heard of. */
+  const shared = new Map<string, Count>()
   const unsent = new Map<string, number>()
-  const endings = new Map<string, number>()
 
   return {
     localKeys: counters === undefined,
-    prefix,
-    init: (options: Options) => own.init(options),
     async increment(name): Promise<ClientRateLimitInfo> {
-      const counted = await own.increment(name)
-      if (counters === undefined) return counted
-      const add = (): ReturnType<Counters['increment']> => counters.increment(prefix + name)
-      // What was counted before the window began is nothing any more.
-      let owed = counted.totalHits === 1 ? 0 : (unsent.get(name) ?? 0)
-      let shared = await add().catch(() => undefined)
-      if (shared === undefined) owed++
-      else {
-        const missed = Math.min(Math.max(owed, counted.totalHits - shared.hits), max + 1)
-        for (owed = missed; owed > 0; owed--) {
-          const next = await add().catch(() => undefined)
-          if (next === undefined) break
-          shared = next
-        }
+      // Read at once: by the time the shared counter has answered, others have been counted too.
+      const here = info(count(name))
+      if (counters === undefined) return here
+      const before = running(shared.get(name))
+      let said = await add(name)
+      if (said === undefined) {
+        keep(unsent, name, (unsent.get(name) ?? 0) + 1)
+        const known = before === undefined ? 0 : before.hits + (unsent.get(name) ?? 0)
+        return known > here.totalHits ? { totalHits: known, resetTime: new Date(before?.endsAt ?? 0) } : here
       }
-      keep(unsent, name, owed)
-      if (shared === undefined) return counted
-      keep(endings, name, shared.endsAt.getTime())
-      return shared.hits >= counted.totalHits ? { totalHits: shared.hits, resetTime: shared.endsAt } : counted
+      // A new window although the old one is not over: the counter was lost.
+      const lost = before !== undefined && said.endsAt > before.endsAt + 1_000 ? before.hits : 0
+      let missing = Math.min(Math.max(lost, unsent.get(name) ?? 0), max + 1)
+      unsent.delete(name)
+      for (; missing > 0; missing--) {
+        const next = await add(name)
+        if (next === undefined) break
+        said = next
+      }
+      if (missing > 0) keep(unsent, name, missing)
+      keep(shared, name, said)
+      return info(said)
     },
     async decrement(name) {
-      await own.decrement(name)
+      const here = running(own.get(name))
+      if (here !== undefined && here.hits > 0) here.hits--
       const owed = unsent.get(name) ?? 0
-      if (owed > 0) {
-        keep(unsent, name, owed - 1)
-        return
-      }
+      const there = running(shared.get(name))
+      if (owed > 0) keep(unsent, name, owed - 1)
       // A counter whose window is over is gone, and taking one back would leave one that never ends.
-      if ((endings.get(name) ?? 0) > Date.now() + 1_000) await counters?.decrement(prefix + name).catch(() => {})
+      else if (there !== undefined && there.endsAt > Date.now() + 1_000) {
+        there.hits--
+        await counters?.decrement(name).catch(() => {})
+      }
     },
-    resetKey: (name) => own.resetKey(name),
+    resetKey(name) {
+      own.delete(name)
+    },
+  }
+
+  function count(name: string): Count {
+    const there = running(own.get(name)) ?? { hits: 0, endsAt: Date.now() + windowMs }
+    there.hits++
+    keep(own, name, there)
+    return there
+  }
+
+  /** One hit more in the shared counter, or undefined when there is no answer that makes sense. */
+  async function add(name: string): Promise<Count | undefined> {
+    const said = await counters?.increment(name).catch(() => undefined)
+    const endsAt = said?.endsAt.getTime() ?? Number.NaN
+    const sane = said !== undefined && Number.isInteger(said.hits) && said.hits > 0 && endsAt <= Date.now() + windowMs + 1_000
+    return sane ? { hits: said.hits, endsAt } : undefined
   }
 }
 
-/** Remembers the newest ten thousand; nothing is remembered by 0. */
-function keep(table: Map<string, number>, name: string, value: number): void {
+function running(count: Count | undefined): Count | undefined {
+  return count !== undefined && count.endsAt > Date.now() ? count : undefined
+}
+
+function info({ hits, endsAt }: Count): ClientRateLimitInfo {
+  return { totalHits: hits, resetTime: new Date(endsAt) }
+}
+
+/** The newest last, and the oldest goes when there are too many. */
+function keep<T>(table: Map<string, T>, name: string, value: T): void {
   table.delete(name)
-  if (value !== 0) table.set(name, value)
-  if (table.size > 10_000) table.delete(table.keys().next().value ?? name)
+  table.set(name, value)
+  if (table.size > MAX_NAMES) table.delete(table.keys().next().value ?? name)
 }
 
 /** Failed authentications by network: what keeps well-formed garbage from buying reads of the store without end. */

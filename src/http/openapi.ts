@@ -59,7 +59,7 @@ const FIELDS: { readonly [field in Field]: Schema } = {
   rotationSecret: text,
   retire: {
     description: 'When the old secret stops being accepted.',
-    oneOf: [oneOf('now', 'on-first-use'), object({ afterMs: { type: 'integer', minimum: 1, maximum: 604_800_000 } })],
+    oneOf: [oneOf('now', 'on-first-use'), object({ afterMs: { type: 'integer', minimum: 1, description: 'At most 7 days count.' } })],
   },
   emergency: { type: 'boolean' },
   reason: { type: 'string', minLength: 1, maxLength: 255 },

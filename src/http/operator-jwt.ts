@@ -38,6 +38,8 @@ const FAMILIES: readonly { readonly algorithms: readonly string[]; readonly keyT
   { algorithms: ['ES256', 'ES384', 'ES512'], keyType: 'ec' },
 ]
 const MIN_SECRET_BYTES = 32
+// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it refuses
+const SUBJECT = /^[^\u0000-\u001f\u007f-\u009f]{1,255}$/u
 /** What the clocks of two machines may be apart. */
 const TOLERANCE_SECONDS = 5
 
@@ -93,14 +95,14 @@ export function operatorJwt(options: OperatorJwtOptions): Operators {
     const { exp, iat, sub, scope } = payload
     if (typeof exp !== 'number' || exp > now + maxLifetimeMs / 1_000) throw refused('The access token must expire, and soon enough.')
     if (iat !== undefined && !(iat <= now + TOLERANCE_SECONDS)) throw refused('The access token is from the future.')
-    if (typeof sub !== 'string' || sub === '' || sub.length > 255) throw refused('The access token names nobody in "sub".')
+    if (typeof sub !== 'string' || !SUBJECT.test(sub) || !sub.isWellFormed()) throw refused('The access token names nobody in "sub".')
     if (scope !== undefined && typeof scope !== 'string') throw refused('The claim "scope" must be a string.')
     const owners: unknown = Object.hasOwn(payload, ownersClaim) ? payload[ownersClaim] : undefined
     if (!Array.isArray(owners) || !owners.every((owner) => typeof owner === 'string')) {
       throw refused(`The claim "${ownersClaim}" must be a list of owners.`)
     }
     const all = owners.length === 1 && owners[0] === '*'
-    return { subject: sub, scopes: scope?.split(' ').filter(Boolean) ?? [], owners: all ? 'all' : owners }
+    return { issuer, subject: sub, scopes: scope?.split(' ').filter(Boolean) ?? [], owners: all ? 'all' : owners }
   }
 }
 

@@ -94,7 +94,7 @@ export interface EventRow {
   readonly ownerId: string
   readonly type: EventType
   readonly at: number
-  /** Who did it: `key:<id>`, `operator:<subject>` or `system`. */
+  /** Who did it: `key:<id>`, `operator:<subject>@<issuer>` or `system`. */
   readonly actor: string
   readonly ip: string | null
   readonly userAgent: string | null

@@ -620,6 +620,7 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
+                        /** @description At most 7 days count. */
                         afterMs: number;
                     };
                     emergency?: boolean;
@@ -903,6 +904,7 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
+                        /** @description At most 7 days count. */
                         afterMs: number;
                     };
                     emergency?: boolean;

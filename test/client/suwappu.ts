@@ -70,7 +70,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, invalid_request, idempotency_key_invalid */
+            /** @description credential_malformed, invalid_request, idempotency_key_invalid, body_too_large, unsupported_media_type */
             400: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -119,36 +119,6 @@ export interface operations {
             };
             /** @description idempotency_key_spent, key_expired, rotation_superseded, rotation_in_grace */
             409: {
-                headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        /** @constant */
-                        success: false;
-                        error: string;
-                    };
-                };
-            };
-            /** @description body_too_large */
-            413: {
-                headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        /** @constant */
-                        success: false;
-                        error: string;
-                    };
-                };
-            };
-            /** @description unsupported_media_type */
-            415: {
                 headers: {
                     /** @description Always `no-store`. */
                     "Cache-Control"?: string;

@@ -25,7 +25,12 @@ function raw(header: object, claims: object, signature = ''): string {
 
 test('reads the subject, the scopes and the owners of a good token', () => {
   const operators = operatorJwt(OPTIONS)
-  expect(operators.authenticate(sign({}))).toEqual({ subject: 'ada', scopes: ['api_keys:read'], owners: ['acme'] })
+  expect(operators.authenticate(sign({}))).toEqual({
+    issuer: 'https://id.example',
+    subject: 'ada',
+    scopes: ['api_keys:read'],
+    owners: ['acme'],
+  })
   expect(operators.authenticate(sign({ scope: undefined }))).toMatchObject({ scopes: [] })
   expect(operators.authenticate(sign({ owners: ['*'] }))).toMatchObject({ owners: 'all' })
   expect(operators.authenticate(sign({ owners: ['*', 'acme'] }))).toMatchObject({ owners: ['*', 'acme'] })

@@ -9,6 +9,7 @@ export const agents: Contract = {
       method: 'post',
       path: '/self/rotate-key',
       action: 'rotate',
+      rotatesRotationSecret: true,
       requires: ['rotationSecret'],
       fields: ['rotationSecret'],
       // Whoever guesses at the second secret is told no after the third attempt, wherever the first one comes from.

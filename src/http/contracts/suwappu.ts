@@ -21,9 +21,10 @@ export const suwappu: Contract = {
     },
   ],
   failure({ code, message }) {
-    const status = failureStatus(code)
+    // What its page has no status for.
+    const status = code === 'body_too_large' || code === 'unsupported_media_type' ? 400 : failureStatus(code)
     const error = status === 401 ? 'Unauthorized' : status === 500 ? 'Key rotation failed' : message
-    return { body: { success: false, error } }
+    return { status, body: { success: false, error } }
   },
   failureSchema: object({ success: { const: false }, error: text }),
 }
