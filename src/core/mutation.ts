@@ -570,7 +570,7 @@ function notFound(): ApiKeyError {
 }
 
 /** What a request over its limit is told, unless it turns out to ask for an answer that was lost. */
-export function tooMany(): ApiKeyError {
+function tooMany(): ApiKeyError {
   return new ApiKeyError('rate_limited', 'Too many requests; try again later.')
 }
 

@@ -61,17 +61,18 @@ export async function serveContract(
   {
     operators,
     limits,
+    failuresPerMinute = 300,
     trustProxy,
     ...options
-  }: Partial<ApiKeysOptions> & { operators?: Operators; limits?: boolean; trustProxy?: boolean } = {},
+  }: Partial<ApiKeysOptions> & { operators?: Operators; limits?: boolean; failuresPerMinute?: number | false; trustProxy?: boolean } = {},
 ): Promise<Serving> {
   const keys = createApiKeys({ store, secret: SERVER_SECRET, leaseMs: 60, onError: () => {}, ...options })
   await keys.migrate()
   const app = express()
   if (trustProxy) app.set('trust proxy', 1)
-  const routerOptions = { contract, ...(operators && { operators }), ...(limits === undefined ? {} : { limits }) }
+  const routerOptions = { contract, failuresPerMinute, ...(operators && { operators }), ...(limits === undefined ? {} : { limits }) }
   app.use(contract.path, keyRouter(keys, routerOptions))
-  app.get('/data', bearerAuth(keys, { deprecation: true }), (req, res) => {
+  app.get('/data', bearerAuth(keys, { failuresPerMinute, deprecation: true }), (req, res) => {
     res.json({ id: req.apiKey?.id })
   })
   const server = app.listen(0, '127.0.0.1')
@@ -129,7 +130,7 @@ export async function exchange(
 }
 
 /** Holds every answer against the document that is served beside it, and against what is common to all contracts. */
-export function checker(contract: Contract): (sent: Sent, answer: Checked) => void {
+function checker(contract: Contract): (sent: Sent, answer: Checked) => void {
   // biome-ignore lint/suspicious/noExplicitAny: a document is JSON
   const document = JSON.parse(JSON.stringify(openApiDocument(contract))) as any
   const ajv = new Ajv2020({
@@ -174,7 +175,7 @@ export interface Play {
   readonly needsIdempotencyKey?: boolean
 }
 
-export interface Scene {
+interface Scene {
   readonly request: Sent
   readonly secret: string
   /** The secret that the rotation is going to retire. */
