@@ -1,0 +1,92 @@
+// npm run bench: see README.md beside this file.
+import { spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+const HELP = `npm run bench -- [options]
+
+Without one of the next five it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
+
+  --guard            few rows in under three minutes; ends with 1 when a local lease has become slow
+  --traffic          one key, 1,000 keys evenly, 100,000 keys by Zipf, over leases of 250 ms, 1 s and 5 s, with 1 and 2 processes
+  --growth           1,000 and 100,000 keys in PostgreSQL (--full: 5,000,000 too), rotations by 1, 8 and 64 clients, a herd on a cold key
+  --micro            the parts of the hot path, and sealing
+  --help
+
+  --only a,b         these rows only (and the empty middlewares that they are compared with)
+  --rounds 20        how often each row has its turn
+  --slice 1000       how long a turn is, in milliseconds
+  --warm-up 2000     how long each row is warmed up before the first round, in milliseconds
+  --connections 32   how many requests are under way at once
+  --json             JSON instead of Markdown
+  --cpu-prof row     leave a CPU profile of that row's server in .tmp`
+
+const { values: options } = parseArgs({
+  options: {
+    help: { type: 'boolean' },
+    guard: { type: 'boolean' },
+    traffic: { type: 'boolean' },
+    growth: { type: 'boolean' },
+    full: { type: 'boolean' },
+    micro: { type: 'boolean' },
+    json: { type: 'boolean' },
+    only: { type: 'string' },
+    rounds: { type: 'string', default: '20' },
+    slice: { type: 'string' },
+    'warm-up': { type: 'string', default: '2000' },
+    connections: { type: 'string', default: '32' },
+    'cpu-prof': { type: 'string' },
+  },
+})
+if (options.help) {
+  console.log(HELP)
+  process.exit()
+}
+
+process.chdir(fileURLToPath(new URL('..', import.meta.url)))
+if (!existsSync('bench/node_modules/.package-lock.json')) run('npm', 'ci', '--prefix', 'bench', '--no-audit', '--no-fund')
+run('npm', 'run', '--silent', 'build')
+run(process.execPath, 'scripts/ensure-redis.mjs')
+
+const { endAll } = await import('./services.mjs')
+const number = (name, fallback) => {
+  const value = Number(options[name] ?? fallback)
+  if (Number.isInteger(value) && value > 0) return value
+  throw new Error(`--${name} must be a whole number above 0.`)
+}
+
+try {
+  const { result, text } = await measure()
+  console.log(options.json ? JSON.stringify(result, null, 2) : text)
+} finally {
+  await endAll()
+}
+
+async function measure() {
+  if (options.micro) return (await import('./micro.mjs')).micro()
+  if (options.growth) return (await import('./growth.mjs')).growth({ full: options.full === true })
+  if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections') })
+  const { compare, complaints, GUARDED, table } = await import('./compare.mjs')
+  const only = options.guard ? GUARDED : options.only?.split(',')
+  const result = await compare({
+    ...(only === undefined ? {} : { only }),
+    rounds: number('rounds'),
+    sliceMs: number('slice', options.guard ? 600 : 1_000),
+    warmUpMs: number('warm-up'),
+    connections: number('connections'),
+    cpuProf: options['cpu-prof'],
+  })
+  if (options.guard) {
+    const said = complaints(result)
+    for (const line of said) console.error(line)
+    if (said.length > 0) process.exitCode = 1
+  }
+  return { result, text: table(result) }
+}
+
+function run(command, ...args) {
+  // What they say belongs on standard error: standard output is for the table.
+  const { status } = spawnSync(command, args, { stdio: ['ignore', 2, 2] })
+  if (status !== 0) process.exit(status ?? 1)
+}

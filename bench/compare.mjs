@@ -1,0 +1,178 @@
+import { rows as allRows } from './rows.mjs'
+import { leaveCoresTo, pinning, redisCounter, startPostgres, startProcess, startRedis } from './services.mjs'
+import { isTie, markdown, number, spread, withSpread } from './stats.mjs'
+
+/** How long a server gets to settle in its turn before anything is measured: connections wake up, expired leases are renewed. */
+const LEAD_IN_MS = 150
+const METRICS = ['perSecond', 'cpuMicros', 'p50', 'p99']
+
+/** What stands in the guard: few rows, and what must not become slower. */
+const GUARDED = ['empty', 'empty-again', 'local', 'get-pipelined', 'relay', 'jsonwebtoken', 'passport']
+const LOCAL_AT_MOST = 1.1
+const PASSPORT_AT_LEAST = 1.25
+
+/**
+ * Measures rows side by side: all servers are up, one at a time has traffic, for a short slice, in an order that turns around each round. So what
+ * the machine does meanwhile falls on all rows alike.
+ *
+ * @param {{ only?: string[], rounds: number, sliceMs: number, warmUpMs: number, connections: number, cpuProf?: string }} options
+ */
+export async function compare({ only, rounds, sliceMs, warmUpMs, connections, cpuProf }) {
+  const rows = chosen(only)
+  leaveCoresTo(1)
+  const POSTGRES_URL = await startPostgres()
+  const REDIS_URL = await startRedis()
+  const countCommands = redisCounter(REDIS_URL)
+  const load = startProcess('load.mjs')
+  const servers = new Map()
+  for (const row of rows) {
+    say(`starting ${row.name}`)
+    const execArgv = cpuProf === row.name ? ['--cpu-prof', '--cpu-prof-dir', '.tmp'] : []
+    const server = startProcess('server.mjs', { core: 0, env: { ROW: row.name, POSTGRES_URL, REDIS_URL }, execArgv })
+    const { origin, tokens } = await server.ask('start')
+    await load.ask('prepare', {
+      name: row.name,
+      origins: [origin],
+      tokens,
+      connections: row.connections ?? connections,
+      status: row.status ?? 200,
+    })
+    servers.set(row.name, server)
+  }
+
+  const measured = new Map(rows.map(({ name }) => [name, { slices: [], requests: 0, reads: 0, commands: 0 }]))
+  const until = performance.now() + 60_000 + rows.length * (2 * warmUpMs + rounds * 3 * (sliceMs + LEAD_IN_MS + 500))
+  for (const row of rows) {
+    say(`warming up ${row.name}`)
+    await slice(row, warmUpMs)
+  }
+  for (let round = 0; round < rounds; round++) {
+    say(`round ${round + 1} of ${rounds}`)
+    for (const row of round % 2 === 0 ? rows : rows.toReversed()) {
+      if (performance.now() > until) throw new Error('The run takes three times as long as it should: is the machine busy?')
+      const { numbers, ...sums } = await slice(row, sliceMs)
+      const own = measured.get(row.name)
+      own.slices.push(numbers)
+      for (const [what, count] of Object.entries(sums)) own[what] += count
+    }
+  }
+  return evaluate(rows, measured)
+
+  async function slice({ name }, ms) {
+    const server = servers.get(name)
+    const idle = await server.ask('usage')
+    const commandsSent = await countCommands()
+    await load.ask('start', { name })
+    await pause(LEAD_IN_MS)
+    const [before] = await Promise.all([server.ask('usage'), load.ask('record')])
+    await pause(ms)
+    const [after, { p50, p99, failures, last }] = await Promise.all([server.ask('usage'), load.ask('stop')])
+    if (failures > 0) throw new Error(`${name}: ${failures} requests failed, the last one because the server ${last}.`)
+    const commands = await commandsSent()
+    const end = await server.ask('usage')
+    const requests = after.requests - before.requests
+    return {
+      numbers: {
+        perSecond: (requests / (after.atMs - before.atMs)) * 1_000,
+        cpuMicros: (after.cpuMicros - before.cpuMicros) / requests,
+        p50,
+        p99,
+      },
+      requests: end.requests - idle.requests,
+      reads: (end.reads ?? 0) - (idle.reads ?? 0),
+      commands,
+    }
+  }
+}
+
+function chosen(only) {
+  const shown = allRows.filter(({ hidden }) => !hidden)
+  if (only === undefined) return shown
+  const stranger = only.find((name) => !shown.some((row) => row.name === name))
+  if (stranger !== undefined) throw new Error(`There is no row "${stranger}". There are: ${shown.map(({ name }) => name).join(', ')}.`)
+  // What everything is compared with is always there.
+  const wanted = new Set(['empty', 'empty-again', ...only])
+  for (const row of shown) if (wanted.has(row.name)) wanted.add(row.baseline ?? 'empty')
+  return shown.filter(({ name }) => wanted.has(name))
+}
+
+function evaluate(rows, measured) {
+  const slicesOf = (name) => measured.get(name).slices
+  /** In one round, by how much a row differs from the same app with an empty middleware; that one is measured twice on Express 5. */
+  const ratios = (row, metric) => {
+    const base = row.baseline ?? 'empty'
+    const bases = base === 'empty' ? ['empty', 'empty-again'] : [base]
+    return slicesOf(row.name).map((own, i) => {
+      const mean = bases.reduce((sum, name) => sum + slicesOf(name)[i][metric], 0) / bases.length
+      return own[metric] / mean
+    })
+  }
+  const same = Object.fromEntries(
+    METRICS.map((metric) => [metric, spread(slicesOf('empty-again').map((own, i) => own[metric] / slicesOf('empty')[i][metric]))]),
+  )
+  const results = rows.map((row) => {
+    const { slices, requests, reads, commands } = measured.get(row.name)
+    const metrics = Object.fromEntries(
+      METRICS.map((metric) => {
+        const ratio = spread(ratios(row, metric))
+        return [metric, { ...spread(slices.map((slice) => slice[metric])), ratio, tie: isTie(ratio.median, same[metric]) }]
+      }),
+    )
+    return { name: row.name, title: row.title, ...metrics, commandsPerRequest: commands / requests, readsPerRequest: reads / requests, slices }
+  })
+  return { node: process.version, pinning, rounds: slicesOf('empty').length, same, results }
+}
+
+export function table({ node, pinning, rounds, same, results }) {
+  const cell = ({ ratio, tie, ...values }) => `${withSpread(values)} ${tie ? 'tie' : `×${number(ratio.median)}`}`
+  const share = (value) => (value === 0 ? '–' : value < 0.005 ? '<0.01' : number(value))
+  const lines = results.map((row) => [
+    row.title,
+    cell(row.perSecond),
+    withSpread(row.cpuMicros),
+    row.cpuMicros.tie ? 'tie' : withSpread(row.cpuMicros.ratio),
+    cell(row.p50),
+    cell(row.p99),
+    share(row.commandsPerRequest),
+    share(row.readsPerRequest),
+  ])
+  return [
+    markdown(
+      ['', 'requests/s', 'CPU µs/request', 'CPU × empty', 'p50 ms', 'p99 ms', 'Redis commands/request', 'authority reads/request'],
+      lines,
+    ),
+    '',
+    `Median (p10–p90) over ${rounds} rounds, × the same app with an empty middleware; Node ${node}; the server on ${pinning}.`,
+    `"tie": no further away than the two empty middlewares are from each other (CPU ×${number(same.cpuMicros.p10)}–${number(same.cpuMicros.p90)}).`,
+  ].join('\n')
+}
+
+/** Says what became slower than it may be; an empty list is good news. */
+export function complaints({ same, results }) {
+  const of = (name) => results.find((row) => row.name === name)
+  const local = of('local')
+  const against = (peer) => spread(of(peer).slices.map((slice, i) => slice.cpuMicros / local.slices[i].cpuMicros)).median
+  const said = []
+  if (local.cpuMicros.ratio.median > LOCAL_AT_MOST) {
+    said.push(`A local lease costs ×${number(local.cpuMicros.ratio.median)} of an empty middleware; ×${number(LOCAL_AT_MOST)} is allowed.`)
+  }
+  for (const peer of ['get-pipelined', 'jsonwebtoken', 'passport']) {
+    const ratio = against(peer)
+    if (ratio < 1 && !isTie(ratio, same.cpuMicros)) said.push(`${of(peer).title} costs ×${number(ratio)} of a local lease.`)
+  }
+  const passport = against('passport')
+  if (passport < PASSPORT_AT_LEAST) {
+    said.push(`passport-http-bearer costs ×${number(passport)} of a local lease; it should be ×${number(PASSPORT_AT_LEAST)} or more.`)
+  }
+  return said
+}
+
+export { GUARDED }
+
+function pause(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms))
+}
+
+function say(line) {
+  console.error(line)
+}

@@ -1,0 +1,88 @@
+// The load generator, a process of its own: each connection sends its next request when the last is answered.
+import { Client } from 'undici'
+import { answer } from './services.mjs'
+import { quantile } from './stats.mjs'
+
+/** More answers than this in one slice are counted, but their latency is not kept. */
+const MAX_LATENCIES = 500_000
+
+const targets = new Map()
+let running
+
+answer({
+  /** Opens the connections to a server (or several, in turn). `order` says which token each request carries; without it they take turns. */
+  prepare({ name, origins, connections, tokens, order, status }) {
+    const clients = Array.from({ length: connections }, (_, i) => new Client(origins[i % origins.length], { pipelining: 1 }))
+    const headers = tokens.map((token) => ({ authorization: `Bearer ${token}` }))
+    const next = order === undefined ? tokens.length : order.length
+    targets.set(name, { clients, headers, order, next, status, at: 0 })
+  },
+  start({ name }) {
+    const target = targets.get(name)
+    running = { stopped: false, recording: false, latencies: new Float64Array(MAX_LATENCIES), count: 0, failures: 0, last: undefined }
+    running.done = Promise.all(target.clients.map((client) => connection(client, target, running)))
+  },
+  record() {
+    running.recording = true
+  },
+  /** Stops asking, waits for what is under way, and says how it went. */
+  async stop() {
+    running.stopped = true
+    const { latencies, count, failures, last } = running
+    await running.done
+    const kept = latencies.subarray(0, Math.min(count, MAX_LATENCIES))
+    return { count, failures, last, p50: quantile(kept, 0.5), p99: quantile(kept, 0.99) }
+  },
+  /** As many requests at once as there are connections, one each. */
+  async once({ name }) {
+    const target = targets.get(name)
+    const run = { stopped: true, recording: true, latencies: new Float64Array(target.clients.length), count: 0, failures: 0 }
+    await Promise.all(target.clients.map((client) => connection(client, target, run)))
+    return { count: run.count, failures: run.failures, last: run.last, p50: quantile(run.latencies, 0.5), p99: quantile(run.latencies, 0.99) }
+  },
+  async forget({ name }) {
+    await Promise.all(targets.get(name).clients.map((client) => client.destroy()))
+    targets.delete(name)
+  },
+})
+
+function connection(client, target, run) {
+  return new Promise((resolve) => {
+    let status = 0
+    let since = 0
+    const handler = {
+      onConnect() {},
+      onHeaders(code) {
+        status = code
+        return true
+      },
+      onData() {
+        return true
+      },
+      onComplete() {
+        if (status !== target.status) fail(`answered ${status}`)
+        if (run.recording) {
+          if (run.count < run.latencies.length) run.latencies[run.count] = performance.now() - since
+          run.count++
+        }
+        if (run.stopped) resolve()
+        else send()
+      },
+      onError(error) {
+        fail(String(error))
+        if (run.stopped) resolve()
+        else setTimeout(send, 10)
+      },
+    }
+    const fail = (why) => {
+      run.failures++
+      run.last = why
+    }
+    const send = () => {
+      const place = target.at++ % target.next
+      since = performance.now()
+      client.dispatch({ path: '/data', method: 'GET', headers: target.headers[target.order === undefined ? place : target.order[place]] }, handler)
+    }
+    send()
+  })
+}

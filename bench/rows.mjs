@@ -1,0 +1,321 @@
+// The rows of the table: each is a server that answers `{"ok":true}` on /data, behind another door.
+import { createSecretKey, hash } from 'node:crypto'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { apiKey } from '@better-auth/api-key'
+import bcrypt from 'bcrypt'
+import { betterAuth } from 'better-auth'
+import { memoryAdapter } from 'better-auth/adapters/memory'
+import express5 from 'express'
+import bearerToken from 'express-bearer-token'
+import { expressjwt } from 'express-jwt'
+import express4 from 'express4'
+import { Redis } from 'ioredis'
+import jwt from 'jsonwebtoken'
+import Database from 'libsql'
+import { Passport } from 'passport'
+import { Strategy as BearerStrategy } from 'passport-http-bearer'
+import pg from 'pg'
+import { secretFormat } from '../dist/esm/core/secret.js'
+import { bearerAuth, createApiKeys } from '../dist/esm/index.js'
+import { postgresStore } from '../dist/esm/postgres.js'
+import { redisCache } from '../dist/esm/redis.js'
+import { sqliteStore } from '../dist/esm/sqlite.js'
+import { freshDatabase } from './services.mjs'
+
+/**
+ * @typedef {object} Row
+ * @property {string} name for `--only`
+ * @property {string} title
+ * @property {string} [baseline] the row of the same app with an empty middleware; default `empty`
+ * @property {number} [connections] default as `--connections` says
+ * @property {number} [status] default 200
+ * @property {(env: Record<string, string>) => Promise<{ listener: Function, tokens: string[], counts?: Function }>} start
+ */
+
+const SERVER_SECRET = 'the-server-secret-of-these-benchmarks-0123456789'
+const SCOPE = 'reports:read'
+const mint = () => secretFormat('sk', true).mint('live').secret
+const unchecked = [mint()]
+const empty = (_req, _res, next) => next()
+const ok = (_req, res) => res.json({ ok: true })
+
+/** @type {readonly Row[]} */
+export const rows = [
+  {
+    name: 'http',
+    title: 'node:http',
+    async start() {
+      const body = JSON.stringify({ ok: true })
+      const headers = { 'content-type': 'application/json; charset=utf-8', 'content-length': Buffer.byteLength(body) }
+      return { tokens: unchecked, listener: (_req, res) => res.writeHead(200, headers).end(body) }
+    },
+  },
+  { name: 'express', title: 'Express 5, no middleware', start: async () => ({ tokens: unchecked, listener: express5().get('/data', ok) }) },
+  { name: 'empty', title: 'Express 5, empty middleware (A)', start: async () => ({ tokens: unchecked, listener: app(empty) }) },
+  { name: 'empty-again', title: 'Express 5, empty middleware (A again)', start: async () => ({ tokens: unchecked, listener: app(empty) }) },
+  {
+    name: 'empty4',
+    title: 'Express 4, empty middleware',
+    baseline: 'empty4',
+    start: async () => ({ tokens: unchecked, listener: app(empty, express4) }),
+  },
+
+  // Ours, set up as README.md says: PostgreSQL, Redis, a scope.
+  { name: 'local', title: '**ours, local lease**', start: (env) => ours(env) },
+  { name: 'local4', title: '**ours, local lease**, Express 4', baseline: 'empty4', start: (env) => ours(env, { framework: express4 }) },
+  {
+    name: 'relay',
+    title: '**ours, lease relayed by Redis**',
+    // 200 keys take turns and the process keeps 100 leases, the last granted: none is left when its turn comes. With the longest
+    // lease there is, next to all of them come from Redis.
+    start: (env) => ours(env, { count: 200, options: { maxLeases: 100, leaseMs: 60_000 } }),
+  },
+  {
+    name: 'postgres',
+    title: '**ours, PostgreSQL at every request**',
+    // The same, with no Redis to relay them. Reads that are asked for together are made together, so there are fewer than requests.
+    start: (env) => ours(env, { count: 200, cached: false, options: { maxLeases: 100 } }),
+  },
+  {
+    name: 'sqlite',
+    title: '**ours, SQLite at every request**',
+    start: (env) => ours(env, { count: 200, cached: false, store: sqlite, options: { maxLeases: 100 } }),
+  },
+  {
+    name: 'malformed',
+    title: '**ours, refuses a mistyped secret**',
+    status: 401,
+    start: (env) => ours(env, { tokens: async (_keys, [secret]) => [secret.slice(0, -1) + (secret.endsWith('0') ? '1' : '0')] }),
+  },
+  { name: 'unknown', title: '**ours, refuses an unknown secret**', status: 401, start: (env) => ours(env, { tokens: async () => [mint()] }) },
+  {
+    name: 'unknown-new',
+    title: '**ours, refuses unknown secrets, each another one**',
+    status: 401,
+    // Twice as many as a process remembers.
+    start: (env) => ours(env, { tokens: async () => Array.from({ length: 20_000 }, mint) }),
+  },
+  {
+    name: 'retired',
+    title: '**ours, refuses a rotated secret**',
+    status: 401,
+    start: (env) =>
+      ours(env, {
+        async tokens(keys, [secret]) {
+          await keys.rotate({ secret })
+          return [secret]
+        },
+      }),
+  },
+
+  // What people write by hand: SHA-256 of the secret, one GET, the record as JSON.
+  { name: 'get', title: 'by hand: SHA-256 + ioredis GET', start: (env) => byHand(env, false) },
+  { name: 'get-pipelined', title: 'by hand: SHA-256 + ioredis GET, auto-pipelining', start: (env) => byHand(env, true) },
+  {
+    name: 'passport',
+    title: 'passport-http-bearer over the same GET, auto-pipelining',
+    async start(env) {
+      const { tokens, find } = await recordsInRedis(env, true)
+      const passport = new Passport()
+      passport.use(
+        new BearerStrategy((token, done) => {
+          find(token).then((record) => done(null, record ?? false, { scope: SCOPE }), done)
+        }),
+      )
+      return { tokens, listener: app(passport.authenticate('bearer', { session: false })) }
+    },
+  },
+
+  // A signed token says itself who comes, and cannot be taken back. The key as a KeyObject: as a string it is parsed at each request.
+  {
+    name: 'express-jwt',
+    title: 'express-jwt, HS256',
+    async start() {
+      const { tokens, secret } = signed()
+      return { tokens, listener: app(expressjwt({ secret, algorithms: ['HS256'] })) }
+    },
+  },
+  {
+    name: 'jsonwebtoken',
+    title: 'by hand: jsonwebtoken, HS256',
+    async start() {
+      const { tokens, secret } = signed()
+      return {
+        tokens,
+        listener: app((req, res, next) => {
+          try {
+            req.auth = jwt.verify(bearer(req), secret, { algorithms: ['HS256'] })
+          } catch {
+            return res.status(401).end()
+          }
+          next()
+        }),
+      }
+    },
+  },
+  {
+    name: 'better-auth-redis',
+    title: 'better-auth API keys, Redis',
+    async start({ REDIS_URL }) {
+      const redis = new Redis(REDIS_URL, { enableAutoPipelining: true })
+      return throughBetterAuth({
+        get: (key) => redis.get(key),
+        set: (key, value, ttl) => (ttl ? redis.set(key, value, 'EX', ttl) : redis.set(key, value)),
+        delete: (key) => redis.del(key),
+      })
+    },
+  },
+  {
+    name: 'better-auth-memory',
+    title: 'better-auth API keys, in memory',
+    async start() {
+      const map = new Map()
+      return throughBetterAuth({
+        get: (key) => map.get(key) ?? null,
+        set: (key, value) => void map.set(key, value),
+        delete: (key) => void map.delete(key),
+      })
+    },
+  },
+  {
+    name: 'bcrypt',
+    title: 'express-bearer-token + bcrypt (cost 10), in memory, 4 connections',
+    // With more, an answer takes longer than a slice.
+    connections: 4,
+    async start() {
+      const secret = mint()
+      const hashes = new Map([['id', await bcrypt.hash(secret, 10)]])
+      return {
+        tokens: [`id.${secret}`],
+        listener: app([
+          bearerToken(),
+          async (req, res, next) => {
+            const [id, presented] = req.token.split('.')
+            if (await bcrypt.compare(presented, hashes.get(id))) next()
+            else res.status(401).end()
+          },
+        ]),
+      }
+    },
+  },
+
+  // For --traffic and --growth; not in the table.
+  { name: 'configured', title: 'ours, as told', hidden: true, start: (env) => ours(env, JSON.parse(env.CONFIG)) },
+]
+
+function app(middleware, framework = express5) {
+  return framework().get('/data', middleware, ok)
+}
+
+async function ours(env, { framework = express5, store = postgres, database, cached = true, options = {}, count = 1, tokens = async (_, made) => made } = {}) {
+  const counters = { reads: 0, digests: 0, misses: 0, relays: 0 }
+  const inner = await store(env, database)
+  const outer = cached ? redisCache(new Redis(env.REDIS_URL)) : undefined
+  const keys = createApiKeys({
+    store: {
+      ...inner,
+      read(digests) {
+        counters.reads++
+        counters.digests += digests.length
+        return inner.read(digests)
+      },
+    },
+    ...(outer === undefined ? {} : { cache: { ...outer, get: (digest) => outer.get(digest).then(counted) } }),
+    secret: SERVER_SECRET,
+    ...options,
+  })
+  await keys.migrate()
+  const made = []
+  while (made.length < count) {
+    const few = Array.from({ length: Math.min(8, count - made.length) }, () => keys.create({ ownerId: 'acme', name: 'bench', scopes: [SCOPE] }))
+    made.push(...(await Promise.all(few)).map(({ secret }) => secret))
+  }
+  const guarded = {
+    ...keys,
+    verify(secret) {
+      counters.misses++
+      return keys.verify(secret)
+    },
+  }
+  return { tokens: await tokens(keys, made), listener: app(bearerAuth(guarded, { scope: SCOPE }), framework), counts: () => counters }
+
+  function counted(entry) {
+    if (entry !== undefined && entry.value !== null) counters.relays++
+    return entry
+  }
+}
+
+async function postgres({ POSTGRES_URL }, database) {
+  const connectionString = database ?? (await freshDatabase(POSTGRES_URL))
+  return postgresStore(new pg.Pool({ connectionString }).on('error', () => {}))
+}
+
+async function sqlite() {
+  const folder = mkdtempSync(join(tmpdir(), 'bench-sqlite-'))
+  process.on('exit', () => rmSync(folder, { recursive: true }))
+  return sqliteStore(new Database(join(folder, 'keys.db')))
+}
+
+function bearer(req) {
+  const header = req.headers.authorization
+  return header?.startsWith('Bearer ') ? header.slice(7) : undefined
+}
+
+async function recordsInRedis({ REDIS_URL }, enableAutoPipelining) {
+  const redis = new Redis(REDIS_URL, { enableAutoPipelining })
+  const secret = mint()
+  const place = (token) => `by-hand:${hash('sha256', token)}`
+  const record = { id: '0190f3a2-6c1e-7cc3-9f5a-1b2c3d4e5f60', ownerId: 'acme', name: 'bench', environment: 'live', scopes: [SCOPE], metadata: {} }
+  await redis.set(place(secret), JSON.stringify(record))
+  return {
+    tokens: [secret],
+    async find(token) {
+      const text = await redis.get(place(token))
+      return text === null ? undefined : JSON.parse(text)
+    },
+  }
+}
+
+async function byHand(env, pipelined) {
+  const { tokens, find } = await recordsInRedis(env, pipelined)
+  return {
+    tokens,
+    listener: app(async (req, res, next) => {
+      const token = bearer(req)
+      const record = token === undefined ? undefined : await find(token)
+      if (record === undefined || !record.scopes.includes(SCOPE)) return res.status(401).end()
+      req.apiKey = record
+      next()
+    }),
+  }
+}
+
+function signed() {
+  const secret = createSecretKey(SERVER_SECRET, 'utf8')
+  return { secret, tokens: [jwt.sign({ sub: 'acme', scope: SCOPE }, secret, { algorithm: 'HS256', expiresIn: '1d' })] }
+}
+
+async function throughBetterAuth(secondaryStorage) {
+  const auth = betterAuth({
+    secret: SERVER_SECRET,
+    baseURL: 'http://localhost:3000',
+    telemetry: { enabled: false },
+    database: memoryAdapter({ user: [], session: [], account: [], verification: [], apikey: [] }),
+    secondaryStorage,
+    plugins: [apiKey({ storage: 'secondary-storage', rateLimit: { enabled: false } })],
+  })
+  const { internalAdapter } = await auth.$context
+  const user = await internalAdapter.createUser({ email: 'bench@example.com', name: 'bench', emailVerified: true })
+  const { key } = await auth.api.createApiKey({ body: { userId: user.id, name: 'bench' } })
+  return {
+    tokens: [key],
+    listener: app(async (req, res, next) => {
+      const result = await auth.api.verifyApiKey({ body: { key: bearer(req) } })
+      if (!result.valid) return res.status(401).end()
+      req.apiKey = result.key
+      next()
+    }),
+  }
+}
