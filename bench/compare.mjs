@@ -27,7 +27,7 @@ export async function compare({ only, rounds, sliceMs, warmUpMs, connections, cp
   const servers = new Map()
   for (const row of rows) {
     say(`starting ${row.name}`)
-    const execArgv = cpuProf === row.name ? ['--cpu-prof', '--cpu-prof-dir', '.tmp'] : []
+    const execArgv = ['--expose-gc', ...(cpuProf === row.name ? ['--cpu-prof', '--cpu-prof-dir', '.tmp'] : [])]
     const server = startProcess('server.mjs', { core: 0, env: { ROW: row.name, POSTGRES_URL, REDIS_URL }, execArgv })
     const { origin, tokens } = await server.ask('start')
     await load.ask('prepare', {
@@ -60,6 +60,7 @@ export async function compare({ only, rounds, sliceMs, warmUpMs, connections, cp
 
   async function slice({ name }, ms) {
     const server = servers.get(name)
+    await server.ask('collect')
     const idle = await server.ask('usage')
     const commandsSent = await countCommands()
     await load.ask('start', { name })
@@ -118,19 +119,26 @@ function evaluate(rows, measured) {
         return [metric, { ...spread(slices.map((slice) => slice[metric])), ratio, tie: isTie(ratio.median, same[metric]) }]
       }),
     )
-    return { name: row.name, title: row.title, ...metrics, commandsPerRequest: commands / requests, readsPerRequest: reads / requests, slices }
+    return {
+      name: row.name,
+      title: row.title,
+      ...metrics,
+      commandsPerRequest: commands / requests,
+      readsPerRequest: reads / requests,
+      slices,
+    }
   })
   return { node: process.version, pinning, rounds: slicesOf('empty').length, same, results }
 }
 
 export function table({ node, pinning, rounds, same, results }) {
-  const cell = ({ ratio, tie, ...values }) => `${withSpread(values)} ${tie ? 'tie' : `×${number(ratio.median)}`}`
+  const cell = ({ ratio, tie, ...values }) => `${withSpread(values)} ${tie ? `tie (×${number(ratio.median)})` : `×${number(ratio.median)}`}`
   const share = (value) => (value === 0 ? '–' : value < 0.005 ? '<0.01' : number(value))
   const lines = results.map((row) => [
     row.title,
     cell(row.perSecond),
     withSpread(row.cpuMicros),
-    row.cpuMicros.tie ? 'tie' : withSpread(row.cpuMicros.ratio),
+    row.cpuMicros.tie ? `tie (${number(row.cpuMicros.ratio.median)})` : withSpread(row.cpuMicros.ratio),
     cell(row.p50),
     cell(row.p99),
     share(row.commandsPerRequest),

@@ -38,7 +38,7 @@ answer({
     const target = targets.get(name)
     const run = { stopped: true, recording: true, latencies: new Float64Array(target.clients.length), count: 0, failures: 0 }
     await Promise.all(target.clients.map((client) => connection(client, target, run)))
-    return { count: run.count, failures: run.failures, last: run.last, p50: quantile(run.latencies, 0.5), p99: quantile(run.latencies, 0.99) }
+    return { count: run.count, failures: run.failures, last: run.last, slowest: quantile(run.latencies, 1) }
   },
   async forget({ name }) {
     await Promise.all(targets.get(name).clients.map((client) => client.destroy()))
@@ -81,7 +81,10 @@ function connection(client, target, run) {
     const send = () => {
       const place = target.at++ % target.next
       since = performance.now()
-      client.dispatch({ path: '/data', method: 'GET', headers: target.headers[target.order === undefined ? place : target.order[place]] }, handler)
+      client.dispatch(
+        { path: '/data', method: 'GET', headers: target.headers[target.order === undefined ? place : target.order[place]] },
+        handler,
+      )
     }
     send()
   })

@@ -47,13 +47,15 @@ export function startProcess(script, { core, env = {}, execArgv = [] } = {}) {
   gone.then(([code, signal]) => {
     for (const { reject } of waiting.values()) reject(new Error(`${script} ended (${signal ?? code}).`))
   })
-  atEnd(async () => {
-    child.disconnect()
+  const end = async () => {
+    if (child.connected) child.disconnect()
     const timer = setTimeout(() => child.kill('SIGKILL'), 5_000)
     await gone
     clearTimeout(timer)
-  })
+  }
+  atEnd(end)
   return {
+    end,
     /** Sends a message and resolves with its answer. */
     ask(type, content = {}, timeoutMs = 60_000) {
       return new Promise((resolve, reject) => {
@@ -99,7 +101,16 @@ export async function startPostgres() {
     port,
     persistent: false,
     createPostgresUser: process.getuid?.() === 0,
-    postgresFlags: ['-c', 'max_connections=300', '-c', 'listen_addresses=127.0.0.1', '-c', 'unix_socket_directories=', '-c', 'max_wal_size=4GB'],
+    postgresFlags: [
+      '-c',
+      'max_connections=300',
+      '-c',
+      'listen_addresses=127.0.0.1',
+      '-c',
+      'unix_socket_directories=',
+      '-c',
+      'max_wal_size=4GB',
+    ],
     onLog: () => {},
     onError: () => {},
   })

@@ -22,10 +22,10 @@ export function isTie(ratio, /** @type {Spread} */ same) {
   return ratio <= widest && ratio >= 1 / widest
 }
 
-/** Three significant digits, or whole numbers with commas. */
+/** Three significant digits, and whole numbers with commas. */
 export function number(value) {
   if (!Number.isFinite(value)) return '–'
-  if (value >= 100) return Math.round(value).toLocaleString('en-US')
+  if (value >= 100 || Number.isInteger(value)) return Math.round(value).toLocaleString('en-US')
   return value >= 10 ? value.toFixed(1) : value.toFixed(2)
 }
 

@@ -1,0 +1,69 @@
+import { Bench } from 'tinybench'
+import { replaySeals } from '../dist/esm/core/replay.js'
+import { digestOf, secretFormat } from '../dist/esm/core/secret.js'
+import { bearerAuth, createApiKeys, memoryStore } from '../dist/esm/index.js'
+import { markdown, number } from './stats.mjs'
+
+/** The parts that a request passes, and what a rotation adds: each alone, in this process. */
+export async function micro() {
+  const secret = 'the-server-secret-of-these-benchmarks-0123456789'
+  const keys = createApiKeys({ store: memoryStore(), secret, leaseMs: 60_000 })
+  const issued = await keys.create({ ownerId: 'acme', name: 'bench', scopes: ['reports:read'] })
+  const retired = issued.secret
+  const { secret: good } = await keys.rotate({ secret: retired })
+  await keys.verify(good)
+  await keys.verify(retired)
+  const typo = good.slice(0, -1) + (good.endsWith('0') ? '1' : '0')
+  const format = secretFormat('sk', true)
+
+  const header = `Bearer ${good}`
+  const req = {
+    headers: { host: '127.0.0.1:3000', connection: 'keep-alive', authorization: header },
+    rawHeaders: ['host', '127.0.0.1:3000', 'connection', 'keep-alive', 'authorization', header],
+  }
+  const guard = bearerAuth(keys, { scope: 'reports:read' })
+  const next = () => {}
+
+  const seals = replaySeals([Buffer.from(secret)])
+  const context = {
+    id: 'r'.repeat(43),
+    callerId: 'key:1',
+    keyId: '1',
+    generation: 2,
+    fingerprint: 'f'.repeat(43),
+    expiresAt: 1_800_000_000_000,
+  }
+  const credentials = { secret: retired, idempotencyKey: '7f0c9b1e-8f1d-4b57-9a55-0d1b1f4c2a11' }
+  const answer = JSON.stringify({ secret: good })
+  const sealed = seals.seal(context, credentials, answer)
+
+  const bench = new Bench({ time: 500, warmupTime: 200 })
+  bench
+    .add('shape and checksum of a good secret (wellFormed)', () => keys.wellFormed(good))
+    .add('shape and checksum of a mistyped one', () => keys.wellFormed(typo))
+    .add('digest (SHA-256)', () => digestOf(good))
+    .add('local lease (peek: shape, checksum, digest, look-up)', () => keys.peek(good))
+    .add('local lease (verify: the same, and a promise)', () => keys.verify(good))
+    .add('remembered as rotated (peek)', () => keys.peek(retired))
+    .add('the whole middleware on a local lease, without Express', () => guard(req, {}, next))
+    .add('making a secret (mint)', () => format.mint('live'))
+    .add('sealing an answer (seal)', () => seals.seal(context, credentials, answer))
+    .add('opening it (open)', () => seals.open(0, context, credentials, sealed))
+  await bench.run()
+  await keys.close()
+  const result = bench.tasks.map(({ name, result }) => {
+    if (result.state !== 'completed') throw new Error(`${name}: ${result.state}`, { cause: result.error })
+    return {
+      name,
+      medianNs: result.latency.p50 * 1e6,
+      meanNs: result.latency.mean * 1e6,
+      p99Ns: result.latency.p99 * 1e6,
+      samples: result.latency.samplesCount,
+    }
+  })
+  const text = markdown(
+    ['', 'median µs', 'mean µs', 'p99 µs'],
+    result.map(({ name, medianNs, meanNs, p99Ns }) => [name, number(medianNs / 1e3), number(meanNs / 1e3), number(p99Ns / 1e3)]),
+  )
+  return { result, text }
+}

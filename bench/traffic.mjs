@@ -1,0 +1,122 @@
+import { databaseOf, mintSecrets } from './keys.mjs'
+import { leaveCoresTo, startPostgres, startProcess, startRedis } from './services.mjs'
+import { markdown, number } from './stats.mjs'
+
+const KEYS = 100_000
+const LEASES_MS = [250, 1_000, 5_000]
+/** The order of requests is drawn once and repeated; a prime, so that it does not fall in step with anything. */
+const DRAWS = 262_139
+
+/** How keys are used decides how often the authority is asked. Throughput stands beside it, on one core per process. */
+export async function traffic({ connections }) {
+  leaveCoresTo(2)
+  const POSTGRES_URL = await startPostgres()
+  const REDIS_URL = await startRedis()
+  console.error(`making ${KEYS} keys`)
+  const secrets = mintSecrets(KEYS)
+  const { url } = await databaseOf(POSTGRES_URL, secrets)
+  const load = startProcess('load.mjs')
+  const patterns = [
+    { title: '1 key', tokens: secrets.slice(0, 1) },
+    { title: '1,000 keys, evenly', tokens: secrets.slice(0, 1_000) },
+    { title: '100,000 keys, Zipf', tokens: secrets, order: zipf(KEYS, DRAWS) },
+  ]
+
+  const result = []
+  for (const cached of [true, false]) {
+    for (const leaseMs of LEASES_MS) {
+      const config = JSON.stringify({ database: url, cached, count: 0, options: { leaseMs } })
+      const started = [0, 1].map((core) =>
+        startProcess('server.mjs', { core, env: { ROW: 'configured', CONFIG: config, POSTGRES_URL, REDIS_URL } }),
+      )
+      const servers = await Promise.all(started.map(async (process) => ({ process, ...(await process.ask('start')) })))
+      for (const pattern of patterns) {
+        for (const processes of [1, 2]) {
+          console.error(`${pattern.title}, lease ${leaseMs} ms, ${processes} process(es), ${cached ? 'with' : 'without'} Redis`)
+          result.push({
+            keys: pattern.title,
+            redis: cached,
+            processes,
+            leaseMs,
+            ...(await run(servers.slice(0, processes), pattern, leaseMs)),
+          })
+        }
+      }
+      for (const { process } of servers) await process.end()
+    }
+  }
+  const lines = result.map((row) => [
+    row.keys,
+    row.redis ? 'Redis + PostgreSQL' : 'PostgreSQL',
+    row.processes,
+    number(row.leaseMs),
+    number(row.perSecond),
+    number(row.p99),
+    `${(100 * row.localShare).toFixed(1)} %`,
+    number(row.relaysPerSecond),
+    number(row.readsPerSecond),
+    number(row.secretsPerSecond),
+  ])
+  const head = [
+    '',
+    'over',
+    'processes',
+    'lease ms',
+    'requests/s',
+    'p99 ms',
+    'answered at once',
+    'leases from Redis/s',
+    'authority reads/s',
+    'secrets in them/s',
+  ]
+  return { result, text: markdown(head, lines) }
+
+  async function run(servers, { tokens, order }, leaseMs) {
+    const origins = servers.map(({ origin }) => origin)
+    await load.ask('prepare', { name: 'traffic', origins, connections: connections * servers.length, tokens, order, status: 200 })
+    await load.ask('start', { name: 'traffic' })
+    // Until leases of the first moment have been renewed once.
+    await pause(1.2 * leaseMs + 500)
+    const usage = () => Promise.all(servers.map(({ process }) => process.ask('usage')))
+    const [before] = await Promise.all([usage(), load.ask('record')])
+    await pause(Math.max(1_000, Math.min(leaseMs, 2_500)))
+    const [after, { p99, failures, last }] = await Promise.all([usage(), load.ask('stop')])
+    await load.ask('forget', { name: 'traffic' })
+    if (failures > 0) throw new Error(`${failures} requests failed, the last one because the server ${last}.`)
+    const sum = (what) => after.reduce((total, now, i) => total + now[what] - before[i][what], 0)
+    const perSecond = (what) =>
+      after.reduce((total, now, i) => total + (now[what] - before[i][what]) / (now.atMs - before[i].atMs), 0) * 1_000
+    return {
+      perSecond: perSecond('requests'),
+      p99,
+      localShare: 1 - sum('misses') / sum('requests'),
+      relaysPerSecond: perSecond('relays'),
+      readsPerSecond: perSecond('reads'),
+      secretsPerSecond: perSecond('digests'),
+    }
+  }
+}
+
+/** Draws by Zipf's law: the k-th most used key is used 1/k times as often as the first. */
+function zipf(keys, draws) {
+  const upTo = new Float64Array(keys)
+  let total = 0
+  for (let k = 0; k < keys; k++) {
+    total += 1 / (k + 1)
+    upTo[k] = total
+  }
+  return Uint32Array.from({ length: draws }, () => {
+    const point = Math.random() * total
+    let [low, high] = [0, keys - 1]
+    while (low < high) {
+      const middle = (low + high) >> 1
+      if (upTo[middle] < point) low = middle + 1
+      else high = middle
+    }
+    return low
+  })
+}
+
+function pause(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms))
+}
