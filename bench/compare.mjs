@@ -27,7 +27,7 @@ export async function compare({ only, rounds, sliceMs, warmUpMs, connections, cp
   const servers = new Map()
   for (const row of rows) {
     say(`starting ${row.name}`)
-    const execArgv = ['--expose-gc', ...(cpuProf === row.name ? ['--cpu-prof', '--cpu-prof-dir', '.tmp'] : [])]
+    const execArgv = cpuProf === row.name ? ['--cpu-prof', '--cpu-prof-dir', '.tmp'] : []
     const server = startProcess('server.mjs', { core: 0, env: { ROW: row.name, POSTGRES_URL, REDIS_URL }, execArgv })
     const { origin, tokens } = await server.ask('start')
     await load.ask('prepare', {
@@ -60,7 +60,6 @@ export async function compare({ only, rounds, sliceMs, warmUpMs, connections, cp
 
   async function slice({ name }, ms) {
     const server = servers.get(name)
-    await server.ask('collect')
     const idle = await server.ask('usage')
     const commandsSent = await countCommands()
     await load.ask('start', { name })

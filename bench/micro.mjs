@@ -8,6 +8,7 @@ import { markdown, number } from './stats.mjs'
 export async function micro() {
   const secret = 'the-server-secret-of-these-benchmarks-0123456789'
   const keys = createApiKeys({ store: memoryStore(), secret, leaseMs: 60_000 })
+  await keys.migrate()
   const issued = await keys.create({ ownerId: 'acme', name: 'bench', scopes: ['reports:read'] })
   const retired = issued.secret
   const { secret: good } = await keys.rotate({ secret: retired })

@@ -21,8 +21,6 @@ answer({
     await new Promise((resolve) => server.listen({ port: 0, host: '127.0.0.1', backlog: 8_192 }, resolve))
     return { origin: `http://127.0.0.1:${server.address().port}`, ...rest }
   },
-  /** Before each turn, so that no server pays for what it left behind in the turn before. */
-  collect: () => globalThis.gc(),
   usage() {
     const { userCPUTime, systemCPUTime } = process.resourceUsage()
     return { atMs: performance.now(), cpuMicros: userCPUTime + systemCPUTime, requests, rss: process.memoryUsage.rss(), ...counts() }
