@@ -42,7 +42,7 @@ export function secretFormat(prefix: string, environmentInSecret: boolean): Secr
     wellFormed(candidate) {
       if (candidate.length !== length || !starts.some((known) => candidate.startsWith(known))) return false
       if (!BASE62.test(candidate.slice(-TAIL))) return false
-      return checksum(candidate.slice(0, -CHECKSUM_LENGTH)) === candidate.slice(-CHECKSUM_LENGTH)
+      return crc32(candidate.slice(0, -CHECKSUM_LENGTH)) === valueOf(candidate, length - CHECKSUM_LENGTH)
     },
   }
 }
@@ -54,6 +54,16 @@ export function secretFormat(prefix: string, environmentInSecret: boolean): Secr
  */
 export function digestOf(secret: string): string {
   return hash('sha256', secret, 'base64url')
+}
+
+/** The number that the rest of a string writes in base62; the other way round than `checksum`, and cheaper. */
+function valueOf(text: string, from: number): number {
+  let value = 0
+  for (let i = from; i < text.length; i++) {
+    const code = text.charCodeAt(i)
+    value = value * 62 + code - (code > 96 ? 61 : code > 64 ? 55 : 48)
+  }
+  return value
 }
 
 function checksum(body: string): string {
