@@ -42,7 +42,7 @@ export function secretFormat(prefix: string, environmentInSecret: boolean): Secr
     wellFormed(candidate) {
       if (candidate.length !== length || !starts.some((known) => candidate.startsWith(known))) return false
       if (!BASE62.test(candidate.slice(-TAIL))) return false
-      return crc32(candidate.slice(0, -CHECKSUM_LENGTH)) === valueOf(candidate, length - CHECKSUM_LENGTH)
+      return crc32(candidate.slice(0, -CHECKSUM_LENGTH)) === base62Value(candidate, length - CHECKSUM_LENGTH)
     },
   }
 }
@@ -57,7 +57,7 @@ export function digestOf(secret: string): string {
 }
 
 /** The number that the rest of a string writes in base62; the other way round than `checksum`, and cheaper. */
-function valueOf(text: string, from: number): number {
+function base62Value(text: string, from: number): number {
   let value = 0
   for (let i = from; i < text.length; i++) {
     const code = text.charCodeAt(i)
