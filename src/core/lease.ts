@@ -140,6 +140,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   const met = new Map<string, string>()
   const background = new Set<Promise<unknown>>()
   const firstUses = new Set<string>()
+  /** Secrets whose use the store has been told of: an entry in the cache from before that goes on saying otherwise. */
+  const knownUsed = new Set<string>()
   let leaseDeclared = false
   /** Known from the first answer of the authority on; before it no entry of the cache is believed. */
   let storeId: string | undefined
@@ -303,7 +305,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     const lifeMs = keyLife(entry.key, entry.grace, leftMs, authorityNow)
     if (!(lifeMs > 0 && lifeMs > elapsedMs(clock, since))) return undefined
     if (ahead && lifeMs < (1 - REFRESH_AT) * entry.leaseMs) return undefined
-    if (!entry.used) noteFirstUse(digest)
+    if (!entry.used && !knownUsed.has(digest)) noteFirstUse(digest)
     introduce(digest, entry.key.id)
     return hold(digest, entry.key, entry.grace, since, lifeMs, entry.leaseMs)
   }
@@ -355,7 +357,11 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     inBackground(
       store
         .markFirstUse(digest)
-        .then(({ retired }) => retire(retired, 'rotated'))
+        .then(({ retired }) => {
+          knownUsed.add(digest)
+          if (knownUsed.size > maxLeases) dropOldest(knownUsed)
+          return retire(retired, 'rotated')
+        })
         .catch(report)
         .finally(() => firstUses.delete(digest)),
     )
@@ -414,7 +420,7 @@ export function marginMs(leaseMs: number): number {
   return Math.max(50, leaseMs / 100)
 }
 
-function dropOldest(table: Map<string, unknown>): void {
+function dropOldest(table: Map<string, unknown> | Set<string>): void {
   for (const digest of table.keys()) {
     table.delete(digest)
     return

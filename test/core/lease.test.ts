@@ -173,6 +173,25 @@ describe('with a cache between two processes', () => {
     expect(relayed.ok && relayed.live()).toBe(false)
   })
 
+  test('an entry from before the first use, relayed again and again, is no reason to tell the store again', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const other = world({ authority, clock, cache, maxLeases: 1 })
+    authority.answerAll = true
+    const another = 'a'.repeat(43)
+    await table.verify(DIGEST)
+    await table.verify(another)
+    await table.idle()
+    await other.table.verify('somebody else'.padEnd(43))
+    const reads = authority.reads
+    for (let turn = 0; turn < 5; turn++) {
+      await other.table.verify(DIGEST)
+      await other.table.verify(another)
+      await other.table.idle()
+    }
+    expect(authority.reads).toBe(reads)
+    expect(authority.firstUses.filter((digest) => digest === DIGEST)).toHaveLength(2)
+  })
+
   test('P3: re-reading the cache never makes a lease longer', async () => {
     const { authority, table, clock, cache } = world({ cached: true })
     await table.verify(DIGEST)
