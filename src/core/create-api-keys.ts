@@ -85,7 +85,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     format,
     leases,
     seals: replaySeals(serverSecrets),
-    rotationSecrets: rotationSecrets(environmentInSecret),
+    rotationSecrets: rotationSecrets(environmentInSecret, clock),
     othersHoldLeases,
     tell: listeners.tell,
     replayWindowMs: integerOption('replayWindowMs', options.replayWindowMs, 600_000, 1_000, 86_400_000),

@@ -261,8 +261,11 @@ export function mutations(parts: MutationParts): Mutations {
     const digest = digestOf(secret)
     const asked = await leases.look(digest)
     const hash = asked.found?.generation.rotationSecretHash ?? null
-    // A secret that never was costs no bcrypt, or whoever makes some up could keep it from everybody else; the beat hides the difference.
-    if (asked.found === undefined) throw invalidKey()
+    // A secret that never was costs no bcrypt, or whoever makes some up could keep it from everybody else; only the time that it takes.
+    if (asked.found === undefined) {
+      if (rotationSecret !== undefined) await rotationSecrets.feign(rotationSecret)
+      throw invalidKey()
+    }
     const proven = rotationSecret !== undefined && (await rotationSecrets.matches(rotationSecret, hash))
     const { key, generation } = asked.found
     const ended = endedBecause(key, generation, asked.at)

@@ -1,4 +1,5 @@
 import type { Environment } from '../store/store.js'
+import type { Clock } from './clock.js'
 import { type SecretFormat, secretFormat } from './secret.js'
 import { semaphore } from './semaphore.js'
 
@@ -13,6 +14,8 @@ export interface RotationSecrets {
   mint(environment: Environment): Promise<MintedRotationSecret>
   /** Whether a rotation secret is the one of this hash. Without a hash it takes as long, and is false. */
   matches(rotationSecret: string, hash: string | null): Promise<boolean>
+  /** Takes as long as `matches` has taken lately, and fails as often, without the work: for a request that has nothing to compare with. */
+  feign(rotationSecret: string): Promise<void>
   wellFormed: SecretFormat['wellFormed']
 }
 
@@ -21,12 +24,16 @@ const COST = 10
 /** bcrypt works on the four threads that files and DNS need too; a flood must leave some of them. */
 const AT_ONCE = 2
 const MAX_QUEUED = 200
+/** How many comparisons are remembered for being feigned, and for how long. */
+const MAX_REMEMBERED = 64
+const REMEMBERED_MS = 10_000
 /** The hash of nothing that can be presented, compared where there is none, so that both take as long. */
 const NO_HASH = `$2b$${COST}$abcdefghijklmnopqrstuuzRrkYDxm2eYXPjVT4FlxZkGoC2pnXsG`
 
 /** `environmentInSecret` as in `ApiKeysOptions`. The bcrypt library is loaded at the first use. */
-export function rotationSecrets(environmentInSecret: boolean): RotationSecrets {
+export function rotationSecrets(environmentInSecret: boolean, clock: Clock): RotationSecrets {
   const format = secretFormat('rot', environmentInSecret)
+  const recent: { readonly at: number; readonly tookMs: number; readonly error?: unknown }[] = []
   const inTurn = semaphore(AT_ONCE, MAX_QUEUED, 'More rotation secrets are waiting to be checked than can be.')
 
   return {
@@ -35,11 +42,34 @@ export function rotationSecrets(environmentInSecret: boolean): RotationSecrets {
       const { default: bcrypt } = await import('bcrypt')
       return { rotationSecret: secret, hash: await inTurn(() => bcrypt.hash(secret, COST)) }
     },
-    async matches(rotationSecret, hash) {
-      const { default: bcrypt } = await import('bcrypt')
-      const same = await inTurn(() => bcrypt.compare(rotationSecret, hash ?? NO_HASH))
-      return same && hash !== null
+    matches,
+    async feign(rotationSecret) {
+      if (recent.length === 0) await matches(rotationSecret, null)
+      const from = clock.monotonicMs() - REMEMBERED_MS
+      while (recent.length > 1 && (recent[0]?.at ?? from) < from) recent.shift()
+      const { tookMs = 0, error } = recent[Math.floor(Math.random() * recent.length)] ?? {}
+      await clock.sleep(tookMs)
+      if (error !== undefined) throw error
     },
     wellFormed: format.wellFormed,
+  }
+
+  async function matches(rotationSecret: string, hash: string | null): Promise<boolean> {
+    const { default: bcrypt } = await import('bcrypt')
+    const began = clock.monotonicMs()
+    try {
+      const same = await inTurn(() => bcrypt.compare(rotationSecret, hash ?? NO_HASH))
+      remember(began)
+      return same && hash !== null
+    } catch (error) {
+      remember(began, error)
+      throw error
+    }
+  }
+
+  function remember(began: number, error?: unknown): void {
+    const at = clock.monotonicMs()
+    recent.push({ at, tookMs: at - began, error })
+    if (recent.length > MAX_REMEMBERED) recent.shift()
   }
 }

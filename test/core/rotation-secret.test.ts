@@ -1,6 +1,8 @@
 import bcrypt from 'bcrypt'
 import { createApiKeys, memoryStore, type Store } from 'express-api-keys'
+import { systemClock } from '../../src/core/clock.js'
 import { rotationSecrets } from '../../src/core/rotation-secret.js'
+import { TestClock } from '../support/clock.js'
 
 const SECRET = 'x'.repeat(32)
 
@@ -69,7 +71,7 @@ test('at most two run at once, and beyond two hundred in wait the rest is refuse
     running--
     return false
   }) as never)
-  const secrets = rotationSecrets(true)
+  const secrets = rotationSecrets(true, systemClock)
   const asked = Array.from({ length: 250 }, () => secrets.matches('rot', null).catch(({ code }) => code))
   let done = false
   const all = Promise.all(asked).finally(() => {
@@ -92,4 +94,29 @@ test('a key without a rotation secret costs no bcrypt', async () => {
   await keys.rotate({ secret })
   expect([hash.mock.calls.length, compare.mock.calls.length]).toEqual([0, 0])
   await keys.close()
+})
+
+test('what has nothing to compare with takes as long as what has, and runs bcrypt no more than once', async () => {
+  const clock = new TestClock()
+  const compare = jest.spyOn(bcrypt, 'compare').mockImplementation((async () => {
+    clock.advance(70)
+    return false
+  }) as never)
+  const secrets = rotationSecrets(true, clock)
+  const slept: number[] = []
+  clock.sleep = async (ms) => void slept.push(ms)
+  await secrets.feign('rot')
+  await secrets.feign('rot')
+  expect(slept).toEqual([70, 70])
+  expect(compare).toHaveBeenCalledTimes(1)
+  // Under load it is the last seconds that count.
+  clock.advance(11_000)
+  compare.mockImplementation((async () => {
+    clock.advance(900)
+    return false
+  }) as never)
+  await secrets.matches('rot', null)
+  for (let times = 0; times < 20; times++) await secrets.feign('rot')
+  expect(new Set(slept.slice(2))).toEqual(new Set([900]))
+  expect(compare).toHaveBeenCalledTimes(2)
 })
