@@ -14,7 +14,12 @@ playContract({
     const { key, secret, rotationSecret } = await keys.create({ ownerId: 'agent-1', name: 'Scout', rotationSecret: true })
     return { request: { path, secret, body: { rotationSecret } }, secret, retires: secret, id: key.id }
   },
+  async prepareGuarded(keys) {
+    const { secret, rotationSecret = '' } = await keys.create({ ownerId: 'agent-1', name: 'Scout', rotationSecret: true })
+    return { request: { path, secret, body: { rotationSecret } }, rotationSecret }
+  },
   secretOf: ({ body }) => body.apiKey,
+  rotationSecretOf: ({ body }) => body.rotationSecret,
 })
 
 describe.each(everyStore)('on %s', (_name, makeStore) => {

@@ -11,6 +11,11 @@ playContract({
     const request = { path: `/${target.key.id}/rotate`, secret: caller.secret }
     return { request, secret: caller.secret, retires: target.secret, id: target.key.id }
   },
+  async prepareGuarded(keys) {
+    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key, rotationSecret = '' } = await keys.create({ ownerId: 'acme', name: 'guarded', rotationSecret: true })
+    return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
+  },
   secretOf: ({ body }) => body.token,
 })
 

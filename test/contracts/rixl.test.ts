@@ -9,6 +9,11 @@ playContract({
     const { key, secret } = await keys.create({ ownerId: 'acme', name: 'worker' })
     return { request: { path: `/${key.id}/rotate`, secret }, secret, retires: secret, id: key.id }
   },
+  async prepareGuarded(keys) {
+    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key, rotationSecret = '' } = await keys.create({ ownerId: 'acme', name: 'guarded', rotationSecret: true })
+    return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
+  },
   secretOf: ({ body }) => body.api_key.secret,
 })
 

@@ -1,5 +1,5 @@
 import { generateKeyPairSync } from 'node:crypto'
-import { type ApiKeys, contracts, type KeyHappening, memoryStore } from 'express-api-keys'
+import { type ApiKeys, contracts, type KeyHappening, memoryStore, type Operators } from 'express-api-keys'
 import { operatorJwt } from 'express-api-keys/jwt'
 import jwt from 'jsonwebtoken'
 import { type Checked, everyStore, playContract, type Serving, serveContract } from '../support/contract.js'
@@ -12,16 +12,24 @@ playContract({
     const { key, secret } = await keys.create({ ownerId: 'acme', name: 'worker' })
     return { request: { path: '/self/rotate', secret }, secret, retires: secret, id: key.id }
   },
+  async prepareGuarded(keys) {
+    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key, rotationSecret = '' } = await keys.create({ ownerId: 'acme', name: 'guarded', rotationSecret: true })
+    return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
+  },
   secretOf: ({ body }) => body.secret,
+  rotationSecretOf: ({ body }) => body.rotationSecret,
 })
 
 const { privateKey, publicKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
-const operators = operatorJwt({
-  issuer: 'https://id.example',
-  audience: 'keys',
-  algorithms: ['ES256'],
-  key: publicKey.export({ type: 'spki', format: 'pem' }) as string,
-})
+const [operatorsHere, operatorsElsewhere] = ['https://id.example', 'https://id.elsewhere.example'].map((issuer) =>
+  operatorJwt({ issuer, audience: 'keys', algorithms: ['ES256'], key: publicKey.export({ type: 'spki', format: 'pem' }) as string }),
+) as [Operators, Operators]
+/** Two issuers, as an application may join them. */
+const operators: Operators = {
+  authenticate: (text) =>
+    ((jwt.decode(text) as { iss?: string }).iss?.includes('elsewhere') ? operatorsElsewhere : operatorsHere).authenticate(text),
+}
 
 function token(claims: object = {}): string {
   const usual = { iss: 'https://id.example', aud: 'keys', sub: 'ada', scope: 'api_keys:read api_keys:write', owners: ['acme', 'globex'] }
@@ -87,12 +95,26 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       expect(Math.abs(Date.parse(body.acceptedUntil) - before - 60_000)).toBeLessThan(5_000)
       const answer = await fetch(`${here.url}/data`, { headers: { authorization: `Bearer ${secret}` } })
       expect([answer.status, answer.headers.get('api-key-expires-at')]).toEqual([200, body.acceptedUntil])
-      expect(answer.headers.get('deprecation')).toMatch(/^@\d{10}$/)
+      // Seconds of when it was replaced, and an HTTP-date.
+      expect(answer.headers.get('deprecation')).toBe(`@${Math.floor(Date.parse(body.key.updatedAt) / 1_000)}`)
       expect(answer.headers.get('sunset')).toBe(new Date(body.acceptedUntil).toUTCString())
+      expect(answer.headers.get('sunset')).toMatch(/^[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT$/)
       const fresh = await fetch(`${here.url}/data`, { headers: { authorization: `Bearer ${body.secret}` } })
-      expect([fresh.status, fresh.headers.get('api-key-expires-at')]).toEqual([200, null])
+      expect(['api-key-expires-at', 'deprecation', 'sunset'].map((name) => fresh.headers.get(name))).toEqual([null, null, null])
+      expect(fresh.status).toBe(200)
       await here.keys.revoke({ id })
       expect([await here.accepted(secret), await here.accepted(body.secret)]).toEqual([401, 401])
+    })
+
+    test('is told by the router too, on what its secret reads', async () => {
+      const { id, secret } = await worker({ scopes: ['api_keys:read'] })
+      const { body } = await here.send({ path: '/self/rotate', secret, body: { retire: { afterMs: 60_000 } } })
+      for (const path of ['/', `/${id}`, `/${id}/events`]) {
+        const old = await here.send({ method: 'GET', path, secret })
+        expect([path, old.status, old.headers['api-key-expires-at']]).toEqual([path, 200, body.acceptedUntil])
+        const fresh = await here.send({ method: 'GET', path, secret: body.secret })
+        expect([path, fresh.status, fresh.headers['api-key-expires-at']]).toEqual([path, 200, undefined])
+      }
     })
 
     test('ends at the instant that the rotation named', async () => {
@@ -128,6 +150,37 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
         (await here.send({ path: '/self/rotate', secret, body: { retire: { afterMs: 604_800_000 } }, idempotencyKey: 'grace' })).body,
       ).toEqual(first.body)
       const ended = await here.send({ path: `/${id}/rotate`, secret: admin, body: { emergency: true } })
+      expect(ended.status).toBe(200)
+      expect([await here.accepted(secret), await here.accepted(first.body.secret), await here.accepted(ended.body.secret)]).toEqual([
+        401, 401, 200,
+      ])
+    })
+
+    test.each([
+      ['the key itself', []],
+      ['a key that may rotate others', ['api_keys:write']],
+    ])('gives the secret on its way out no way to take the key back: not as %s', async (_who, scopes) => {
+      const { id, secret } = await worker({ scopes })
+      const first = await here.send({ path: '/self/rotate', secret, body: { retire: { afterMs: 60_000 } } })
+      for (const [n, path] of ['/self/rotate', `/${id}/rotate`].entries()) {
+        for (const idempotencyKey of [undefined, `take-back-${n}`]) {
+          const seized = await here.send({ path, secret, body: { emergency: true }, idempotencyKey })
+          expect([seized.status, seized.body.code]).toEqual([409, 'rotation_in_grace'])
+        }
+      }
+      expect([await here.accepted(secret), await here.accepted(first.body.secret)]).toEqual([200, 200])
+      expect((await here.keys.get(id))?.generation).toBe(2)
+    })
+
+    test.each([
+      ['the active secret', ({ active }: Record<'active' | 'writer' | 'operator', string>) => active],
+      ['a key that may rotate others', ({ writer }: Record<'active' | 'writer' | 'operator', string>) => writer],
+      ['an operator', ({ operator }: Record<'active' | 'writer' | 'operator', string>) => operator],
+    ])('is ended by an emergency of %s', async (_who, pick) => {
+      const { id, secret } = await worker()
+      const first = await here.send({ path: '/self/rotate', secret, body: { retire: { afterMs: 60_000 } } })
+      const caller = pick({ active: first.body.secret, writer: admin, operator: token() })
+      const ended = await here.send({ path: `/${id}/rotate`, secret: caller, body: { emergency: true } })
       expect(ended.status).toBe(200)
       expect([await here.accepted(secret), await here.accepted(first.body.secret), await here.accepted(ended.body.secret)]).toEqual([
         401, 401, 200,
@@ -274,6 +327,33 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       expect((await here.send({ ...sent, secret: token({ scope: 'api_keys:read' }) })).status).toBe(403)
       // A key's own id is no operator.
       expect((await here.send({ ...sent, secret: token({ sub: id }) })).body.key.generation).toBe(4)
+    })
+
+    test('of the same name at another issuer is somebody else', async () => {
+      const { id } = await worker()
+      const sent = { path: `/${id}/rotate`, idempotencyKey: 'one-name' }
+      const first = await here.send({ ...sent, secret: token() })
+      const other = await here.send({ ...sent, secret: token({ iss: 'https://id.elsewhere.example' }) })
+      expect([other.status, other.headers['idempotent-replayed'], other.body.key.generation]).toEqual([200, undefined, 3])
+      expect(other.body.secret).not.toBe(first.body.secret)
+      const create = { path: '/', idempotencyKey: 'one-name-creates', body: { name: 'n', ownerId: 'acme' } }
+      const made = [await here.send({ ...create, secret: token() })]
+      made.push(await here.send({ ...create, secret: token({ iss: 'https://id.elsewhere.example' }) }))
+      expect(made.map(({ status, headers }) => [status, headers['idempotent-replayed']])).toEqual([
+        [201, undefined],
+        [201, undefined],
+      ])
+      expect(made[1]?.body.key.id).not.toBe(made[0]?.body.key.id)
+    })
+
+    test('whose token has come to name another owner makes another request, also where the body says none', async () => {
+      const sent = { path: '/', body: { name: 'n' }, idempotencyKey: 'whose' }
+      const first = await here.send({ ...sent, secret: token({ owners: ['acme'] }) })
+      expect([first.status, first.body.key.ownerId]).toEqual([201, 'acme'])
+      const moved = await here.send({ ...sent, secret: token({ owners: ['globex'] }) })
+      expect([moved.status, moved.body.code]).toEqual([422, 'idempotency_key_mismatch'])
+      const spelled = await here.send({ ...sent, body: { name: 'n', ownerId: 'acme' }, secret: token() })
+      expect([spelled.status, spelled.body]).toEqual([201, first.body])
     })
 
     test('a key says no ownerId', async () => {

@@ -171,6 +171,10 @@ export interface Play {
   prepare(keys: ApiKeys): Promise<Scene>
   /** The new secret in a success. */
   secretOf(answer: Checked): string
+  /** The same for a key that has a rotation secret; left out where the contract has no way to rotate one. */
+  prepareGuarded?(keys: ApiKeys): Promise<{ readonly request: Sent; readonly rotationSecret: string }>
+  /** The new rotation secret in a success, where the contract hands one out. */
+  rotationSecretOf?(answer: Checked): string
   /** Whether an Idempotency-Key has to be there. */
   readonly needsIdempotencyKey?: boolean
 }
@@ -184,7 +188,8 @@ interface Scene {
 }
 
 /** What every contract has to do, whatever it looks like. */
-export function playContract({ contract, options, prepare, secretOf, needsIdempotencyKey = false }: Play): void {
+export function playContract(play: Play): void {
+  const { contract, options, prepare, secretOf, prepareGuarded, rotationSecretOf, needsIdempotencyKey = false } = play
   const own = needsIdempotencyKey ? { idempotencyKey: 'usual' } : {}
 
   describe.each(everyStore)('on %s', (_name, makeStore) => {
@@ -245,6 +250,23 @@ export function playContract({ contract, options, prepare, secretOf, needsIdempo
       expect((await here.send({ ...sent, idempotencyKey: 'same' })).body).toEqual(first.body)
       expect(await here.accepted(secretOf(first))).toBe(200)
     })
+
+    if (prepareGuarded !== undefined) {
+      const how =
+        rotationSecretOf === undefined ? 'keeps a rotation secret, having no way to hand out a new one' : 'replaces a rotation secret'
+      test(`${how}: the one that its holder knows is the one that is good`, async () => {
+        const { request: sent, rotationSecret: old } = await prepareGuarded(here.keys)
+        const answer = await here.send({ ...own, ...sent })
+        expect(answer.status).toBe(200)
+        const rotate = (rotationSecret: string): Promise<unknown> =>
+          here.keys.rotate({ secret: secretOf(answer), rotationSecret }).then(
+            () => 'rotated',
+            ({ code }) => code,
+          )
+        if (rotationSecretOf === undefined) expect(await rotate(old)).toBe('rotated')
+        else expect([await rotate(old), await rotate(rotationSecretOf(answer))]).toEqual(['invalid_key', 'rotated'])
+      })
+    }
 
     test('refuses a caller without a credential, with a bad, a dead, a malformed or a doubled one', async () => {
       const { request: sent, secret, retires, id } = await prepare(here.keys)
