@@ -1,5 +1,6 @@
 import type { Cache } from '../../src/cache/cache.js'
 import { type Leases, leases } from '../../src/core/lease.js'
+import { ApiKeyError } from '../../src/errors.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../../src/store/store.js'
 import { TestClock } from '../support/clock.js'
 
@@ -155,7 +156,137 @@ test('an instance started with another lease says so to the store once', async (
   expect(authority.leaseMs).toBe(250)
 })
 
+describe('a secret whose first use ends the grace period of the one before it', () => {
+  const BEFORE = 'the digest before'
+  const graced = (options: Parameters<typeof world>[0] = {}): World => {
+    const made = world(options)
+    made.authority.generation = { ...made.authority.generation, generation: 2, retiresEarlier: true }
+    return made
+  }
+  const turns = async (): Promise<void> => {
+    for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
+  }
+
+  test('P3: is accepted when every lease on that one is over and the store knows so, and not before', async () => {
+    const { authority, table, clock } = graced()
+    const verdict = waited(table.verify(DIGEST))
+    await clock.asleep(1)
+    // Here it is dead at once.
+    expect(table.peek(BEFORE)).toEqual({ ok: false, reason: 'rotated' })
+    expect(authority.firstUses).toEqual([DIGEST])
+    clock.advance(LEASE + 49)
+    await turns()
+    expect([verdict.done, authority.generation.retiresEarlier]).toEqual([false, true])
+    clock.advance(1)
+    expect(await verdict.result).toMatchObject({ ok: true })
+    expect(authority.generation.retiresEarlier).toBe(false)
+    // The lease is of after the wait.
+    clock.advance(LEASE - 1)
+    expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+  })
+
+  test('P3: a process that meets it while another one waits, or has died waiting, waits in full by its own clock', async () => {
+    const { authority, table, clock } = graced()
+    const first = waited(table.verify(DIGEST))
+    await clock.asleep(1)
+    clock.advance(600)
+    const other = world({ authority, clock })
+    const second = waited(other.table.verify(DIGEST))
+    await clock.asleep(2)
+    // The first never gets to say that it is over.
+    authority.settleFirstUse = () => new Promise(() => {})
+    clock.advance(450)
+    await turns()
+    expect([first.done, second.done]).toEqual([false, false])
+    authority.settleFirstUse = FakeAuthority.prototype.settleFirstUse
+    clock.advance(599)
+    await turns()
+    expect(second.done).toBe(false)
+    clock.advance(1)
+    expect(await second.result).toMatchObject({ ok: true })
+    expect(other.table.peek(BEFORE)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('a hundred requests with it wait together', async () => {
+    const { authority, table, clock } = graced()
+    const verdicts = Array.from({ length: 100 }, () => table.verify(DIGEST))
+    await clock.asleep(1)
+    clock.advance(LEASE + 50)
+    expect((await Promise.all(verdicts)).every(({ ok }) => ok)).toBe(true)
+    expect(authority.firstUses).toEqual([DIGEST])
+  })
+
+  test('waits for nobody where nobody else holds leases', async () => {
+    const { authority, table } = graced({ alone: true })
+    expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+    expect(table.peek(BEFORE)).toEqual({ ok: false, reason: 'rotated' })
+    expect(authority.generation.retiresEarlier).toBe(false)
+  })
+
+  test.each(['markFirstUse', 'settleFirstUse'] as const)('P5: is not accepted while the store cannot be told (%s)', async (step) => {
+    const { authority, table } = graced({ alone: true })
+    authority[step] = () => Promise.reject(new ApiKeyError('store_unavailable', 'The store is down.'))
+    await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable' })
+    expect(table.peek(DIGEST)).toBeUndefined()
+    delete (authority as Partial<FakeAuthority>)[step]
+    expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+  })
+
+  test('P3: buries that one in the cache too, where no lease that another process relays comes back from', async () => {
+    const { table, clock, cache } = graced({ cached: true })
+    const verdict = table.verify(DIGEST)
+    await clock.asleep(1)
+    expect(cache?.entries.get(BEFORE)?.value).toMatch(/^r/)
+    clock.advance(LEASE + 50)
+    expect(await verdict).toMatchObject({ ok: true })
+  })
+})
+
+test('P3: a lease never outlives the grace period of its secret, and says when that ends', async () => {
+  const { authority, table, clock, cache } = world({ cached: true })
+  const [replacedAt, graceEndsAt] = [clock.wallMs() - 500, clock.wallMs() + 300]
+  authority.generation = { ...authority.generation, retiredAt: replacedAt, retiredReason: 'rotated', graceEndsAt }
+  const other = world({ authority, clock, cache })
+  await other.table.verify('somebody else'.padEnd(43))
+  const grace = { replacedAt: new Date(replacedAt).toISOString(), expiresAt: new Date(graceEndsAt).toISOString() }
+  expect(await table.verify(DIGEST)).toMatchObject({ ok: true, grace })
+  await table.idle()
+  const reads = authority.reads
+  // Also where it is relayed.
+  expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true, grace })
+  expect(authority.reads).toBe(reads)
+  clock.advance(299)
+  for (const each of [table, other.table]) expect(each.peek(DIGEST)).toMatchObject({ ok: true })
+  clock.advance(1)
+  for (const each of [table, other.table]) expect(each.peek(DIGEST)).toBeUndefined()
+  for (const each of [table, other.table]) expect(await each.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+})
+
 describe('with a cache between two processes', () => {
+  test('P3: an entry of another store is passed over, also under the same server secret', async () => {
+    const { table, clock, cache } = world({ cached: true })
+    // As after a database was copied: both know the secret, and one of them has retired it.
+    const copy = world({ clock, cache })
+    copy.authority.storeId = 'another store'
+    copy.authority.retire()
+    await copy.table.look('somebody else')
+    expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+    await table.idle()
+    expect(cache?.entries.get(DIGEST)?.value).toMatch(/^a/)
+    expect(await copy.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('P5: a tombstone of another store is passed over, also under the same server secret', async () => {
+    const { table, clock, cache } = world({ cached: true })
+    await table.look('somebody else')
+    const copy = world({ clock, cache })
+    copy.authority.storeId = 'another store'
+    await copy.table.look('somebody else')
+    await copy.table.retire([DIGEST], 'revoked')
+    expect(cache?.entries.get(DIGEST)?.value).toMatch(/^r/)
+    expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+  })
+
   test('one read of the authority serves both, and the lease ends for both at the same time', async () => {
     const { authority, table, clock, cache } = world({ cached: true })
     const other = world({ authority, clock, cache })
@@ -343,6 +474,22 @@ describe('with a cache between two processes', () => {
   })
 })
 
+/** A verdict, and whether it has been given by now. */
+function waited(result: ReturnType<Leases['verify']>): { readonly result: typeof result; readonly done: boolean } {
+  let done = false
+  result
+    .catch(() => {})
+    .finally(() => {
+      done = true
+    })
+  return {
+    result,
+    get done() {
+      return done
+    },
+  }
+}
+
 interface World {
   readonly clock: TestClock
   readonly authority: FakeAuthority
@@ -358,6 +505,7 @@ function world(
     cached?: boolean
     leaseMs?: number
     maxLeases?: number
+    alone?: boolean
   } = {},
 ): World {
   const clock = options.clock ?? new TestClock()
@@ -370,7 +518,7 @@ function world(
     serverSecrets: [SECRET],
     leaseMs: options.leaseMs ?? LEASE,
     maxLeases: options.maxLeases ?? 1_000,
-    othersHoldLeases: () => true,
+    othersHoldLeases: () => options.alone !== true,
     report: () => {},
   })
   return { clock, authority, cache, table }

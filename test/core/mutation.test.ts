@@ -1,4 +1,5 @@
-import { createApiKeys, memoryStore, type Store } from 'express-api-keys'
+import { createApiKeys, type IssuedKey, memoryStore, type Store } from 'express-api-keys'
+import type { Cache } from '../../src/cache/cache.js'
 import { TestClock } from '../support/clock.js'
 
 const SECRET = 'the-server-secret-0123456789-0123456789'
@@ -80,8 +81,134 @@ test('close waits for commands under way, and after it there are no answers', as
   await expect(keys.verify(secret)).rejects.toMatchObject({ code: 'store_unavailable' })
 })
 
-interface Pending {
-  readonly done: Promise<Awaited<ReturnType<ReturnType<typeof createApiKeys>['rotate']>>>
+test('what an operator did for one owner is not replayed to it once it may act for another only', async () => {
+  const keys = createApiKeys({ store: memoryStore(), secret: SECRET })
+  const operator = { issuer: 'https://id.example', subject: 'ada', scopes: ['api_keys:write'] }
+  const request = { method: 'POST', path: '/' }
+  const create = (owners: readonly string[] | 'all', ownerId: string): ReturnType<typeof keys.create> =>
+    keys.create({ ownerId, name: 'n' }, { operator: { ...operator, owners }, idempotencyKey: 'k', request })
+  const first = await create(['acme'], 'acme')
+  await expect(create(['globex'], 'globex')).rejects.toMatchObject({ code: 'key_not_found' })
+  for (const owners of [['globex', 'acme'], 'all'] as const) {
+    expect(await create(owners, 'acme')).toMatchObject({ replayed: true, secret: first.secret })
+  }
+  expect((await keys.list({ ownerId: 'globex' })).items).toEqual([])
+})
+
+describe('two of one process over one store in memory', () => {
+  const both = async (clock: TestClock): Promise<ReturnType<typeof createApiKeys>[]> => {
+    const store = memoryStore({ now: () => clock.wallMs() })
+    const made = [1, 2].map(() => createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000 }))
+    for (const keys of made) await keys.migrate()
+    return made
+  }
+  type Keys = ReturnType<typeof createApiKeys>
+
+  test.each<[string, (keys: Keys, id: string) => Promise<unknown>]>([
+    ['rotation', (keys, id) => keys.rotate({ id })],
+    ['revocation', (keys, id) => keys.revoke({ id })],
+  ])('P3: a %s by one is answered when the lease of the other is over, and not before', async (_what, change) => {
+    const clock = new TestClock()
+    const [one, other] = (await both(clock)) as [Keys, Keys]
+    const { key, secret } = await one.create({ ownerId: 'acme', name: 'n' })
+    expect(await other.verify(secret)).toMatchObject({ ok: true })
+    const answered = pending(change(one, key.id))
+    await clock.asleep(1)
+    clock.advance(999)
+    expect(other.peek(secret)).toMatchObject({ ok: true })
+    clock.advance(50)
+    expect(await answered.settled()).toBe(false)
+    clock.advance(1)
+    await answered.done
+    expect(await other.verify(secret)).toMatchObject({ ok: false })
+  })
+
+  test('one that is closed holds nobody up any more', async () => {
+    const clock = new TestClock()
+    const [one, other] = (await both(clock)) as [Keys, Keys]
+    const { secret } = await one.create({ ownerId: 'acme', name: 'n' })
+    await other.close()
+    await one.rotate({ secret })
+    expect(await one.verify(secret)).toEqual({ ok: false, reason: 'rotated' })
+  })
+})
+
+describe('P3: with a store of its own, a verdict that is on its way while the key is changed in the same process is dropped', () => {
+  const cases = ['the store', 'the cache'].flatMap((from) => (['rotate', 'revoke', 'update'] as const).map((what) => [from, what] as const))
+  test.each(cases)('from %s: %s', async (from, what) => {
+    const store = memoryStore()
+    const gate = new Gate()
+    const entries = new Map<string, string>()
+    const cache: Cache = {
+      get: async (digest) => (from === 'the cache' ? gate : Gate.open).pass({ value: entries.get(digest) ?? null, timeMs: Date.now() }),
+      async fill(digest, value) {
+        entries.set(digest, value)
+      },
+      async bury() {
+        return false
+      },
+      async forget() {},
+      async close() {},
+    }
+    const secret = SECRET
+    const read = store.read
+    const keys = createApiKeys({ store, cache, secret, leaseMs: 60_000 })
+    const issued = await keys.create({ ownerId: 'acme', name: 'n', scopes: ['a'] })
+    // Another process has left an entry in the cache, and this one has read its store before.
+    const before = createApiKeys({ store, cache, secret, leaseMs: 60_000 })
+    await before.migrate()
+    if (from === 'the cache') expect(await before.verify(issued.secret)).toMatchObject({ ok: true })
+    await before.close()
+    expect(entries.size).toBe(from === 'the cache' ? 1 : 0)
+    await keys.verify((await keys.create({ ownerId: 'acme', name: 'other' })).secret)
+    if (from === 'the store') store.read = async (digests) => gate.pass(await read(digests))
+
+    gate.close()
+    const verdict = keys.verify(issued.secret)
+    await gate.waiting(1)
+    if (what === 'rotate') await keys.rotate({ id: issued.key.id })
+    else if (what === 'revoke') await keys.revoke({ id: issued.key.id })
+    else await keys.update({ id: issued.key.id, changes: { scopes: [] } })
+    entries.clear()
+    gate.release()
+    const expected = {
+      rotate: { ok: false, reason: 'rotated' },
+      revoke: { ok: false, reason: 'revoked' },
+      update: { ok: true, key: { scopes: [] } },
+    }
+    expect(await verdict).toMatchObject(expected[what])
+    expect(await keys.verify(issued.secret)).toMatchObject(expected[what])
+    await keys.close()
+  })
+})
+
+/** Holds up what passes while it is closed. */
+class Gate {
+  static readonly open = new Gate()
+  #closed = false
+  #held: (() => void)[] = []
+
+  async pass<T>(answer: T): Promise<T> {
+    if (this.#closed) await new Promise<void>((resolve) => this.#held.push(resolve))
+    return answer
+  }
+
+  close(): void {
+    this.#closed = true
+  }
+
+  release(): void {
+    this.#closed = false
+    for (const go of this.#held.splice(0)) go()
+  }
+
+  async waiting(count: number): Promise<void> {
+    while (this.#held.length < count) await new Promise(setImmediate)
+  }
+}
+
+interface Pending<T> {
+  readonly done: Promise<T>
   /** Whether it has been answered by now, when all that can go on without the clock has gone on. */
   settled(): Promise<boolean>
 }
@@ -89,31 +216,34 @@ interface Pending {
 async function sharedStore(
   clock: TestClock,
   options: { waitForLease?: boolean } = {},
-): Promise<{ keys: ReturnType<typeof createApiKeys>; rotate(command: { secret: string; idempotencyKey?: string }): Pending }> {
+): Promise<{ keys: ReturnType<typeof createApiKeys>; rotate(command: { secret: string; idempotencyKey?: string }): Pending<IssuedKey> }> {
   const store: Store = { ...memoryStore({ now: () => clock.wallMs() }), shared: true }
   const keys = createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000, ...options })
   await keys.migrate()
   return {
     keys,
     rotate(command) {
-      const done = keys.rotate(command)
-      let answered = false
-      done.then(
-        () => {
-          answered = true
-        },
-        () => {
-          answered = true
-        },
-      )
-      return {
-        done,
-        async settled() {
-          // Everything here runs in memory: some turns of the event loop carry it as far as it can go.
-          for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
-          return answered
-        },
-      }
+      return pending(keys.rotate(command))
+    },
+  }
+}
+
+function pending<T>(done: Promise<T>): Pending<T> {
+  let answered = false
+  done.then(
+    () => {
+      answered = true
+    },
+    () => {
+      answered = true
+    },
+  )
+  return {
+    done,
+    async settled() {
+      // Everything here runs in memory: some turns of the event loop carry it as far as it can go.
+      for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
+      return answered
     },
   }
 }
