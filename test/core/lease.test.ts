@@ -225,7 +225,7 @@ describe('a secret whose first use ends the grace period of the one before it', 
 
   test.each(['markFirstUse', 'settleFirstUse'] as const)('P5: is not accepted while the store cannot be told (%s)', async (step) => {
     const { authority, table } = graced({ alone: true })
-    authority[step] = () => Promise.reject(new ApiKeyError('store_unavailable', 'The store is down.'))
+    Object.assign(authority, { [step]: () => Promise.reject(new ApiKeyError('store_unavailable', 'The store is down.')) })
     await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable' })
     expect(table.peek(DIGEST)).toBeUndefined()
     delete (authority as Partial<FakeAuthority>)[step]

@@ -4,6 +4,7 @@ import express from 'express'
 import { type ApiKeys, bearerAuth, type Contract, contracts, createApiKeys, keyRouter, memoryStore, type Store } from 'express-api-keys'
 import { redisCache } from 'express-api-keys/redis'
 import { Redis } from 'ioredis'
+import type { Cache } from '../../src/cache/cache.js'
 import { secretFormat } from '../../src/core/secret.js'
 import type { Limit } from '../../src/http/contract.js'
 import { atEnd } from '../support/cleanup.js'
@@ -127,6 +128,7 @@ describe('a limit', () => {
 
   test.each<[string, (redis: TestRedis) => Promise<Serving[]>]>([
     ['one process', async () => [await serveContract(narrow({ max: 20, windowMs: 60_000, by: 'ip' }), memoryStore())]],
+    ['one whose Redis gives up on all of them together', async () => [await givenUpOn(25)]],
     ['two that share Redis', async (redis) => [await sharing(redis, 20), await sharing(redis, 20)]],
   ])('counts each of the requests that come at once, on %s', async (_where, start) => {
     const all = await start(await startRedis())
@@ -226,6 +228,29 @@ async function sharing(redis: TestRedis, max: number): Promise<Serving & { answe
   const serving = await serveContract(narrow({ max, windowMs: 60_000, by: 'ip' }), memoryStore(), { cache })
   await answering()
   return { ...serving, answering }
+}
+
+/** An instance whose shared counter fails, when it has been asked so many times. */
+function givenUpOn(requests: number): Promise<Serving> {
+  const waiting: (() => void)[] = []
+  const cache: Cache = {
+    get: async () => undefined,
+    fill: async () => {},
+    bury: async () => false,
+    forget: async () => {},
+    counters: () => ({
+      async increment() {
+        await new Promise<void>((resolve) => {
+          waiting.push(resolve)
+          if (waiting.length === requests) for (const giveUp of waiting) giveUp()
+        })
+        throw new Error('no answer')
+      },
+      async decrement() {},
+    }),
+    close: async () => {},
+  }
+  return serveContract(narrow({ max: 20, windowMs: 60_000, by: 'ip' }), memoryStore(), { cache })
 }
 
 interface Guarded {

@@ -1,7 +1,8 @@
+import type { ApiKeys } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { serve } from '../support/instance.js'
 import { freshDatabase } from '../support/postgres.js'
-import { startServer } from '../support/process.js'
+import { startServer, type TestProcess } from '../support/process.js'
 import { startRedis } from '../support/redis.js'
 import { call } from '../support/traffic.js'
 
@@ -53,5 +54,67 @@ test.each([
     }
   },
 )
+
+describe('a secret in its grace period', () => {
+  let [here, there, redis]: [TestProcess, TestProcess, Redis] = [] as never
+  let keys: ApiKeys
+  beforeAll(async () => {
+    const database = await freshDatabase()
+    redis = await startRedis()
+    keys = (await serve(postgresStore(database.pool), { leaseMs: 1_000 })).keys
+    const env = { STORE_URL: database.url, REDIS_URL: redis.url }
+    ;[here, there] = await Promise.all([startServer(env), startServer(env)])
+  })
+  const both = (secret: string): Promise<number[]> =>
+    Promise.all([here, there].map(async ({ url }) => (await call(`${url}/data`, { secret })).status))
+  const rotated = async (retire: unknown): Promise<{ secret: string; fresh: string; acceptedUntil: string }> => {
+    const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+    expect(await both(secret)).toEqual([200, 200])
+    const answer = await call(`${here.url}/keys/self/rotate`, { method: 'POST', secret, body: { retire } })
+    expect(answer.status).toBe(200)
+    const { secret: fresh, acceptedUntil } = answer.body as { secret: string; acceptedUntil: string }
+    return { secret, fresh, acceptedUntil }
+  }
+
+  test('P3: is accepted by both processes until the instant that its rotation named, and by neither after it', async () => {
+    const { secret, fresh, acceptedUntil } = await rotated({ afterMs: 3_000 })
+    const end = Date.parse(acceptedUntil)
+    const seen = async (url: string): Promise<number[][]> => {
+      const [before, after] = [new Set<number>(), new Set<number>()]
+      for (let late = 0; late < 20; ) {
+        const started = Date.now()
+        const { status } = await call(`${url}/data`, { secret })
+        if (Date.now() < end) before.add(status)
+        // One millisecond, since clocks are read in whole ones.
+        if (started <= end + 1) continue
+        after.add(status)
+        late++
+      }
+      return [[...before], [...after]]
+    }
+    for (const statuses of await Promise.all([seen(here.url), seen(there.url)])) expect(statuses).toEqual([[200], [401]])
+    expect(await both(fresh)).toEqual([200, 200])
+  })
+
+  test.each([
+    ['up', async () => {}],
+    ['stopped', () => redis.stop()],
+  ])('P3: with Redis %s, ends everywhere with the first accepted use of the new one, wherever that is', async (_how, before) => {
+    const { secret, fresh } = await rotated('on-first-use')
+    expect(await both(secret)).toEqual([200, 200])
+    await before()
+    // Both hold leases on the old one that are as fresh as can be.
+    let asking = true
+    const asked = (async () => {
+      while (asking) await both(secret)
+    })()
+    const uses = [here, there].map(({ url }) => call(`${url}/data`, { secret: fresh }))
+    expect((await Promise.race(uses)).status).toBe(200)
+    expect(await both(secret)).toEqual([401, 401])
+    expect((await Promise.all(uses)).map(({ status }) => status)).toEqual([200, 200])
+    asking = false
+    await asked
+  })
+})
 
 type Redis = Awaited<ReturnType<typeof startRedis>>

@@ -54,7 +54,7 @@ test('P4: a Postgres dump, all Redis values and the log hold nothing that could 
   const cached = await redis.dump()
   expect(dump).toContain(life.keyId)
   expect(cached).toContain('express-api-keys:')
-  expect(sightings(life.forbidden, { dump, cached, log })).toEqual([])
+  expect(sightings(life.forbidden, { dump, cached, log, told: life.told })).toEqual([])
 })
 
 test('P4: the SQLite file, its write-ahead log and the log hold nothing that could be presented', async () => {
@@ -69,11 +69,19 @@ test('P4: the SQLite file, its write-ahead log and the log hold nothing that cou
   const bytes = files.map((file) => readFileSync(join(folder, file)).toString('latin1')).join('\n')
   expect(files).toContain('keys.db-wal')
   expect(bytes).toContain(life.keyId)
-  expect(sightings(life.forbidden, { bytes, log })).toEqual([])
+  expect(sightings(life.forbidden, { bytes, log, told: life.told })).toEqual([])
 })
 
-/** Everything that happens to keys, over HTTP; resolves with every string that must not be found anywhere. */
-async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | undefined): Promise<{ forbidden: string[]; keyId: string }> {
+interface Life {
+  /** Every string that must not be found anywhere. */
+  readonly forbidden: string[]
+  readonly keyId: string
+  /** All that is told of keys besides the answers that hand out a secret: failures, events, listings, listeners. */
+  readonly told: string
+}
+
+/** Everything that happens to keys, over HTTP. */
+async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | undefined): Promise<Life> {
   const keys: ApiKeys = createApiKeys({
     store,
     ...(cache === undefined ? {} : { cache }),
@@ -97,6 +105,9 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
     await new Promise((resolve) => server.close(resolve))
     await keys.close()
   })
+  const told: unknown[] = []
+  for (const name of ['created', 'updated', 'rotated', 'replayed', 'revoked', 'refused'] as const)
+    keys.on(name, (happening) => told.push(happening))
   const secrets: string[] = []
   const noted = (answer: Answer): string => {
     const { secret } = answer.body as { secret: string }
@@ -124,16 +135,73 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
   expect((await call(`${url}/keys/${keyId}/revoke`, { method: 'POST', secret: admin, body: { reason: 'leaked' } })).status).toBe(200)
   expect((await call(`${url}/keys/${keyId}/rotate`, { method: 'POST', secret: admin })).status).toBe(409)
 
+  await lifeOfRotationSecrets()
+  for (const path of [`/keys/${keyId}/events`, `/keys/${keyId}`, '/keys']) {
+    const answer = await call(url + path, { secret: admin })
+    expect(answer.status).toBe(200)
+    told.push(answer.body)
+  }
+  await keys.close()
+  expect(told.length).toBeGreaterThan(20)
+
   return {
-    // The random part alone is as good as the whole; the prefix is known to all.
+    told: told.map((one) => inspect(one, { depth: null, showHidden: true })).join('\n'),
+    // The random part alone is as good as the whole, and found wherever the whole is; the prefix is known to all.
     forbidden: [
       SERVER_SECRET,
       'make-one-of-these',
       'rotate-this-very-key',
       'the-admin-rotates',
-      ...secrets.flatMap((secret) => [secret, secret.slice(8, 51)]),
+      'make-a-guarded-one',
+      'rotate-with-both',
+      ...secrets.map((secret) => secret.replace(/^(sk|rot)_live_/, '').slice(0, 43)),
     ],
     keyId,
+  }
+
+  async function lifeOfRotationSecrets(): Promise<void> {
+    const post = (path: string, secret: string, body: object, idempotencyKey?: string): Promise<Answer> =>
+      call(url + path, { method: 'POST', secret, body, ...(idempotencyKey === undefined ? {} : { idempotencyKey }) })
+    const both = (answer: Answer): { secret: string; rotationSecret: string } => {
+      const { rotationSecret } = answer.body as { rotationSecret: string }
+      secrets.push(rotationSecret)
+      return { secret: noted(answer), rotationSecret }
+    }
+    const refused = async (status: number, answer: Promise<Answer>): Promise<void> => {
+      const { status: said, body, headers } = await answer
+      expect(said).toBe(status)
+      told.push(body, [...headers])
+    }
+    const self = '/keys/self/rotate'
+    const made = both(await post('/keys', admin, { name: 'guarded', rotationSecret: true }, 'make-a-guarded-one'))
+    const other = both(await post('/keys', admin, { name: 'other', rotationSecret: true }))
+    await refused(403, post(self, made.secret, {}))
+    await refused(401, post(self, made.secret, { rotationSecret: other.rotationSecret }))
+    await refused(401, post(self, made.secret, { rotationSecret: made.rotationSecret.slice(0, -1) }))
+    await refused(401, post(self, made.rotationSecret, { rotationSecret: made.secret }))
+    await refused(400, post(self, made.secret, { rotationSecret: made.rotationSecret, [made.rotationSecret.slice(0, 4)]: 1 }))
+    const first = { rotationSecret: made.rotationSecret }
+    const second = both(await post(self, made.secret, first, 'rotate-with-both'))
+    expect((await post(self, made.secret, first, 'rotate-with-both')).body).toMatchObject(second)
+    await refused(401, post(self, made.secret, { rotationSecret: other.rotationSecret }, 'rotate-with-both'))
+    await refused(422, post(self, made.secret, { ...first, retire: { afterMs: 1 } }, 'rotate-with-both'))
+    const third = both(await post(self, second.secret, { rotationSecret: second.rotationSecret, retire: { afterMs: 60_000 } }, 'grace'))
+    await refused(409, post(self, third.secret, { rotationSecret: third.rotationSecret }))
+    both(await post(self, third.secret, { rotationSecret: third.rotationSecret, emergency: true }, 'emergency'))
+    await refused(401, post(self, third.secret, { rotationSecret: third.rotationSecret, emergency: true }, 'emergency'))
+    for (const command of [
+      { secret: other.secret, rotationSecret: made.rotationSecret },
+      { id: keyId, rotationSecret: other.rotationSecret },
+      { secret: second.secret, rotationSecret: second.rotationSecret, idempotencyKey: 'late' },
+    ]) {
+      const error = await keys.rotate(command).catch((thrown: unknown) => thrown)
+      expect(error).toBeInstanceOf(Error)
+      told.push(error)
+      console.error(error)
+    }
+    const issued = await keys.rotate({ secret: other.secret, rotationSecret: other.rotationSecret })
+    secrets.push(issued.secret, issued.rotationSecret ?? '')
+    console.log(issued, { issued }, JSON.stringify(issued), `${issued}`, { ...issued })
   }
 }
 
