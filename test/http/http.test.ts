@@ -3,6 +3,7 @@ import express5 from 'express'
 import { ApiKeyError, bearerAuth, createApiKeys, idempotencyKey, keyRouter, memoryStore } from 'express-api-keys'
 import express4 from 'express4'
 import supertest from 'supertest'
+import { exchange } from '../support/contract.js'
 import { type Instance, serve } from '../support/instance.js'
 import { type Answer, call } from '../support/traffic.js'
 
@@ -305,6 +306,14 @@ describe.each([
         expect([answer.status, answer.body]).toMatchObject([status, { code }])
       }
     })
+  })
+
+  test('a body of unknown length needs a type, unless it turns out to be empty', async () => {
+    const send = (path: string, body?: object): ReturnType<typeof exchange> =>
+      exchange(here.url, { path, secret: admin.secret, chunked: true, body })
+    expect((await send('/keys', { name: 'n' })).status).toBe(415)
+    expect((await here.keys.list({ ownerId: 'acme' })).items).toHaveLength(2)
+    expect((await send('/keys/self/rotate')).status).toBe(200)
   })
 
   test('GET / lists the keys of the owner, page by page, and never a secret', async () => {

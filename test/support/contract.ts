@@ -36,6 +36,8 @@ export interface Sent {
   readonly body?: unknown
   /** The Content-Type of the body. Default JSON. */
   readonly type?: string
+  /** Whether the body goes out in chunks, with neither Content-Length nor Content-Type. Default false. */
+  readonly chunked?: boolean
   /** Raw names and values, sent as they are, after those that follow from the rest. */
   readonly headers?: readonly string[]
 }
@@ -99,15 +101,16 @@ export async function serveContract(
 /** One request, with its headers exactly as given: two of one name stay two. */
 export async function exchange(
   base: string,
-  { method = 'POST', path, secret, idempotencyKey, body, type = 'application/json', headers = [] }: Sent,
+  { method = 'POST', path, secret, idempotencyKey, body, type = 'application/json', chunked = false, headers = [] }: Sent,
 ): Promise<Checked> {
   const text = body === undefined ? undefined : typeof body === 'string' ? body : JSON.stringify(body)
   const raw = [
     ...['Host', new URL(base).host, 'Connection', 'close'],
     ...(secret === undefined ? [] : ['Authorization', `Bearer ${secret}`]),
     ...(idempotencyKey === undefined ? [] : ['Idempotency-Key', idempotencyKey]),
-    ...(text === undefined ? [] : ['Content-Type', type, 'Content-Length', String(Buffer.byteLength(text))]),
-    ...(text === undefined && method !== 'GET' ? ['Content-Length', '0'] : []),
+    ...(chunked ? ['Transfer-Encoding', 'chunked'] : []),
+    ...(text === undefined || chunked ? [] : ['Content-Type', type, 'Content-Length', String(Buffer.byteLength(text))]),
+    ...(text === undefined && !chunked && method !== 'GET' ? ['Content-Length', '0'] : []),
     ...headers,
   ]
   return new Promise((resolve, reject) => {
