@@ -38,8 +38,12 @@ export class TestClock implements Clock {
     this.#wall += by
   }
 
-  /** Resolves when this many are asleep. */
+  /** Resolves when this many are asleep; gives up after 15 seconds, or nobody would hear that none goes to sleep. */
   async asleep(count: number): Promise<void> {
-    while (this.#sleepers.length < count) await new Promise(setImmediate)
+    const end = performance.now() + 15_000
+    while (this.#sleepers.length < count) {
+      if (performance.now() > end) throw new Error(`${this.#sleepers.length} are asleep, not ${count}.`)
+      await new Promise(setImmediate)
+    }
   }
 }
