@@ -83,42 +83,40 @@ const MAX_NAMES = 50_000
  */
 function sharedStore(max: number, windowMs: number, counters: Counters | undefined): Store & { decrement(name: string): Promise<void> } {
   const own = new Map<string, Count>()
-  /** What the shared counter last said, and the hits that it has not heard of. */
+  /** What the shared counter last said. */
   const shared = new Map<string, Count>()
-  const unsent = new Map<string, number>()
+  /** The hits of a window that the shared counter has not heard of, or has lost. */
+  const owed = new Map<string, Count>()
+  const telling = new Set<string>()
 
   return {
     localKeys: counters === undefined,
     async increment(name): Promise<ClientRateLimitInfo> {
       // Read at once: by the time the shared counter has answered, others have been counted too.
-      const here = info(count(name))
+      const mine = count(name)
+      const here = info(mine)
       if (counters === undefined) return here
+      const said = await add(name)
+      // Read after that, so that of those who hear of a loss together one takes note of it.
       const before = running(shared.get(name))
-      let said = await add(name)
       if (said === undefined) {
-        keep(unsent, name, (unsent.get(name) ?? 0) + 1)
-        const known = before === undefined ? 0 : before.hits + (unsent.get(name) ?? 0)
+        owe(name, 1, before?.endsAt ?? mine.endsAt)
+        const known = before === undefined ? 0 : before.hits + owing(name)
         return known > here.totalHits ? { totalHits: known, resetTime: new Date(before?.endsAt ?? 0) } : here
       }
-      // A new window although the old one is not over: the counter was lost.
-      const lost = before !== undefined && said.endsAt > before.endsAt + 1_000 ? before.hits : 0
-      let missing = Math.min(Math.max(lost, unsent.get(name) ?? 0), max + 1)
-      unsent.delete(name)
-      for (; missing > 0; missing--) {
-        const next = await add(name)
-        if (next === undefined) break
-        said = next
-      }
-      if (missing > 0) keep(unsent, name, missing)
+      // A new window although the old one is not over: the counter was lost. Others may have told it by now.
+      if (before !== undefined && said.endsAt > before.endsAt + 1_000) owe(name, Math.max(0, before.hits + 1 - said.hits), before.endsAt)
       keep(shared, name, said)
-      return info(said)
+      const total = { hits: said.hits + owing(name), endsAt: said.endsAt }
+      await tell(name)
+      return info(total)
     },
     async decrement(name) {
       const here = running(own.get(name))
       if (here !== undefined && here.hits > 0) here.hits--
-      const owed = unsent.get(name) ?? 0
+      const debt = running(owed.get(name))
       const there = running(shared.get(name))
-      if (owed > 0) keep(unsent, name, owed - 1)
+      if (debt !== undefined && debt.hits > 0) debt.hits--
       // A counter whose window is over is gone, and taking one back would leave one that never ends.
       else if (there !== undefined && there.endsAt > Date.now() + 1_000) {
         there.hits--
@@ -135,6 +133,30 @@ function sharedStore(max: number, windowMs: number, counters: Counters | undefin
     there.hits++
     keep(own, name, there)
     return there
+  }
+
+  function owing(name: string): number {
+    return running(owed.get(name))?.hits ?? 0
+  }
+
+  function owe(name: string, hits: number, endsAt: number): void {
+    const debt = running(owed.get(name)) ?? { hits: 0, endsAt }
+    // More than would go over the limit makes no difference.
+    debt.hits = Math.min(debt.hits + hits, max + 1)
+    keep(owed, name, debt)
+  }
+
+  /** Tells the shared counter what it is owed; one at a time for each name, and as far as it hears. */
+  async function tell(name: string): Promise<void> {
+    if (telling.has(name)) return
+    telling.add(name)
+    for (let debt = running(owed.get(name)); debt !== undefined && debt.hits > 0; debt = running(owed.get(name))) {
+      const said = await add(name)
+      if (said === undefined) break
+      debt.hits--
+      keep(shared, name, said)
+    }
+    telling.delete(name)
   }
 
   /** One hit more in the shared counter, or undefined when there is no answer that makes sense. */

@@ -153,7 +153,8 @@ describe('a limit', () => {
     expect(await ask(one, one, one, one)).toEqual([401, 401, 429, 429])
     await redis.start()
     await one.answering()
-    expect(await ask(one)).toEqual([429])
+    // Also while it is being told.
+    expect(await Promise.all(Array.from({ length: 10 }, async () => (await one.send(ROTATE)).status))).toEqual(Array(10).fill(429))
     const third = await sharing(redis, 4)
     expect(await ask(third)).toEqual([429])
   })
@@ -170,6 +171,37 @@ describe('a limit', () => {
     expect((await here.send(ROTATE)).status).toBe(429)
     // And the others hear of it.
     expect((await (await sharing(redis, 3)).send(ROTATE)).status).toBe(429)
+  })
+
+  test('is not used up by several who all know of the count that Redis has lost', async () => {
+    const redis = await startRedis()
+    const [one, two] = [await sharing(redis, 20), await sharing(redis, 20)]
+    for (const here of [one, two]) for (let n = 0; n < 6; n++) expect((await here.send(ROTATE)).status).toBe(401)
+    await redis.flush()
+    const real = Date.now
+    jest.spyOn(Date, 'now').mockImplementation(() => real() + 5_000)
+    const statuses = []
+    for (let n = 0; n < 9; n++) statuses.push((await [two, one][n % 2]?.send(ROTATE))?.status)
+    expect(statuses).toEqual([...Array(8).fill(401), 429])
+    await redis.flush()
+    jest.spyOn(Date, 'now').mockImplementation(() => real() + 10_000)
+    // Nor by those who notice it together.
+    const together = await Promise.all(Array.from({ length: 5 }, async () => (await two.send(ROTATE)).status))
+    expect(together).toEqual(Array(5).fill(429))
+    expect(Math.max(...(await counts(redis)))).toBeLessThanOrEqual(26)
+  })
+
+  test('is not used up by the requests of windows that are over, made while Redis was away', async () => {
+    const redis = await startRedis()
+    const here = await sharing(redis, 3)
+    await redis.stop()
+    const ask = async (): Promise<number> => (await here.send(ROTATE)).status
+    expect([await ask(), await ask(), await ask(), await ask()]).toEqual([401, 401, 401, 429])
+    const real = Date.now
+    jest.spyOn(Date, 'now').mockImplementation(() => real() + 60_001)
+    await redis.start()
+    await here.answering()
+    expect([await ask(), await ask(), await ask(), await ask()]).toEqual([401, 401, 401, 429])
   })
 
   test('begins anew when its window is over', async () => {
@@ -251,6 +283,11 @@ function givenUpOn(requests: number): Promise<Serving> {
     close: async () => {},
   }
   return serveContract(narrow({ max: 20, windowMs: 60_000, by: 'ip' }), memoryStore(), { cache })
+}
+
+/** What the counters in Redis stand at. */
+async function counts(redis: TestRedis): Promise<number[]> {
+  return [...(await redis.dump()).matchAll(/^express-api-keys:count:\S+ (\d+)$/gm)].map(([, hits]) => Number(hits))
 }
 
 interface Guarded {
