@@ -153,7 +153,8 @@ function sharedStore(max: number, windowMs: number, counters: Counters | undefin
     for (let debt = running(owed.get(name)); debt !== undefined && debt.hits > 0; debt = running(owed.get(name))) {
       const said = await add(name)
       if (said === undefined) break
-      debt.hits--
+      // One may have been taken back meanwhile.
+      debt.hits = Math.max(0, debt.hits - 1)
       keep(shared, name, said)
     }
     telling.delete(name)
