@@ -185,7 +185,7 @@ export interface ApiKeys {
   used(keyId: string, origin: () => Origin): void
   /** Notes in the audit trail, in the background, that a retired secret was refused; for each secret at most once a minute. */
   refused(secret: string, origin: Origin): void
-  /** The id of the key that a secret belongs or belonged to, where this instance has met it lately; with no I/O, and no word on whether it is good. */
+  /** The id of the key that a secret belongs to, where this instance has met it lately and it was good then; with no I/O, and no word on whether it still is. */
   familiar(secret: string): string | undefined
   /** Listens for what happens to keys, in this process. Returns a function that ends it. What a listener throws goes to `onError`. */
   on<Name extends keyof KeyListeners>(name: Name, listener: KeyListeners[Name]): () => void

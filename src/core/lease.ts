@@ -33,7 +33,7 @@ export interface Leases {
   look(
     digest: string,
   ): Promise<{ readonly at: number; readonly found: { readonly key: KeyRow; readonly generation: GenerationRow } | undefined }>
-  /** The id of the key of a digest that this process has met lately, good or not. */
+  /** The id of the key of a digest that this process has met lately, and that was good then. */
   familiar(digest: string): string | undefined
   introduce(digest: string, keyId: string): void
   /** Tells the store, in the background, that a secret was presented. */
@@ -136,7 +136,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   const held = new Map<string, Held>()
   const refused = new Map<string, Refused>()
   const flights = new Map<string, Flight>()
-  /** Which key each digest belongs to, of those that turned out to be somebody's: for telling a client from a flood. */
+  /** Which key each digest belongs to, of those that were good when last asked about: for telling a client from a flood. */
   const met = new Map<string, string>()
   const background = new Set<Promise<unknown>>()
   const firstUses = new Set<string>()
@@ -271,7 +271,9 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     authorityClock.take(answer.at, askedAt)
     declareLease(answer.leaseMs)
     const found = answer.found.find(({ generation }) => generation.digest === digest)
-    if (found !== undefined) introduce(digest, found.key.id)
+    // A secret that is dead no longer speaks for its key: nothing that it does is the key's doing.
+    if (found !== undefined && endedBecause(found.key, found.generation, answer.at) === undefined) introduce(digest, found.key.id)
+    else met.delete(digest)
     return { answer, askedAt, found }
   }
 
@@ -369,6 +371,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
 
   async function retire(digests: readonly string[], reason: 'rotated' | 'revoked'): Promise<void> {
     for (const digest of digests) {
+      met.delete(digest)
       drop(digest)
       refuse(digest, reason, RETIRED_MS)
     }

@@ -160,6 +160,8 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
       ...(userAgent === undefined ? {} : { userAgent }),
     }
     const target = id === undefined ? {} : { id: id as string }
+    // Asked also beforehand: a key that rotates itself is no longer known by the secret it came with.
+    const usedBefore = familiar(caller)
     switch (route.action) {
       case 'create': {
         const { ownerId: named, ...fields } = body as Omit<CreateInput, 'ownerId'> & { ownerId?: string }
@@ -192,7 +194,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     }
 
     async function give(result: Answers[Route['action']]): Promise<void> {
-      const used = 'secret' in caller ? keys.familiar(caller.secret) : undefined
+      const used = usedBefore ?? familiar(caller)
       if (used !== undefined) keys.used(used, () => originOf(req))
       if ((result as IssuedKey).replayed === true) await takeBack()
       send(keys, route, res, result)
@@ -212,12 +214,16 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
    */
   function nameOf(caller: Caller): string {
     if ('operator' in caller) return `operator:${digestOf(JSON.stringify([caller.operator.issuer, caller.operator.subject]))}`
-    return keys.familiar(caller.secret) ?? digestOf(caller.secret)
+    return familiar(caller) ?? digestOf(caller.secret)
+  }
+
+  function familiar(caller: Caller): string | undefined {
+    return 'secret' in caller ? keys.familiar(caller.secret) : undefined
   }
 
   /** An address that keeps presenting bad keys is not let through to the store with another unknown one. */
   async function refuseFlood(caller: Caller, req: Request, said: { retryAfterSeconds?: number }): Promise<void> {
-    if (maxFailures === false || !('secret' in caller) || keys.familiar(caller.secret) !== undefined) return
+    if (maxFailures === false || !('secret' in caller) || familiar(caller) !== undefined) return
     const blockedFor = await guard.blockedFor(req, maxFailures)
     if (blockedFor === undefined) return
     said.retryAfterSeconds = blockedFor

@@ -229,6 +229,16 @@ describe('a limit', () => {
     expect(await here.accepted(secret)).toBe(200)
     expect((await here.send({ ...ROTATE, secret: calm })).status).toBe(200)
   })
+
+  test('counts what is asked with a dead secret on its own, and not as the key it was of', async () => {
+    const here = await serveContract(narrow({ max: 3, windowMs: 60_000, by: 'credential' }), memoryStore())
+    const dead = await issue(here)
+    const { body } = await here.send({ ...ROTATE, secret: dead })
+    const asked = []
+    for (let n = 0; n < 5; n++) asked.push((await here.send({ ...ROTATE, secret: dead })).status)
+    expect(asked).toEqual([401, 401, 401, 429, 429])
+    expect((await here.send({ ...ROTATE, secret: body.api_key })).status).toBe(200)
+  })
 })
 
 const ROTATE = { path: '/keys/rotate' }

@@ -90,17 +90,21 @@ export async function serveContract(
     keys,
     url,
     async send(sent) {
-      const answer = await exchange(url + contract.path, sent)
+      const answer = await patiently(() => exchange(url + contract.path, sent), sent.method)
       check(sent, answer)
       return answer
     },
     async accepted(secret) {
-      // On a busy machine a lease this short is over before the store's answer is here: 503 says to ask again.
-      for (let tries = 1; ; tries++) {
-        const { status } = await exchange(url, { method: 'GET', path: '/data', secret })
-        if (status !== 503 || tries === 20) return status
-      }
+      return (await patiently(() => exchange(url, { method: 'GET', path: '/data', secret }), 'GET')).status
     },
+  }
+}
+
+/** On a busy machine a lease this short is over before the store's answer is here: 503 says to ask again. */
+async function patiently(ask: () => Promise<Checked>, method: string | undefined): Promise<Checked> {
+  for (let tries = 1; ; tries++) {
+    const answer = await ask()
+    if (method !== 'GET' || answer.status !== 503 || tries === 20) return answer
   }
 }
 
