@@ -16,6 +16,7 @@ describe('gives the benefit of the doubt', () => {
     ['to the old secret from the moment a rotation was asked for', [read('s1', 11, 13, { status: 401 })]],
     ['to a secret that its client may not have yet', [read('s2', 19, 21, { status: 401 })]],
     ['to a server that says that it cannot tell', [read('s2', 25, 26, { status: 503 })]],
+    ['to a request that is overtaken by the next rotation', [rotate('k2', 's2', 30, 45, { status: 409 })]],
     ['to an answer that was already given and is asked for again', [rotate('k1', 's1', 24, 25, { status: 401 })]],
   ])('%s', (_what, more) => {
     expect(check([...good(), ...more])).toEqual([])
@@ -39,7 +40,7 @@ describe('catches', () => {
     ['locked-out', 'a key with another active secret than was last answered', good({ held: 's9', active: ['s9'] })],
     ['live-refused', 'a 401 to a new secret', [...good(), read('s2', 23, 24, { status: 401 })]],
     ['live-refused', 'a 401 to a secret that was never rotated', [...good(), read('s3', 41, 42, { status: 401 })]],
-    ['live-refused', 'a 401 to the first request for a rotation', [...good(), rotate('k2', 's2', 29, 30, { status: 401 })]],
+    ['locked-out', 'a rotation that is refused at once', [...good(), rotate('k2', 's2', 29, 30, { status: 401 })]],
     ['wrong-answer', 'a 500', [...good(), read('s3', 41, 42, { status: 500 })]],
     ['wrong-answer', 'a secret that is taken for the one before', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 1 } })]],
     ['wrong-answer', 'a secret that is taken for another key’s', [...good(), read('s2', 23, 24, { seen: { key: 'b', generation: 2 } })]],

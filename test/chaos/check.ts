@@ -133,7 +133,7 @@ function checkKey(ops: readonly Exclude<Op, Fault>[]): Violation[] {
     ...byRequest.flatMap(lockedOut),
     ...finals.flatMap((final) => holdsTheActive(final, byRequest, created)),
     ...deadAccepted(lives, reads, byRequest),
-    ...liveRefused(lives, reads, rotates),
+    ...liveRefused(lives, reads),
     ...wrongAnswers(lives, reads, rotates),
   ]
 }
@@ -253,12 +253,11 @@ function deadAccepted(lives: Map<string, Life>, reads: readonly Read[], requests
   return violations
 }
 
-function liveRefused(lives: Map<string, Life>, reads: readonly Read[], rotates: readonly Rotate[]): Violation[] {
-  return [...reads, ...rotates].flatMap((op): Violation[] => {
+/** A rotation that is refused is judged by whether its client was locked out. */
+function liveRefused(lives: Map<string, Life>, reads: readonly Read[]): Violation[] {
+  return reads.flatMap((op): Violation[] => {
     const life = lives.get(op.digest)
-    if (life === undefined || op.type !== 'fail' || op.start < life.bornAt) return []
-    // A rotation is refused in its own right as long as nobody else had asked for one.
-    if (op.f === 'read' ? op.end >= life.threatenedAt : op.start > life.threatenedAt) return []
+    if (life === undefined || op.type !== 'fail' || op.start < life.bornAt || op.end >= life.threatenedAt) return []
     const what = `Server ${op.server} answered ${op.status} ${op.code ?? ''} to a secret that was live all the while.`
     return [{ rule: 'live-refused', what, ops: [op] }]
   })
@@ -291,7 +290,8 @@ function earliest(times: readonly number[]): number {
   return times.reduce((least, time) => Math.min(least, time), Infinity)
 }
 
-function tally(names: readonly string[]): Record<string, number> {
+/** How often each name comes, by name. */
+export function tally(names: readonly string[]): Record<string, number> {
   const counts: Record<string, number> = {}
   for (const name of names.toSorted()) counts[name] = (counts[name] ?? 0) + 1
   return counts

@@ -1,0 +1,59 @@
+import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
+import { once } from 'node:events'
+
+/** A process that can be treated badly. */
+export interface Child {
+  /** Starts it, again too, and resolves when it has said that it is ready. */
+  start(): Promise<void>
+  signal(signal: NodeJS.Signals): void
+  /** Sends SIGKILL and waits for the end. */
+  kill(): Promise<void>
+  /** What it said last, if it ended by itself. */
+  crash(): string | undefined
+}
+
+const running = new Set<ChildProcess>()
+/** However this process ends, but for SIGKILL, its children end with it. */
+process.once('exit', () => running.forEach((child) => void child.kill('SIGKILL')))
+
+const READY_WITHIN_MS = 30_000
+
+export function child(command: string, args: () => readonly string[], ready: RegExp, options: SpawnOptions = {}): Child {
+  let current: ChildProcess | undefined
+  let killed = false
+  let said = ''
+  return {
+    async start() {
+      const started = spawn(command, args(), { stdio: ['pipe', 'pipe', 'pipe'], ...options })
+      current = started
+      killed = false
+      said = ''
+      running.add(started)
+      started.once('exit', () => running.delete(started))
+      await new Promise<void>((resolve, reject) => {
+        const fail = (how: string) => () => reject(new Error(`${command} ${args().join(' ')} ${how}: ${said}`))
+        const timer = setTimeout(fail('was not ready in time'), READY_WITHIN_MS)
+        started.once('error', reject)
+        started.once('exit', fail('ended before it was ready'))
+        const listen = (chunk: Buffer): void => {
+          said = (said + String(chunk)).slice(-4_000)
+          if (!ready.test(said)) return
+          clearTimeout(timer)
+          resolve()
+        }
+        started.stdout?.on('data', listen)
+        started.stderr?.on('data', listen)
+        started.once('exit', () => clearTimeout(timer))
+      })
+    },
+    signal: (signal) => void current?.kill(signal),
+    async kill() {
+      if (current === undefined || current.exitCode !== null || current.signalCode !== null) return
+      killed = true
+      const gone = once(current, 'exit')
+      current.kill('SIGKILL')
+      await gone
+    },
+    crash: () => (current !== undefined && !killed && (current.exitCode ?? current.signalCode) !== null ? said : undefined),
+  }
+}

@@ -1,0 +1,157 @@
+import { randomUUID } from 'node:crypto'
+import { request } from 'node:http'
+import { resolve } from 'node:path'
+import { Client, Pool } from 'pg'
+import { createApiKeys } from '../../src/index.js'
+import { postgresStore } from '../../src/postgres.js'
+import { freePort } from '../support/port.js'
+import { type Counts, check, count, type Op, type Violation } from './check.js'
+import { child } from './children.js'
+import { type ClientKey, digestOf, startTraffic } from './clients.js'
+import { startNemesis, type Victim } from './nemesis.js'
+import type { Plant } from './plants.js'
+import { faultProxy } from './proxy.js'
+import { random } from './random.js'
+import { redisPair } from './redis-pair.js'
+
+export interface RunOptions {
+  /** What decides which faults come, and in which order. Timing is the machine's. */
+  readonly seed: number
+  /** For how long faults come. Starting and ending take some seconds more. */
+  readonly seconds: number
+  /** A PostgreSQL on which a database may be made. */
+  readonly postgresUrl: string
+  readonly plant?: Plant | undefined
+  /** Hears of every fault. */
+  readonly log?: (line: string) => void
+}
+
+export interface RunResult {
+  readonly history: readonly Op[]
+  readonly counts: Counts
+  readonly violations: readonly Violation[]
+}
+
+const SERVER_SECRET = 'the-server-secret-of-the-chaos-runs-0123456789'
+const SERVERS = 3
+const KEYS = 5
+/** Short, so that there are many rotations. */
+const LEASE_MS = 250
+/** How long a client may take to end its last rotation, once all is whole again. */
+const LAST_WORDS_MS = 30_000
+
+/** Runs servers, clients and a nemesis against each other, and judges what the clients saw. */
+export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }: RunOptions): Promise<RunResult> {
+  const closers: (() => Promise<unknown>)[] = []
+  try {
+    const history: Op[] = []
+    const origin = performance.now()
+    const now = (): number => performance.now() - origin
+    const record = (op: Op): void => void history.push(op)
+
+    const database = await freshDatabase(postgresUrl)
+    closers.push(database.drop)
+    const keys = await makeKeys(database.pool, now, record)
+    const redis = await redisPair()
+    closers.push(redis.close)
+    const servers = await Promise.all(
+      Array.from({ length: SERVERS }, () => startServer(database.url, redis.port(), plant, (close) => closers.push(close))),
+    )
+
+    const traffic = startTraffic({ keys, servers, random: random(seed), now, record })
+    const lane = (number: number): ReturnType<typeof random> => random(seed * 1_000 + number + 1)
+    const nemesis = startNemesis({ victims: servers, redis, random: lane, leaseMs: LEASE_MS, now, record, log })
+    await new Promise((done) => setTimeout(done, seconds * 1_000))
+    log('The faults end.')
+    await nemesis.stop()
+    await traffic.stopRotating(LAST_WORDS_MS)
+    for (const key of keys) await traffic.askOnceMore(key, LAST_WORDS_MS)
+    await traffic.stop()
+    for (const key of keys) record(await lookInside(database.pool, key, now))
+    for (const [index, { crash }] of servers.entries()) {
+      const lastWords = crash()
+      if (lastWords !== undefined) throw new Error(`Server ${index} ended by itself: ${lastWords}`)
+    }
+    return { history, counts: count(history), violations: check(history) }
+  } finally {
+    for (const close of closers.reverse()) await close()
+  }
+}
+
+async function startServer(
+  postgresUrl: string,
+  redisPort: number,
+  plant: Plant | undefined,
+  atEnd: (close: () => Promise<unknown>) => void,
+): Promise<Victim & { port: number; crash(): string | undefined }> {
+  const url = new URL(postgresUrl)
+  const postgres = await faultProxy(Number(url.port))
+  atEnd(postgres.close)
+  const redis = await faultProxy(redisPort)
+  atEnd(redis.close)
+  const port = await freePort()
+  url.port = String(postgres.port)
+  const env = {
+    ...process.env,
+    ...{ SERVER_SECRET, STORE_URL: url.href, REDIS_URL: `redis://127.0.0.1:${redis.port}` },
+    ...{ PORT: String(port), LEASE_MS: String(LEASE_MS), PLANT: plant ?? '' },
+  }
+  const server = child(process.execPath, () => ['--import', 'tsx', resolve('test/chaos/server.ts')], /^ready$/m, { env })
+  atEnd(server.kill)
+  await server.start()
+  const setWallClock = (byMs: number): Promise<void> =>
+    new Promise((done, fail) => {
+      const asked = request({ port, host: '127.0.0.1', method: 'POST', path: `/chaos/wall-clock?ms=${byMs}` }, (answer) => {
+        answer.resume().on('end', done)
+      })
+      asked.on('error', fail).end()
+    })
+  return { ...server, port, postgres, redis, setWallClock }
+}
+
+async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void): Promise<ClientKey[]> {
+  const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: LEASE_MS })
+  await keys.migrate()
+  // No lease has been granted yet, so none of the default length can be left.
+  await pool.query('update express_api_key_settings set earlier_until = 0')
+  const made: ClientKey[] = []
+  for (let n = 0; n < KEYS; n++) {
+    const start = now()
+    const { key, secret } = await keys.create({ ownerId: 'acme', name: `chaos ${n}` })
+    record({ f: 'create', key: key.id, digest: digestOf(secret), start, end: now() })
+    made.push({ id: key.id, secret, dead: [] })
+  }
+  await keys.close()
+  return made
+}
+
+async function lookInside(pool: Pool, key: ClientKey, now: () => number): Promise<Op> {
+  const start = now()
+  const { rows } = await pool.query<{ digest: string; retired_at: string | null }>(
+    'select digest, retired_at from express_api_key_generations where key_id = $1',
+    [key.id],
+  )
+  const active = rows.flatMap(({ digest, retired_at }) => (retired_at === null ? [digest] : []))
+  return { f: 'final', key: key.id, held: digestOf(key.secret), generations: rows.length, active, start, end: now() }
+}
+
+async function freshDatabase(server: string): Promise<{ url: string; pool: Pool; drop(): Promise<void> }> {
+  const name = `chaos_${randomUUID().replaceAll('-', '')}`
+  const administer = async (statement: string): Promise<void> => {
+    const client = new Client({ connectionString: server })
+    await client.connect()
+    await client.query(statement).finally(() => client.end())
+  }
+  await administer(`create database ${name}`)
+  const url = Object.assign(new URL(server), { pathname: `/${name}` }).href
+  const pool = new Pool({ connectionString: url })
+  pool.on('error', () => {})
+  return {
+    url,
+    pool,
+    async drop() {
+      await pool.end()
+      await administer(`drop database ${name} with (force)`)
+    },
+  }
+}
