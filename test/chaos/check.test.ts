@@ -10,6 +10,10 @@ test('passes a history in which every promise is kept', () => {
   })
 })
 
+test('passes one in which another key does the rotating', () => {
+  expect(check(good({}, 'admin'))).toEqual([])
+})
+
 describe('gives the benefit of the doubt', () => {
   test.each<[string, Op[]]>([
     ['to the old secret until its rotation has answered', [read('s1', 19, 21)]],
@@ -28,6 +32,7 @@ describe('catches', () => {
     ['dead-accepted', 'an old secret that is let in after its rotation has answered', [...good(), read('s1', 22.1, 23)]],
     ['dead-accepted', 'an old secret that rotates again', [...good(), read('s1', 23, 24, { route: 'rotate' })]],
     ['dead-accepted', 'one secret that was good for two rotations', [...good(), rotate('k9', 's1', 23, 24, { made: 's3', generation: 3 })]],
+    ['dead-accepted', 'an old secret that is let in after another key has rotated it', [...good({}, 'admin'), read('s1', 22.1, 23)]],
     ['one-secret', 'two 200s for one request with two secrets', [...good(), rotate('k1', 's1', 24, 25, { made: 's9', generation: 2 })]],
     ['one-secret', 'a 200 without a secret', [...good(), rotate('k1', 's1', 24, 25)]],
     ['generations', 'one request that rotated twice', good({ generations: 4 })],
@@ -62,19 +67,20 @@ test('does not take one key’s history for another’s', () => {
 })
 
 /** Generation 1 until 22, when the retry of `k1` is answered; generation 2 until 40, when `k2` is. */
-function good(end: Partial<Final> = {}): Op[] {
+function good(end: Partial<Final> = {}, caller?: string): Op[] {
+  const by = caller === undefined ? {} : { digest: caller }
   const created: Created = { f: 'create', key: 'a', digest: 's1', start: 0, end: 1 }
   const final: Final = { f: 'final', key: 'a', held: 's3', generations: 3, active: ['s3'], start: 50, end: 51, ...end }
   return [
     created,
     read('s1', 2, 3),
     { f: 'fault', kind: 'reset', target: 'server 1 to Postgres', start: 4, end: 12 },
-    rotate('k1', 's1', 10, 15, { status: 503 }),
-    rotate('k1', 's1', 18, 22, { made: 's2', generation: 2, replayed: true }),
+    rotate('k1', 's1', 10, 15, { status: 503, ...by }),
+    rotate('k1', 's1', 18, 22, { made: 's2', generation: 2, replayed: true, ...by }),
     read('s1', 22.5, 23, { status: 401 }),
     read('s2', 23, 24),
-    rotate('k2', 's2', 30, 40, { made: 's3', generation: 3 }),
-    rotate('k2', 's2', 31, 41, { made: 's3', generation: 3 }),
+    rotate('k2', 's2', 30, 40, { made: 's3', generation: 3, ...by }),
+    rotate('k2', 's2', 31, 41, { made: 's3', generation: 3, ...by }),
     read('s2', 32, 33),
     read('s3', 42, 43, { status: 0 }),
     final,
@@ -89,7 +95,7 @@ function read(digest: string, start: number, end: number, more: Partial<Read> = 
 
 function rotate(idempotencyKey: string, digest: string, start: number, end: number, more: Partial<Rotate> = {}): Rotate {
   const status = more.status ?? 200
-  return { f: 'rotate', key: 'a', idempotencyKey, digest, server: 0, start, end, status, type: ending(status), ...more }
+  return { f: 'rotate', key: 'a', idempotencyKey, digest, retires: digest, server: 0, start, end, status, type: ending(status), ...more }
 }
 
 function ending(status: number): Read['type'] {

@@ -31,10 +31,12 @@ export interface Read extends Request {
   readonly seen?: { readonly key: string; readonly generation: number }
 }
 
-/** A request to rotate the key whose secret it presents. */
+/** A request to rotate a key, by itself or by one that may. */
 export interface Rotate extends Request {
   readonly f: 'rotate'
   readonly idempotencyKey: string
+  /** Digest of the secret that is to die of it; that of the one presented, where a key rotates itself. */
+  readonly retires: string
   /** Digest of the secret in the answer, and its generation. */
   readonly made?: string
   readonly generation?: number
@@ -169,10 +171,10 @@ function livesOf(created: readonly Created[], rotates: readonly Rotate[]): Map<s
     const known = born.get(made)
     if (known === undefined || end < known.bornAt) born.set(made, { generation, bornAt: end })
   }
-  const presented = groups(rotates, ({ digest }) => digest)
+  const threats = groups(rotates, ({ retires }) => retires)
   return new Map(
     [...born].map(([digest, birth]) => {
-      const attempts = presented.get(digest) ?? []
+      const attempts = threats.get(digest) ?? []
       const oks = attempts.filter(({ type }) => type === 'ok')
       const deadAt = earliest(oks.map(({ end }) => end))
       const killer = oks.find(({ end }) => end === deadAt)
@@ -232,22 +234,19 @@ function holdsTheActive(final: Final, requests: readonly RotationRequest[], crea
 
 function deadAccepted(lives: Map<string, Life>, reads: readonly Read[], requests: readonly RotationRequest[]): Violation[] {
   const violations: Violation[] = []
-  const blame = (op: Read | Rotate, what: string): void => {
-    const killer = lives.get(op.digest)?.killer
-    violations.push({ rule: 'dead-accepted', what, ops: [...(killer ? [killer] : []), op] })
-  }
   for (const read of reads) {
-    const { deadAt = Infinity } = lives.get(read.digest) ?? {}
-    if (read.type === 'ok' && read.start > deadAt) {
-      blame(read, `Server ${read.server} accepted a secret ${Math.round(read.start - deadAt)} ms after its rotation was answered.`)
-    }
+    const { deadAt = Infinity, killer } = lives.get(read.digest) ?? {}
+    if (read.type !== 'ok' || killer === undefined || read.start <= deadAt) continue
+    const what = `Server ${read.server} accepted a secret in a request sent ${(read.start - deadAt).toFixed(1)} ms after its rotation was answered.`
+    violations.push({ rule: 'dead-accepted', what, ops: [killer, read] })
   }
   // A dead secret opens the answer of the one rotation that killed it, and nothing else.
   for (const { idempotencyKey, oks } of requests) {
     for (const ok of oks) {
-      const killer = lives.get(ok.digest)?.killer
+      const killer = lives.get(ok.retires)?.killer
       if (killer === undefined || killer.idempotencyKey === idempotencyKey) continue
-      blame(ok, `A secret that ${killer.idempotencyKey} had retired was good for ${idempotencyKey} too.`)
+      const what = `A secret that ${killer.idempotencyKey} had retired was retired by ${idempotencyKey} too.`
+      violations.push({ rule: 'dead-accepted', what, ops: [killer, ok] })
     }
   }
   return violations

@@ -1,4 +1,4 @@
-import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 
 /** A process that can be treated badly. */
@@ -18,20 +18,30 @@ process.once('exit', () => running.forEach((child) => void child.kill('SIGKILL')
 
 const READY_WITHIN_MS = 30_000
 
-export function child(command: string, args: () => readonly string[], ready: RegExp, options: SpawnOptions = {}): Child {
+/** How to start a process, and by which words of its own to know that it is ready. */
+export interface Start {
+  readonly command: string
+  readonly args: readonly string[]
+  readonly ready: RegExp
+  readonly env?: NodeJS.ProcessEnv
+}
+
+/** Makes a process to be started, each time as `how` then says. */
+export function child(how: () => Start): Child {
   let current: ChildProcess | undefined
   let killed = false
   let said = ''
   return {
     async start() {
-      const started = spawn(command, args(), { stdio: ['pipe', 'pipe', 'pipe'], ...options })
+      const { command, args, ready, env } = how()
+      const started = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'], ...(env === undefined ? {} : { env }) })
       current = started
       killed = false
       said = ''
       running.add(started)
       started.once('exit', () => running.delete(started))
       await new Promise<void>((resolve, reject) => {
-        const fail = (how: string) => () => reject(new Error(`${command} ${args().join(' ')} ${how}: ${said}`))
+        const fail = (how: string) => () => reject(new Error(`${command} ${args.join(' ')} ${how}: ${said}`))
         const timer = setTimeout(fail('was not ready in time'), READY_WITHIN_MS)
         started.once('error', reject)
         started.once('exit', fail('ended before it was ready'))

@@ -1,10 +1,9 @@
-import { mkdirSync, writeFileSync } from 'node:fs'
 import { parseArgs } from 'node:util'
 import setUp from '../support/global-setup.ts'
 import tearDown from '../support/global-teardown.ts'
 import { type Op, rules, tally } from './check.js'
 import { type Plant, plants } from './plants.js'
-import { run } from './run.js'
+import { run, saveHistory } from './run.js'
 
 const HELP = `Usage: npm run chaos -- [--seed N] [--seconds S] [--seeds K] [--plant NAME] [--help]
 
@@ -95,9 +94,7 @@ async function oneRun(seed: number, { seconds, plant }: Options): Promise<boolea
     console.log('  verdict     every promise was kept')
     return true
   }
-  const file = `.tmp/chaos/seed-${seed}.jsonl`
-  mkdirSync('.tmp/chaos', { recursive: true })
-  writeFileSync(file, history.map((op) => `${JSON.stringify(op)}\n`).join(''))
+  const file = saveHistory(seed, history)
   const firstMs = Math.min(...violations.map(({ ops }) => Math.max(...ops.map(({ end }) => end)))) - (history.find(isTraffic)?.start ?? 0)
   console.log(`  verdict     BROKEN ${violations.length} times, first after ${(firstMs / 1_000).toFixed(1)} s; see ${file}`)
   console.log(`              ${listed(tally(violations.map(({ rule }) => rule)))}`)

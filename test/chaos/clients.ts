@@ -10,6 +10,8 @@ export interface ClientKey {
   secret: string
   /** Those it held before, the last one first. */
   readonly dead: string[]
+  /** The secret that rotates it; its own where there is none. */
+  readonly rotatedWith?: string
 }
 
 export interface TrafficParts {
@@ -105,7 +107,7 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
       for (const server of servers.keys()) inBackground(read(key, secret, server))
       if (random.chance(0.2)) inBackground(rotateWithTheDead(key, secret))
       if (random.chance(0.3)) inBackground(rotate(key, secret, idempotencyKey, PATIENCE_MS))
-      await pause(random.between(0, 150))
+      await pause(random.between(0, 400))
     }
   }
 
@@ -125,13 +127,16 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
   async function rotate(key: ClientKey, secret: string, idempotencyKey: string, patienceMs: number): Promise<Rotated> {
     const server = random.pick([...servers.keys()])
     const start = now()
-    const { status, body, replayed } = await send(server, 'POST', '/keys/self/rotate', secret, patienceMs, idempotencyKey)
+    const credential = key.rotatedWith ?? secret
+    const path = key.rotatedWith === undefined ? '/keys/self/rotate' : `/keys/${key.id}/rotate`
+    const { status, body, replayed } = await send(server, 'POST', path, credential, patienceMs, idempotencyKey)
     const end = now()
     const issued = body as { secret?: string; key?: { generation?: number }; code?: string } | undefined
     const made = status === 200 && issued?.secret !== undefined ? issued.secret : undefined
     const op: Rotate = {
       f: 'rotate',
-      ...{ key: key.id, digest: digestOf(secret), server, start, end, status, type: ending(status), idempotencyKey, replayed },
+      ...{ key: key.id, digest: digestOf(credential), retires: digestOf(secret), idempotencyKey },
+      ...{ server, start, end, status, type: ending(status), replayed },
       ...(issued?.code === undefined ? {} : { code: issued.code }),
       ...(made === undefined ? {} : { made: digestOf(made) }),
       ...(issued?.key?.generation === undefined ? {} : { generation: issued.key.generation }),

@@ -11,6 +11,8 @@ export interface Victim {
   kill(): Promise<void>
   start(): Promise<void>
   setWallClock(byMs: number): Promise<void>
+  /** The lease that it asks for from its next start on. */
+  setLease(ms: number): void
 }
 
 export interface NemesisParts {
@@ -39,14 +41,14 @@ interface Made {
 type Kind = readonly [name: string, make: (chance: Random) => Made | Promise<Made>]
 
 /**
- * Breaks things, one on each of three lanes at a time: the lines, the processes, and Redis. Each lane goes through all its kinds in an order
- * of chance before it begins anew.
+ * Breaks things, one on each of four lanes at a time: the lines, the processes, Redis and its clock. Each lane goes through all its kinds in
+ * an order of chance before it begins anew.
  */
 export function startNemesis({ victims, redis, random, leaseMs, now, record, log }: NemesisParts): Nemesis {
   let running = true
   let wake: (() => void)[] = []
   const stopped = (): boolean => !running
-  const lanes = [lines(), processes(), memory()].map((kinds, lane) => goThrough(kinds, random(lane)))
+  const lanes = [lines(), processes(), redisItself(), redisClock()].map((kinds, lane) => goThrough(kinds, random(lane)))
 
   // A fault that cannot be made is told of at the end.
   for (const lane of lanes) lane.catch(() => {})
@@ -62,7 +64,7 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
   async function goThrough(kinds: readonly Kind[], chance: Random): Promise<void> {
     while (running) {
       for (const [kind, make] of chance.shuffled(kinds)) {
-        const gapMs = chance.between(50, 400)
+        const gapMs = chance.between(50, 2 * leaseMs)
         await sleep(gapMs)
         if (stopped()) return
         const start = now()
@@ -191,6 +193,16 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
         },
       ],
       [
+        'process restarted with another lease',
+        async (chance) => {
+          const { victim, target } = one(chance)
+          const ms = Math.round(leaseMs * chance.pick([0.5, 1, 1.5]))
+          await victim.kill()
+          victim.setLease(ms)
+          return { target: `${target}, ${ms} ms`, holdMs: 0, undo: () => victim.start() }
+        },
+      ],
+      [
         'wall clock set',
         async (chance) => {
           const { victim, target } = one(chance)
@@ -202,7 +214,7 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
     ]
   }
 
-  function memory(): readonly Kind[] {
+  function redisItself(): readonly Kind[] {
     const point = (port: number): void => {
       for (const victim of victims) victim.redis.redirect(port)
     }
@@ -245,6 +257,12 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
           return { target: 'Redis', holdMs: chance.between(leaseMs, 4 * leaseMs), undo: () => redis.thaw() }
         },
       ],
+    ]
+  }
+
+  /** A lane of its own: a wrong clock does harm only together with something else. */
+  function redisClock(): readonly Kind[] {
+    return [
       [
         'Redis clock set',
         (chance) => {

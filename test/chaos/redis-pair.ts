@@ -88,8 +88,11 @@ async function node(binary: string, folder: string, replicaOf?: number): Promise
     '0',
   ]
   let primary = replicaOf
-  const args = (): string[] => [...settings, ...(primary === undefined ? [] : ['--replicaof', `127.0.0.1 ${primary}`])]
-  const server = child(binary, args, /ready to accept connections/i)
+  const server = child(() => ({
+    command: binary,
+    args: [...settings, ...(primary === undefined ? [] : ['--replicaof', `127.0.0.1 ${primary}`])],
+    ready: /ready to accept connections/i,
+  }))
   await server.start()
   return {
     ...server,

@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { mkdirSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { resolve } from 'node:path'
 import { Client, Pool } from 'pg'
@@ -34,6 +35,7 @@ export interface RunResult {
 
 const SERVER_SECRET = 'the-server-secret-of-the-chaos-runs-0123456789'
 const SERVERS = 3
+/** All but the last rotate themselves; that one is rotated by an administrator. */
 const KEYS = 5
 /** Short, so that there are many rotations. */
 const LEASE_MS = 250
@@ -78,6 +80,14 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
   }
 }
 
+/** Writes a history down, an operation a line, and says where. */
+export function saveHistory(seed: number, history: readonly Op[]): string {
+  const file = `.tmp/chaos/seed-${seed}.jsonl`
+  mkdirSync('.tmp/chaos', { recursive: true })
+  writeFileSync(file, history.map((op) => `${JSON.stringify(op)}\n`).join(''))
+  return file
+}
+
 async function startServer(
   postgresUrl: string,
   redisPort: number,
@@ -91,12 +101,18 @@ async function startServer(
   atEnd(redis.close)
   const port = await freePort()
   url.port = String(postgres.port)
-  const env = {
+  const env = (leaseMs: number): NodeJS.ProcessEnv => ({
     ...process.env,
     ...{ SERVER_SECRET, STORE_URL: url.href, REDIS_URL: `redis://127.0.0.1:${redis.port}` },
-    ...{ PORT: String(port), LEASE_MS: String(LEASE_MS), PLANT: plant ?? '' },
-  }
-  const server = child(process.execPath, () => ['--import', 'tsx', resolve('test/chaos/server.ts')], /^ready$/m, { env })
+    ...{ PORT: String(port), LEASE_MS: String(leaseMs), PLANT: plant ?? '' },
+  })
+  let leaseMs = LEASE_MS
+  const server = child(() => ({
+    command: process.execPath,
+    args: ['--import', 'tsx', resolve('test/chaos/server.ts')],
+    env: env(leaseMs),
+    ready: /^ready$/m,
+  }))
   atEnd(server.kill)
   await server.start()
   const setWallClock = (byMs: number): Promise<void> =>
@@ -106,7 +122,10 @@ async function startServer(
       })
       asked.on('error', fail).end()
     })
-  return { ...server, port, postgres, redis, setWallClock }
+  const setLease = (ms: number): void => {
+    leaseMs = ms
+  }
+  return { ...server, port, postgres, redis, setWallClock, setLease }
 }
 
 async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void): Promise<ClientKey[]> {
@@ -114,12 +133,13 @@ async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void)
   await keys.migrate()
   // No lease has been granted yet, so none of the default length can be left.
   await pool.query('update express_api_key_settings set earlier_until = 0')
+  const admin = await keys.create({ ownerId: 'acme', name: 'rotates the last one', scopes: ['api_keys:write'] })
   const made: ClientKey[] = []
-  for (let n = 0; n < KEYS; n++) {
+  for (let n = 1; n <= KEYS; n++) {
     const start = now()
     const { key, secret } = await keys.create({ ownerId: 'acme', name: `chaos ${n}` })
     record({ f: 'create', key: key.id, digest: digestOf(secret), start, end: now() })
-    made.push({ id: key.id, secret, dead: [] })
+    made.push({ id: key.id, secret, dead: [], ...(n === KEYS ? { rotatedWith: admin.secret } : {}) })
   }
   await keys.close()
   return made

@@ -59,6 +59,21 @@ function plantedStore(store: Store): Store {
       return plant({ read: (digests) => store.read(digests).catch(() => ({ at: Date.now(), leaseMs, found: [] })) })
     case 'no-replay':
       return plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, replay: async () => undefined })) })
+    case 'not-idempotent':
+      return plant({
+        transaction: (work) =>
+          store.transaction((tx) =>
+            work({
+              ...tx,
+              replay: async () => undefined,
+              insertReplay: async () => {},
+              async generation(digest) {
+                const found = await tx.generation(digest)
+                return found && { ...found, retiredAt: null }
+              },
+            }),
+          ),
+      })
     case 'active-only':
       return plant({
         transaction: (work) =>
@@ -72,6 +87,8 @@ function plantedStore(store: Store): Store {
             }),
           ),
       })
+    case 'own-lease':
+      return plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, waitMs: async () => leaseMs })) })
     case 'settled-at-once':
       return plant({
         transaction: (work) =>
@@ -82,21 +99,23 @@ function plantedStore(store: Store): Store {
   }
 }
 
-/** Verifiers that count a lease from when they heard of it through Redis, where it stays for longer. */
 function plantedCache(cache: Cache): Cache {
-  if (PLANT !== 'lease-from-relay') return cache
-  const key = subkey(Buffer.from(SERVER_SECRET), 'cache entry')
+  if (PLANT !== 'lease-from-relay' && PLANT !== 'cache-clock-trusted') return cache
+  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry')
+  const granted = { grantedAt: Date.now() + 3_600_000 }
   return Object.assign(Object.create(cache) as Cache, {
     async get(digest: string) {
       const found = await cache.get(digest)
       const [kind, , body = ''] = found?.value?.split('.') ?? []
       if (found === undefined || kind !== 'a') return found
-      const entry = JSON.parse(Buffer.from(body, 'base64url').toString()) as object
-      const renewed = JSON.stringify({ ...entry, grantedAt: Date.now() + 60_000, cacheExpiry: found.timeMs + leaseMs })
-      const content = Buffer.from(renewed).toString('base64url')
-      return { ...found, value: `a.${hmac(key, ['a', digest, content])}.${content}` }
+      const changes = PLANT === 'lease-from-relay' ? { ...granted, cacheExpiry: found.timeMs + leaseMs } : granted
+      const entry = { ...(JSON.parse(Buffer.from(body, 'base64url').toString()) as object), ...changes }
+      const content = Buffer.from(JSON.stringify(entry)).toString('base64url')
+      return { ...found, value: `a.${hmac(macKey, ['a', digest, content])}.${content}` }
     },
-    fill: (digest: string, value: string, expiresAtMs: number) => cache.fill(digest, value, expiresAtMs + 1_000),
+    ...(PLANT === 'lease-from-relay'
+      ? { fill: (digest: string, value: string, expiresAtMs: number) => cache.fill(digest, value, expiresAtMs + 1_000) }
+      : {}),
   })
 }
 
