@@ -5,7 +5,7 @@ import { connect, createServer, type Socket } from 'node:net'
 export type Direction = 'up' | 'down'
 
 /** What happens to the bytes that go one way. */
-export type Trouble =
+type Trouble =
   | { readonly kind: 'pass' }
   /** Every piece comes so much later. */
   | { readonly kind: 'delay'; readonly ms: number }

@@ -25,8 +25,9 @@ export interface RedisPair {
   close(): Promise<void>
 }
 
+/** Starts both on free ports of this machine. */
 export async function redisPair(): Promise<RedisPair> {
-  const binary = ['redis-server', 'valkey-server'].find((name) => spawnSync(name, ['--version']).status === 0)
+  const binary = redisBinary()
   if (binary === undefined) throw new Error('A chaos run needs redis-server or valkey-server on PATH.')
   const folder = mkdtempSync(join(tmpdir(), 'api-keys-chaos-'))
   let primary = await node(binary, folder)
@@ -60,6 +61,11 @@ export async function redisPair(): Promise<RedisPair> {
       rmSync(folder, { recursive: true, force: true })
     },
   }
+}
+
+/** Which of the two names a Redis server has here; undefined where there is none. */
+export function redisBinary(): string | undefined {
+  return ['redis-server', 'valkey-server'].find((name) => spawnSync(name, ['--version']).status === 0)
 }
 
 interface Node extends Child {
