@@ -89,14 +89,14 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
         const early = losses < EARLY_LOSSES && random.chance(0.2)
         if (early) losses++
         const send = (): Promise<Rotated> => rotate(key, secret, idempotencyKey, early ? random.between(5, 600) : PATIENCE_MS)
-        // Some clients ask twice at once; the second goes its own way.
-        const twin = random.chance(0.3) ? send() : undefined
+        // Some clients ask twice at once.
+        const twin = !early && random.chance(0.3) ? send() : undefined
         if (twin !== undefined) inBackground(twin)
-        const first = await send()
-        const answer = first.op.type === 'info' && twin !== undefined ? await twin : first
-        fresh = answer.secret
+        const answers = [await send()]
+        if (answers[0]?.secret === undefined && twin !== undefined) answers.push(await twin)
+        fresh = answers.find((answer) => answer.secret !== undefined)?.secret
         // Refused: a client deletes its key on this.
-        if (answer.op.type === 'fail') return
+        if (fresh === undefined && answers.some(({ op }) => op.type === 'fail')) return
         if (fresh === undefined) await pause(random.between(10, 150))
       }
       if (fresh === undefined) return

@@ -201,7 +201,7 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
         'process restarted with another lease',
         async (chance) => {
           const { victim, target } = one(chance)
-          const ms = Math.round(leaseMs * chance.pick([0.5, 1, 1.5]))
+          const ms = Math.round(leaseMs * chance.pick([0.5, 1, 2]))
           await victim.kill()
           victim.setLease(ms)
           return { target: `${target}, ${ms} ms`, holdMs: 0, undo: () => victim.start() }
