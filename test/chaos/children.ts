@@ -8,7 +8,7 @@ export interface Child {
   signal(signal: NodeJS.Signals): void
   /** Sends SIGKILL and waits for the end. */
   kill(): Promise<void>
-  /** What it said last, if it ended by itself. */
+  /** What it said last, if it ever ended by itself. */
   crash(): string | undefined
 }
 
@@ -31,6 +31,7 @@ export function child(how: () => Start): Child {
   let current: ChildProcess | undefined
   let killed = false
   let said = ''
+  let lastWords: string | undefined
   return {
     async start() {
       const { command, args, ready, env } = how()
@@ -39,7 +40,10 @@ export function child(how: () => Start): Child {
       killed = false
       said = ''
       running.add(started)
-      started.once('exit', () => running.delete(started))
+      started.once('exit', () => {
+        running.delete(started)
+        if (!killed) lastWords = said
+      })
       await new Promise<void>((resolve, reject) => {
         const fail = (how: string) => () => reject(new Error(`${command} ${args.join(' ')} ${how}: ${said}`))
         const timer = setTimeout(fail('was not ready in time'), READY_WITHIN_MS)
@@ -64,6 +68,6 @@ export function child(how: () => Start): Child {
       current.kill('SIGKILL')
       await gone
     },
-    crash: () => (current !== undefined && !killed && (current.exitCode ?? current.signalCode) !== null ? said : undefined),
+    crash: () => lastWords,
   }
 }

@@ -1,5 +1,6 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { Agent, request } from 'node:http'
+import { setTimeout as pause } from 'node:timers/promises'
 import type { Ending, Op, Read, Rotate } from './check.js'
 import type { Random } from './random.js'
 
@@ -27,7 +28,7 @@ export interface TrafficParts {
 export interface Traffic {
   /** Lets every client finish the rotation that it is at, and resolves when all have, or at the deadline. */
   stopRotating(withinMs: number): Promise<void>
-  /** Stops everything else. */
+  /** Stops everything. */
   stop(): Promise<void>
   /** Asks every server about the secret that the client holds, and about one that is dead, until it has an answer. */
   askOnceMore(key: ClientKey, withinMs: number): Promise<void>
@@ -61,8 +62,10 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
       await Promise.all(clients)
     },
     async stop() {
+      rotating = false
       reading = false
-      await Promise.all(readers)
+      giveUpAt = 0
+      await Promise.all([...clients, ...readers])
       while (loose.size > 0) await Promise.all(loose)
       for (const agent of agents) agent.destroy()
     },
@@ -216,8 +219,4 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
 function ending(status: number): Ending {
   if (status === 0 || status >= 500) return 'info'
   return status >= 200 && status < 300 ? 'ok' : 'fail'
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms))
 }

@@ -1,3 +1,4 @@
+import { setTimeout } from 'node:timers/promises'
 import type { Fault } from './check.js'
 import type { CommitTrouble, Direction, FaultProxy } from './proxy.js'
 import type { Random } from './random.js'
@@ -35,7 +36,7 @@ interface Nemesis {
 interface Made {
   readonly target: string
   readonly holdMs: number
-  undo(): unknown
+  readonly undo: () => unknown
 }
 
 type Kind = readonly [name: string, make: (chance: Random) => Made | Promise<Made>]
@@ -45,9 +46,8 @@ type Kind = readonly [name: string, make: (chance: Random) => Made | Promise<Mad
  * an order of chance before it begins anew.
  */
 export function startNemesis({ victims, redis, random, leaseMs, now, record, log }: NemesisParts): Nemesis {
-  let running = true
-  let wake: (() => void)[] = []
-  const stopped = (): boolean => !running
+  const end = new AbortController()
+  const { signal } = end
   // Redis is left alone for longer: after trouble, servers do without it for seconds, and a Redis that nobody asks does no harm.
   const lanes = [
     goThrough(lines(), random(0), 2 * leaseMs),
@@ -55,44 +55,34 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
     goThrough(redisItself(), random(2), 6 * leaseMs),
     goThrough(redisClock(), random(3), 2 * leaseMs),
   ]
-
   // A fault that cannot be made is told of at the end.
   for (const lane of lanes) lane.catch(() => {})
 
   return {
     async stop() {
-      running = false
-      for (const one of wake) one()
+      end.abort()
       await Promise.all(lanes)
     },
   }
 
   async function goThrough(kinds: readonly Kind[], chance: Random, longestGapMs: number): Promise<void> {
-    while (running) {
+    for (;;) {
       for (const [kind, make] of chance.shuffled(kinds)) {
-        await sleep(chance.between(50, longestGapMs))
-        if (stopped()) return
+        await pause(chance.between(50, longestGapMs))
+        if (signal.aborted) return
         const start = now()
-        const made = await make(chance)
-        await sleep(made.holdMs)
-        await made.undo()
-        record({ f: 'fault', kind, target: made.target, start, end: now() })
-        log(`${Math.round(start)} to ${Math.round(now())} ms: ${kind}, ${made.target}`)
+        const { target, holdMs, undo } = await make(chance)
+        await pause(holdMs)
+        await undo()
+        record({ f: 'fault', kind, target, start, end: now() })
+        log(`${Math.round(start)} to ${Math.round(now())} ms: ${kind}, ${target}`)
       }
     }
   }
 
   /** Shorter when it is time to stop. */
-  function sleep(ms: number): Promise<void> {
-    if (!running) return Promise.resolve()
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms)
-      wake.push(() => {
-        clearTimeout(timer)
-        resolve()
-      })
-      wake = wake.slice(-100)
-    })
+  async function pause(ms: number): Promise<void> {
+    await setTimeout(ms, undefined, { signal }).catch(() => {})
   }
 
   function lines(): readonly Kind[] {

@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process'
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import { Redis } from 'ioredis'
 import { freePort } from '../support/port.js'
 import { type Child, child } from './children.js'
@@ -41,7 +42,7 @@ export async function redisPair(): Promise<RedisPair> {
     thaw: () => primary.signal('SIGCONT'),
     async restart(downMs) {
       await primary.kill()
-      await new Promise((resolve) => setTimeout(resolve, downMs))
+      await pause(downMs)
       await primary.start()
     },
     lag: () => replication.trouble('down', { kind: 'black-hole' }),

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { resolve } from 'node:path'
+import { setTimeout } from 'node:timers/promises'
 import { Client, Pool } from 'pg'
 import { createApiKeys } from '../../src/index.js'
 import { postgresStore } from '../../src/postgres.js'
@@ -61,9 +62,11 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
     )
 
     const traffic = startTraffic({ keys, servers, random: random(seed), now, record })
+    closers.push(traffic.stop)
     const lane = (number: number): ReturnType<typeof random> => random(seed * 1_000 + number + 1)
     const nemesis = startNemesis({ victims: servers, redis, random: lane, leaseMs: LEASE_MS, now, record, log })
-    await new Promise((done) => setTimeout(done, seconds * 1_000))
+    closers.push(nemesis.stop)
+    await setTimeout(seconds * 1_000)
     log('The faults end.')
     await nemesis.stop()
     await traffic.stopRotating(LAST_WORDS_MS)
@@ -76,7 +79,7 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
     }
     return { history, counts: count(history), violations: check(history) }
   } finally {
-    for (const close of closers.reverse()) await close()
+    for (const close of closers.reverse()) await close().catch((error: unknown) => log(`It does not end well: ${String(error)}`))
   }
 }
 
