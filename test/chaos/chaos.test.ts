@@ -9,7 +9,7 @@ withServer(
   async () => {
     const seed = 1
     const { history, counts, violations } = await run({ seed, seconds: 20, postgresUrl })
-    if (violations.length > 0) saveHistory(seed, history)
+    if (violations.length > 0) saveHistory(`seed-${seed}`, history)
     expect(violations).toEqual([])
 
     // A run in which little happened would prove little.

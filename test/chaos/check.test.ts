@@ -70,7 +70,7 @@ test('does not take one key’s history for another’s', () => {
 function good(end: Partial<Final> = {}, caller?: string): Op[] {
   const by = caller === undefined ? {} : { digest: caller }
   const created: Created = { f: 'create', key: 'a', digest: 's1', start: 0, end: 1 }
-  const final: Final = { f: 'final', key: 'a', held: 's3', generations: 3, active: ['s3'], start: 50, end: 51, ...end }
+  const final: Final = { f: 'final', key: 'a', held: 's3', generations: 3, active: ['s3'], revoked: false, start: 50, end: 51, ...end }
   return [
     created,
     read('s1', 2, 3),
@@ -95,7 +95,21 @@ function read(digest: string, start: number, end: number, more: Partial<Read> = 
 
 function rotate(idempotencyKey: string, digest: string, start: number, end: number, more: Partial<Rotate> = {}): Rotate {
   const status = more.status ?? 200
-  return { f: 'rotate', key: 'a', idempotencyKey, digest, retires: digest, server: 0, start, end, status, type: ending(status), ...more }
+  const how = { retire: 'now', emergency: false } as const
+  return {
+    f: 'rotate',
+    key: 'a',
+    idempotencyKey,
+    digest,
+    retires: digest,
+    ...how,
+    server: 0,
+    start,
+    end,
+    status,
+    type: ending(status),
+    ...more,
+  }
 }
 
 function ending(status: number): Read['type'] {

@@ -31,23 +31,39 @@ export interface Read extends Request {
   readonly seen?: { readonly key: string; readonly generation: number }
 }
 
+/** When the old secret is to stop being accepted. */
+export type Retire = 'now' | 'on-first-use' | { readonly afterMs: number }
+
 /** A request to rotate a key, by itself or by one that may. */
 export interface Rotate extends Request {
   readonly f: 'rotate'
   readonly idempotencyKey: string
+  readonly retire: Retire
+  /** Whether a grace period is to end as well, and the answer is never to be repeated. */
+  readonly emergency: boolean
   /** Digest of the secret that is to die of it; that of the one presented, where a key rotates itself. */
   readonly retires: string
   /** Digest of the secret in the answer, and its generation. */
   readonly made?: string
   readonly generation?: number
   readonly replayed?: boolean
+  /** When the old secret stops being accepted, as the answer said, on the clock of the history; only with a grace period. */
+  readonly graceEndsAt?: number
 }
 
-/** A key at its birth. */
+/** A request to end a key for good, by itself or by one that may. */
+export interface Revoke extends Request {
+  readonly f: 'revoke'
+  readonly idempotencyKey: string
+}
+
+/** A key at its birth: one 201. */
 export interface Created extends Span {
   readonly f: 'create'
   readonly key: string
   readonly digest: string
+  /** Where it was asked for over HTTP. */
+  readonly idempotencyKey?: string
 }
 
 /** Something that was done to the system. */
@@ -66,16 +82,18 @@ export interface Final extends Span {
   readonly generations: number
   /** Digests of those that are not retired. */
   readonly active: readonly string[]
+  readonly revoked: boolean
 }
 
-export type Op = Read | Rotate | Created | Fault | Final
+export type Op = Read | Rotate | Revoke | Created | Fault | Final
 
 /** The rules, in the order of the promises that they hold. */
 export const rules = {
   'one-secret': 'P1, P2: every 200 for one key and Idempotency-Key carries one secret, and one generation.',
-  generations: 'P1: a key has one generation more than Idempotency-Keys that were answered 200.',
+  generations: 'P1: a key has one generation more than Idempotency-Keys that were answered 200, and one request makes one key.',
   'locked-out': 'P2: a client that goes on asking ends up with the one active secret, and is never refused on the way.',
-  'dead-accepted': 'P3: after a rotation was answered 200, no request that starts later is accepted with the old secret.',
+  'dead-accepted':
+    'P3: after a rotation or revocation was answered 200, and its grace period is over, no request that starts later is accepted with the old secret.',
   'live-refused': 'P5: a secret is not refused while it is live, whatever is down.',
   'wrong-answer': 'P5: a request is let in as the key it is of, and trouble is 503.',
 } as const
@@ -96,6 +114,8 @@ export interface Counts {
   readonly faults: Readonly<Record<string, number>>
   /** Idempotency-Keys that were answered 200. */
   readonly rotations: number
+  /** The same by when the old secret was to die. */
+  readonly retirements: Readonly<Record<string, number>>
   /** Of the 200s, those that repeated an earlier one. */
   readonly replays: number
 }
@@ -109,17 +129,49 @@ export function check(history: readonly Op[]): readonly Violation[] {
     history.filter((op) => op.f !== 'fault'),
     ({ key }) => key,
   )
-  return [...keys.values()].flatMap((ops) => checkKey(ops))
+  return [...oneKey(history), ...[...keys.values()].flatMap((ops) => checkKey(ops))]
 }
 
 export function count(history: readonly Op[]): Counts {
   const rotated = history.filter((op) => op.f === 'rotate' && op.type === 'ok') as Rotate[]
+  const answered = new Map(rotated.map((op) => [`${op.key} ${op.idempotencyKey}`, op]))
+  const retirement = ({ emergency, retire }: Rotate): string => (emergency ? 'emergency' : typeof retire === 'string' ? retire : 'later')
   return {
-    operations: tally(history.flatMap((op) => (op.f === 'read' || op.f === 'rotate' ? [`${op.f} ${op.type}`] : []))),
+    operations: tally(history.flatMap((op) => (isRequest(op) ? [`${op.f} ${op.type}`] : []))),
     faults: tally(history.flatMap((op) => (op.f === 'fault' ? [op.kind] : []))),
-    rotations: new Set(rotated.map(({ key, idempotencyKey }) => `${key} ${idempotencyKey}`)).size,
+    rotations: answered.size,
+    retirements: tally([...answered.values()].map(retirement)),
     replays: rotated.filter(({ replayed }) => replayed === true).length,
   }
+}
+
+export interface FaultCounts {
+  readonly times: number
+  /** Requests that were under way while it lasted. */
+  readonly operations: number
+  /** Violations with an operation that was. */
+  readonly violations: number
+}
+
+/** What went on during the faults of each kind. */
+export function duringFaults(history: readonly Op[], violations: readonly Violation[]): Map<string, FaultCounts> {
+  const during = (fault: Fault) => (op: Op) => op.start <= fault.end && op.end >= fault.start
+  const requests = history.filter(isRequest)
+  const kinds = groups(
+    history.filter((op) => op.f === 'fault'),
+    ({ kind }) => kind,
+  )
+  return new Map(
+    [...kinds].map(([kind, faults]) => {
+      const hit = (op: Op): boolean => faults.some((fault) => during(fault)(op))
+      const operations = requests.filter(hit).length
+      return [kind, { times: faults.length, operations, violations: violations.filter(({ ops }) => ops.some(hit)).length }]
+    }),
+  )
+}
+
+function isRequest(op: Op): op is Read | Rotate | Revoke {
+  return op.f === 'read' || op.f === 'rotate' || op.f === 'revoke'
 }
 
 function checkKey(ops: readonly Exclude<Op, Fault>[]): Violation[] {
@@ -127,72 +179,141 @@ function checkKey(ops: readonly Exclude<Op, Fault>[]): Violation[] {
   const finals = ops.filter((op) => op.f === 'final')
   const reads = ops.filter((op) => op.f === 'read')
   const rotates = ops.filter((op) => op.f === 'rotate')
+  const revokes = ops.filter((op) => op.f === 'revoke')
   const byRequest = [...groups(rotates, ({ idempotencyKey }) => idempotencyKey).values()].map(requestOf)
-  const lives = livesOf(created, rotates)
+  const lives = livesOf({ created, reads, rotates, revokes }, byRequest)
   return [
     ...byRequest.flatMap(oneSecret),
-    ...generations(finals, byRequest),
+    ...generations(finals, byRequest, created),
     ...byRequest.flatMap(lockedOut),
-    ...finals.flatMap((final) => holdsTheActive(final, byRequest, created)),
+    ...revocations(revokes),
+    ...finals.flatMap((final) => holdsTheActive(final, byRequest, created, revokes)),
     ...deadAccepted(lives, reads, byRequest),
     ...liveRefused(lives, reads),
-    ...wrongAnswers(lives, reads, rotates),
+    ...wrongAnswers(lives, reads, rotates, revokes),
   ]
 }
 
 /** All attempts at one rotation: those with one Idempotency-Key. */
 interface RotationRequest {
   readonly idempotencyKey: string
+  readonly retire: Retire
+  readonly emergency: boolean
+  /** Digest of the secret that it is to retire. */
+  readonly retires: string
   readonly attempts: readonly Rotate[]
   readonly oks: readonly Rotate[]
+  /** When the first attempt was sent. */
+  readonly asked: number
   /** When the first 200 was in. */
   readonly answered: number
 }
 
 function requestOf(attempts: readonly Rotate[]): RotationRequest {
+  const [first] = attempts
   const oks = attempts.filter(({ type }) => type === 'ok')
-  return { idempotencyKey: attempts[0]?.idempotencyKey ?? '', attempts, oks, answered: earliest(oks.map(({ end }) => end)) }
+  const { idempotencyKey = '', retire = 'now', emergency = false, retires = '' } = first ?? {}
+  const asked = earliest(attempts.map(({ start }) => start))
+  return { idempotencyKey, retire, emergency, retires, attempts, oks, asked, answered: earliest(oks.map(({ end }) => end)) }
 }
 
-/** When a secret was surely live: from when its client had it until somebody asked to rotate it. From when it was surely dead. */
+/** When a secret was surely live: from when its client had it until something could end it. From when it was surely dead. */
 interface Life {
   readonly generation: number
   readonly bornAt: number
   readonly threatenedAt: number
   readonly deadAt: number
-  readonly killer: Rotate | undefined
+  readonly killer: Op | undefined
+  /** Whether it could go on for a while after its successor was made. */
+  readonly graced: boolean
 }
 
-function livesOf(created: readonly Created[], rotates: readonly Rotate[]): Map<string, Life> {
+/** What is left to the rounding of an instant that an answer states. */
+export const ROUNDING_MS = 10
+
+function livesOf(
+  {
+    created,
+    reads,
+    rotates,
+    revokes,
+  }: { created: readonly Created[]; reads: readonly Read[]; rotates: readonly Rotate[]; revokes: readonly Revoke[] },
+  requests: readonly RotationRequest[],
+): Map<string, Life> {
   const born = new Map<string, { generation: number; bornAt: number }>()
-  for (const { digest, end } of created) born.set(digest, { generation: 1, bornAt: end })
+  for (const { digest, end } of created)
+    born.set(digest, { generation: 1, bornAt: Math.min(end, born.get(digest)?.bornAt ?? Number.POSITIVE_INFINITY) })
   for (const { type, made, generation = 0, end } of rotates) {
     if (type !== 'ok' || made === undefined) continue
     const known = born.get(made)
     if (known === undefined || end < known.bornAt) born.set(made, { generation, bornAt: end })
   }
-  const threats = groups(rotates, ({ retires }) => retires)
+  const uses = groups([...reads, ...rotates, ...revokes], ({ digest }) => digest)
+  const retirements = groups(requests, ({ retires }) => retires)
+  // A revocation, and a rotation in an emergency, end whatever the key has had until then.
+  const endings = [
+    ...revokes.map((op) => ({ op, before: Number.POSITIVE_INFINITY })),
+    ...requests.flatMap(({ emergency, attempts, oks }) =>
+      emergency ? attempts.map((op) => ({ op, before: oks[0]?.generation ?? Number.POSITIVE_INFINITY })) : [],
+    ),
+  ]
+
   return new Map(
     [...born].map(([digest, birth]) => {
-      const attempts = threats.get(digest) ?? []
-      const oks = attempts.filter(({ type }) => type === 'ok')
-      const deadAt = earliest(oks.map(({ end }) => end))
-      const killer = oks.find(({ end }) => end === deadAt)
-      return [digest, { ...birth, threatenedAt: earliest(attempts.map(({ start }) => start)), deadAt, killer }]
+      const threats: number[] = []
+      const deaths: { at: number; by: Op }[] = []
+      const retiring = retirements.get(digest) ?? []
+      for (const request of retiring) {
+        const [ok] = request.oks
+        if (request.retire === 'now') {
+          threats.push(request.asked)
+          deaths.push(...request.oks.map((by) => ({ at: by.end, by })))
+        } else if (request.retire === 'on-first-use') {
+          // Who never had an answer cannot use what was in it.
+          const firstUses = ok?.made === undefined ? [] : (uses.get(ok.made) ?? [])
+          threats.push(...firstUses.map(({ start }) => start))
+          deaths.push(...firstUses.flatMap((by) => (by.type === 'ok' ? [{ at: by.end, by }] : [])))
+        } else {
+          threats.push(ok?.graceEndsAt === undefined ? request.asked + request.retire.afterMs : ok.graceEndsAt - ROUNDING_MS)
+          if (ok?.graceEndsAt !== undefined) deaths.push({ at: ok.graceEndsAt + ROUNDING_MS, by: ok })
+        }
+      }
+      for (const { op, before } of endings) {
+        if (birth.generation >= before || op.end < birth.bornAt) continue
+        threats.push(op.start)
+        if (op.type === 'ok') deaths.push({ at: op.end, by: op })
+      }
+      const deadAt = earliest(deaths.map(({ at }) => at))
+      const killer = deaths.find(({ at }) => at === deadAt)?.by
+      const graced = retiring.some(({ retire }) => retire !== 'now')
+      return [digest, { ...birth, threatenedAt: earliest(threats), deadAt, killer, graced }]
     }),
   )
 }
 
-function oneSecret({ idempotencyKey, oks }: RotationRequest): Violation[] {
-  const [first] = oks
+function oneSecret({ idempotencyKey, emergency, oks }: RotationRequest): Violation[] {
+  const [first, second] = oks
   const other = oks.find(({ made, generation }) => made !== first?.made || generation !== first?.generation)
   if (first === undefined) return []
   if (first.made === undefined) return [{ rule: 'one-secret', what: `A 200 for ${idempotencyKey} carries no secret.`, ops: [first] }]
-  if (other === undefined) return []
-  return [{ rule: 'one-secret', what: `Two 200s for ${idempotencyKey} carry different secrets.`, ops: [first, other] }]
+  if (other !== undefined)
+    return [{ rule: 'one-secret', what: `Two 200s for ${idempotencyKey} carry different secrets.`, ops: [first, other] }]
+  if (!emergency || second === undefined) return []
+  return [{ rule: 'one-secret', what: `The answer of the emergency ${idempotencyKey} was given twice.`, ops: [first, second] }]
 }
 
-function generations(finals: readonly Final[], requests: readonly RotationRequest[]): Violation[] {
+/** One request to make a key makes one, whatever is retried. */
+function oneKey(history: readonly Op[]): Violation[] {
+  const created = history.filter((op) => op.f === 'create').filter(({ idempotencyKey }) => idempotencyKey !== undefined)
+  return [...groups(created, ({ idempotencyKey }) => idempotencyKey).values()].flatMap((oks): Violation[] => {
+    const [first] = oks
+    const other = oks.find(({ key, digest }) => key !== first?.key || digest !== first.digest)
+    if (first === undefined || other === undefined) return []
+    return [{ rule: 'one-secret', what: `Two 201s for ${first.idempotencyKey} carry different keys.`, ops: [first, other] }]
+  })
+}
+
+function generations(finals: readonly Final[], requests: readonly RotationRequest[], created: readonly Created[]): Violation[] {
   const answered = requests.filter(({ oks }) => oks.length > 0)
   const unanswered = requests.length - answered.length
   const violations: Violation[] = []
@@ -203,6 +324,7 @@ function generations(finals: readonly Final[], requests: readonly RotationReques
     violations.push({ rule: 'generations', what, ops: [...one.oks.slice(0, 1), ...other.oks.slice(0, 1)] })
   }
   for (const final of finals) {
+    if (created.length === 0) violations.push({ rule: 'generations', what: 'There is a key that nobody was told of.', ops: [final] })
     const least = answered.length + 1
     if (final.generations >= least && final.generations <= least + unanswered) continue
     const what = `There are ${final.generations} generations after ${answered.length} rotations that were answered 200.`
@@ -212,42 +334,64 @@ function generations(finals: readonly Final[], requests: readonly RotationReques
 }
 
 /** Only what came in before the first 200 counts: who repeats a request after that may be told that its answer is no longer given. */
-function lockedOut({ idempotencyKey, attempts, answered }: RotationRequest): Violation[] {
-  const refused = attempts.find(({ type, end }) => type === 'fail' && end < answered)
+function lockedOut({ idempotencyKey, emergency, attempts, answered }: RotationRequest): Violation[] {
+  // The answer of an emergency is given once. Whoever asks again may have lost it, and then asks for another rotation.
+  const spent = (op: Rotate): boolean => emergency && op.code === 'idempotency_key_spent' && attempts.some(({ start }) => start < op.start)
+  const refused = attempts.find((op) => op.type === 'fail' && op.end < answered && !spent(op))
   if (refused !== undefined) {
     const what = `The client of ${idempotencyKey} was answered ${refused.status} ${refused.code ?? ''} before any 200.`
     return [{ rule: 'locked-out', what, ops: attempts.filter(({ start }) => start <= refused.end) }]
   }
-  if (answered < Infinity) return []
+  if (answered < Number.POSITIVE_INFINITY || attempts.some(spent)) return []
   return [{ rule: 'locked-out', what: `The client of ${idempotencyKey} never got a 200.`, ops: attempts }]
 }
 
-function holdsTheActive(final: Final, requests: readonly RotationRequest[], created: readonly Created[]): Violation[] {
+/** Whoever ends a key is told so, however often it has to ask. */
+function revocations(revokes: readonly Revoke[]): Violation[] {
+  return [...groups(revokes, ({ idempotencyKey }) => idempotencyKey).values()].flatMap((attempts): Violation[] => {
+    const refused = attempts.find(({ type }) => type === 'fail')
+    if (attempts.some(({ type }) => type === 'ok') && refused === undefined) return []
+    const how = refused === undefined ? 'never answered 200' : `answered ${refused.status} ${refused.code ?? ''}`
+    return [{ rule: 'locked-out', what: `The revocation ${attempts[0]?.idempotencyKey} was ${how}.`, ops: attempts }]
+  })
+}
+
+function holdsTheActive(
+  final: Final,
+  requests: readonly RotationRequest[],
+  created: readonly Created[],
+  revokes: readonly Revoke[],
+): Violation[] {
+  const ended = revokes.find(({ type }) => type === 'ok')
+  if (ended !== undefined) {
+    if (final.revoked && final.active.length === 0) return []
+    return [{ rule: 'locked-out', what: 'In the end a key is there that was revoked.', ops: [ended, final] }]
+  }
   const last = requests
     .flatMap(({ oks }) => oks)
     .toSorted((a, b) => (b.generation ?? 0) - (a.generation ?? 0))
     .at(0)
   const newest = last?.made ?? created[0]?.digest
-  if (final.active.length === 1 && final.active[0] === final.held && final.held === newest) return []
+  if (!final.revoked && final.active.length === 1 && final.active[0] === final.held && final.held === newest) return []
   return [{ rule: 'locked-out', what: 'In the end the client does not hold the one active secret.', ops: [...(last ? [last] : []), final] }]
 }
 
 function deadAccepted(lives: Map<string, Life>, reads: readonly Read[], requests: readonly RotationRequest[]): Violation[] {
   const violations: Violation[] = []
   for (const read of reads) {
-    const { deadAt = Infinity, killer } = lives.get(read.digest) ?? {}
+    const { deadAt = Number.POSITIVE_INFINITY, killer } = lives.get(read.digest) ?? {}
     if (read.type !== 'ok' || killer === undefined || read.start <= deadAt) continue
-    const what = `Server ${read.server} accepted a secret in a request sent ${(read.start - deadAt).toFixed(1)} ms after its rotation was answered.`
+    const what = `Server ${read.server} accepted a secret in a request sent ${(read.start - deadAt).toFixed(1)} ms after it was surely dead.`
     violations.push({ rule: 'dead-accepted', what, ops: [killer, read] })
   }
   // A dead secret opens the answer of the one rotation that killed it, and nothing else.
-  for (const { idempotencyKey, oks } of requests) {
-    for (const ok of oks) {
-      const killer = lives.get(ok.retires)?.killer
-      if (killer === undefined || killer.idempotencyKey === idempotencyKey) continue
-      const what = `A secret that ${killer.idempotencyKey} had retired was retired by ${idempotencyKey} too.`
-      violations.push({ rule: 'dead-accepted', what, ops: [killer, ok] })
-    }
+  for (const [, [one, other]] of groups(
+    requests.filter(({ oks }) => oks.length > 0),
+    ({ retires }) => retires,
+  )) {
+    if (one === undefined || other === undefined) continue
+    const what = `A secret that ${one.idempotencyKey} had retired was retired by ${other.idempotencyKey} too.`
+    violations.push({ rule: 'dead-accepted', what, ops: [...one.oks.slice(0, 1), ...other.oks.slice(0, 1)] })
   }
   return violations
 }
@@ -262,13 +406,25 @@ function liveRefused(lives: Map<string, Life>, reads: readonly Read[]): Violatio
   })
 }
 
-function wrongAnswers(lives: Map<string, Life>, reads: readonly Read[], rotates: readonly Rotate[]): Violation[] {
-  const unforeseen = [...reads, ...rotates].filter(({ status }) => status >= 500 && status !== 503)
+function wrongAnswers(
+  lives: Map<string, Life>,
+  reads: readonly Read[],
+  rotates: readonly Rotate[],
+  revokes: readonly Revoke[],
+): Violation[] {
+  const unforeseen = [...reads, ...rotates, ...revokes].filter(({ status }) => status >= 500 && status !== 503)
   const mistaken = reads.filter(({ route, type, digest, key, seen }) => {
     const life = lives.get(digest)
-    return route === 'whoami' && type === 'ok' && life !== undefined && (seen?.key !== key || seen.generation !== life.generation)
+    if (route !== 'whoami' || type !== 'ok' || life === undefined) return false
+    // In its grace period a secret stands for the key as it is by then.
+    const generation = seen?.generation ?? 0
+    return seen?.key !== key || generation < life.generation || generation > life.generation + (life.graced ? 1 : 0)
   })
+  const stillborn = rotates.filter(
+    ({ type, made = '', start }) => type === 'ok' && start > (lives.get(made)?.deadAt ?? Number.POSITIVE_INFINITY),
+  )
   return [
+    ...stillborn.map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} handed out a dead secret.`, ops: [op] }) as const),
     ...unforeseen.map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} answered ${op.status}.`, ops: [op] }) as const),
     ...mistaken.map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} took a secret for another's.`, ops: [op] }) as const),
   ]
@@ -286,7 +442,7 @@ function groups<Key, Item>(items: readonly Item[], keyOf: (item: Item) => Key): 
 }
 
 function earliest(times: readonly number[]): number {
-  return times.reduce((least, time) => Math.min(least, time), Infinity)
+  return times.reduce((least, time) => Math.min(least, time), Number.POSITIVE_INFINITY)
 }
 
 /** How often each name comes, by name. */

@@ -1,9 +1,10 @@
 import { parseArgs } from 'node:util'
 import setUp from '../support/global-setup.ts'
 import tearDown from '../support/global-teardown.ts'
-import { type Op, rules, tally } from './check.js'
+import { duringFaults, type FaultCounts, type Op, type Rule, rules, tally } from './check.js'
+import { kinds } from './nemesis.js'
 import { type Plant, plants } from './plants.js'
-import { run, saveHistory } from './run.js'
+import { type RunResult, run, saveHistory } from './run.js'
 
 const HELP = `Usage: npm run chaos -- [--seed N] [--seconds S] [--seeds K] [--plant NAME] [--help]
 
@@ -12,10 +13,10 @@ store; then judges what the clients saw. Ends with 1 if a promise was broken, an
 
   --seed N      decides which faults come, and in which order (default: by chance)
   --seconds S   for how long they come (default 30)
-  --seeds K     so many runs, with the seeds N, N+1, … (default 1)
-  --plant NAME  breaks the system on purpose; the run must notice:
+  --seeds K     so many runs, with the seeds N, N+1, … and N = 1 if it is not given; ends with a table of the faults (default 1)
+  --plant NAME  breaks the system on purpose, and ends with 0 only if the run notices; "all" for one after the other:
 ${Object.entries(plants)
-  .map(([name, what]) => `                  ${name.padEnd(22)} ${what}`)
+  .map(([name, { what }]) => `                  ${name.padEnd(22)} ${what}`)
   .join('\n')}
 
 The rules:
@@ -32,22 +33,20 @@ process.exit(await main())
 async function main(): Promise<number> {
   const options = readOptions()
   if (typeof options === 'string') {
-    console.error(options)
+    console.error(`${options}\nTry --help.`)
     return 2
   }
   if (options.help) {
     console.log(HELP)
     return 0
   }
-  let broken = 0
   await setUp()
   try {
-    for (let seed = options.seed; seed < options.seed + options.seeds; seed++) if (!(await oneRun(seed, options))) broken++
+    if (options.planted.length > 0) return await huntAll(options)
+    return options.seeds === 1 ? await single(options) : await sweep(options)
   } finally {
     await tearDown()
   }
-  if (options.seeds > 1) console.log(`${options.seeds - broken} of ${options.seeds} runs kept every promise.`)
-  return broken === 0 ? 0 : 1
 }
 
 interface Options {
@@ -55,55 +54,150 @@ interface Options {
   readonly seed: number
   readonly seconds: number
   readonly seeds: number
-  readonly plant: Plant | undefined
+  readonly planted: readonly Plant[]
 }
 
+/** The options, or what is wrong with them. */
 function readOptions(): Options | string {
   try {
     const { values } = parseArgs({
       options: {
         help: { type: 'boolean', default: false },
-        seed: { type: 'string', default: String(Math.floor(Math.random() * 1_000_000)) },
+        seed: { type: 'string' },
         seconds: { type: 'string', default: '30' },
         seeds: { type: 'string', default: '1' },
         plant: { type: 'string' },
       },
     })
     const { help, plant } = values
-    const [seed, seconds, seeds] = [Number(values.seed), Number(values.seconds), Number(values.seeds)]
-    if (!Number.isInteger(seed) || seed < 0) return '--seed must be a whole number, such as --seed 1.'
-    if (!(seconds > 0)) return '--seconds must be a number above 0, such as --seconds 30.'
-    if (!Number.isInteger(seeds) || seeds < 1) return '--seeds must be a whole number above 0, such as --seeds 10.'
-    if (plant !== undefined && !(plant in plants)) return `--plant must be one of ${Object.keys(plants).join(', ')}.`
-    return { help, seed, seconds, seeds, plant: plant as Plant | undefined }
+    const names = Object.keys(plants) as Plant[]
+    const [seconds, seeds] = [Number(values.seconds), Number(values.seeds)]
+    const seed = values.seed === undefined ? (seeds > 1 ? 1 : Math.floor(Math.random() * 1_000_000)) : Number(values.seed || Number.NaN)
+    if (!Number.isSafeInteger(seed) || seed < 0) return '--seed must be a whole number, such as --seed 1.'
+    if (!(seconds > 0 && seconds <= 86_400)) return '--seconds must be a number above 0 and up to 86400, such as --seconds 30.'
+    if (!Number.isSafeInteger(seeds) || seeds < 1) return '--seeds must be a whole number above 0, such as --seeds 10.'
+    if (plant !== undefined && plant !== 'all' && !names.includes(plant as Plant))
+      return `--plant must be all or one of ${names.join(', ')}.`
+    if (plant !== undefined && seeds > 1) return '--plant goes with one --seed, not with --seeds.'
+    return { help, seed, seconds, seeds, planted: plant === undefined ? [] : plant === 'all' ? names : [plant as Plant] }
   } catch (error) {
-    return `${(error as Error).message}\nTry --help.`
+    return (error as Error).message
   }
 }
 
-/** Whether every promise was kept. */
-async function oneRun(seed: number, { seconds, plant }: Options): Promise<boolean> {
+async function single(options: Options): Promise<number> {
+  const result = await oneRun(options.seed, options, undefined)
+  console.log(`Seed ${options.seed}, ${options.seconds} s`)
+  tell(result)
+  if (result.violations.length === 0) {
+    console.log('  verdict     every promise was kept')
+    return 0
+  }
+  verdict(`seed-${options.seed}`, result)
+  return 1
+}
+
+/** One seed after the other, a line for each; then what went wrong on purpose, all in all. */
+async function sweep({ seed: first, seeds, ...options }: Options): Promise<number> {
+  let broken = 0
+  const began = performance.now()
+  const totals = new Map<string, FaultCounts>()
+  const sums = { requests: 0, rotations: 0, replays: 0, faults: 0 }
+  for (let seed = first; seed < first + seeds; seed++) {
+    const result = await oneRun(seed, options, undefined)
+    const { counts, violations, history } = result
+    const requests = total(counts.operations)
+    const faults = total(counts.faults)
+    const said = violations.length === 0 ? 'kept' : `BROKEN ${violations.length} times`
+    console.log(`Seed ${seed}: ${requests} requests, ${counts.rotations} rotations, ${counts.replays} replays, ${faults} faults: ${said}`)
+    if (violations.length > 0) {
+      broken++
+      verdict(`seed-${seed}`, result)
+    }
+    sums.requests += requests
+    sums.rotations += counts.rotations
+    sums.replays += counts.replays
+    sums.faults += faults
+    for (const [kind, found] of duringFaults(history, violations)) {
+      const { times = 0, operations = 0, violations: earlier = 0 } = totals.get(kind) ?? {}
+      totals.set(kind, {
+        times: times + found.times,
+        operations: operations + found.operations,
+        violations: earlier + found.violations,
+      })
+    }
+  }
+  const minutes = ((performance.now() - began) / 60_000).toFixed(1)
+  console.log(`\n| fault | how it is made | times | requests under way | violations |\n|---|---|---:|---:|---:|`)
+  for (const [kind, how] of Object.entries(kinds)) {
+    const { times = 0, operations = 0, violations = 0 } = totals.get(kind) ?? {}
+    console.log(`| ${kind} | ${how} | ${times} | ${operations} | ${violations} |`)
+  }
+  const { requests, rotations, replays, faults } = sums
+  console.log(`\n${requests} requests, ${rotations} rotations, ${replays} replays, ${faults} faults in ${minutes} minutes.`)
+  console.log(`${seeds - broken} of ${seeds} runs kept every promise.`)
+  return broken === 0 ? 0 : 1
+}
+
+/** Whether every fault that was planted was found, by the rule that it breaks. */
+async function huntAll({ planted, seed, ...options }: Options): Promise<number> {
+  let missed = 0
+  const rows: string[] = []
+  for (const plant of planted) {
+    const { breaks, what }: { breaks: Rule; what: string } = plants[plant]
+    const result = await oneRun(seed, options, plant)
+    const { violations, history } = result
+    const found = violations.filter(({ rule }) => rule === breaks)
+    const seen = found.length === 0 ? 'NOT FOUND' : `${found.length} times, first after ${firstSeconds(history, found)} s`
+    if (found.length === 0) missed++
+    rows.push(`| \`${plant}\` | ${what} | \`${breaks}\` | ${seen} |`)
+    if (planted.length > 1) {
+      console.log(`${plant}: ${breaks} ${seen}`)
+      continue
+    }
+    console.log(`Seed ${seed}, ${options.seconds} s, with ${plant} planted`)
+    tell(result)
+    verdict(`seed-${seed}-${plant}`, result)
+  }
+  if (planted.length > 1)
+    console.log(
+      `\n| planted fault | what is broken | found by | seed ${seed}, ${options.seconds} s |\n|---|---|---|---|\n${rows.join('\n')}`,
+    )
+  if (missed > 0) console.log(`${missed} of ${planted.length} planted faults were not found by the rule that they break.`)
+  return missed === 0 ? 0 : 1
+}
+
+async function oneRun(seed: number, { seconds }: { seconds: number }, plant: Plant | undefined): Promise<RunResult> {
   console.error(`Seed ${seed}: faults for ${seconds} s${plant === undefined ? '' : `, with ${plant} planted`}.`)
   const postgresUrl = process.env.TEST_POSTGRES_URL ?? ''
-  const { history, counts, violations } = await run({ seed, seconds, postgresUrl, plant, log: (line) => console.error(`  ${line}`) })
-  console.log(`Seed ${seed}${plant === undefined ? '' : `, with ${plant} planted`}`)
-  console.log(`  rotations   ${counts.rotations}, and ${counts.replays} answers that were replayed`)
-  console.log(`  requests    ${listed(counts.operations)}`)
-  console.log(`  faults      ${listed(counts.faults)}`)
-  if (violations.length === 0) {
-    console.log('  verdict     every promise was kept')
-    return true
-  }
-  const file = saveHistory(seed, history)
-  const firstMs = Math.min(...violations.map(({ ops }) => Math.max(...ops.map(({ end }) => end)))) - (history.find(isTraffic)?.start ?? 0)
-  console.log(`  verdict     BROKEN ${violations.length} times, first after ${(firstMs / 1_000).toFixed(1)} s; see ${file}`)
-  console.log(`              ${listed(tally(violations.map(({ rule }) => rule)))}`)
-  for (const { rule, what } of violations.slice(0, MAX_SHOWN)) console.log(`              ${rule}: ${what}`)
-  return false
+  return await run({ seed, seconds, postgresUrl, plant, log: (line) => console.error(`  ${line}`) })
 }
 
-function isTraffic({ f }: Op): boolean {
-  return f === 'read' || f === 'rotate'
+function tell({ counts }: RunResult): void {
+  console.log(`  rotations   ${listed(counts.retirements)}, and ${counts.replays} answers that were replayed`)
+  console.log(`  requests    ${listed(counts.operations)}`)
+  console.log(`  faults      ${listed(counts.faults)}`)
+}
+
+function verdict(name: string, { history, violations }: RunResult): void {
+  if (violations.length === 0) {
+    console.log('  verdict     every promise was kept')
+    return
+  }
+  const file = saveHistory(name, history)
+  console.log(`  verdict     BROKEN ${violations.length} times, first after ${firstSeconds(history, violations)} s; see ${file}`)
+  console.log(`              ${listed(tally(violations.map(({ rule }) => rule)))}`)
+  for (const { rule, what } of violations.slice(0, MAX_SHOWN)) console.log(`              ${rule}: ${what}`)
+}
+
+/** How long traffic had been going on. */
+function firstSeconds(history: readonly Op[], violations: RunResult['violations']): string {
+  const began = history.find(({ f }) => f === 'read' || f === 'rotate')?.start ?? 0
+  return ((Math.min(...violations.map(({ ops }) => Math.max(...ops.map(({ end }) => end)))) - began) / 1_000).toFixed(1)
+}
+
+function total(counts: Readonly<Record<string, number>>): number {
+  return Object.values(counts).reduce((sum, number) => sum + number, 0)
 }
 
 function listed(counts: Readonly<Record<string, number>>): string {

@@ -1,8 +1,8 @@
 import { createHash, randomUUID } from 'node:crypto'
-import { Agent, request } from 'node:http'
 import { setTimeout as pause } from 'node:timers/promises'
-import type { Ending, Op, Read, Rotate } from './check.js'
+import { type Ending, type Op, type Read, type Retire, type Revoke, ROUNDING_MS, type Rotate } from './check.js'
 import type { Random } from './random.js'
+import { type Answer, type Question, requests, type Way, ways } from './requests.js'
 
 /** A key and what its client knows of it. */
 export interface ClientKey {
@@ -11,12 +11,14 @@ export interface ClientKey {
   secret: string
   /** Those it held before, the last one first. */
   readonly dead: string[]
-  /** The secret that rotates it; its own where there is none. */
+  /** The secret of the administrator who rotates it; its own where there is none. */
   readonly rotatedWith?: string
 }
 
 export interface TrafficParts {
   readonly keys: readonly ClientKey[]
+  /** The secret of an administrator, who makes keys and ends them. */
+  readonly admin: string
   readonly servers: readonly { readonly port: number }[]
   readonly random: Random
   /** Milliseconds on the clock of the history. */
@@ -26,7 +28,7 @@ export interface TrafficParts {
 
 /** Requests of many kinds, at once and all the time. */
 export interface Traffic {
-  /** Lets every client finish the rotation that it is at, and resolves when all have, or at the deadline. */
+  /** Lets every client finish what it is at, and resolves when all have, or at the deadline. */
   stopRotating(withinMs: number): Promise<void>
   /** Stops everything. */
   stop(): Promise<void>
@@ -38,21 +40,38 @@ export interface Traffic {
 const PATIENCE_MS = 8_000
 const READ_PATIENCE_MS = 3_000
 /** How often the client of one rotation loses its patience early, at most: the server repeats a finished answer only five times. */
-const EARLY_LOSSES = 3
+const EARLY_LOSSES = 2
+/** A client waits twice as long after each failure, up to this: the same five answers must outlast a line that loses them. */
+const LONGEST_BACKOFF_MS = 1_600
 const REMEMBERED = 3
+/** How many clients have keys made, and end them. */
+const COME_AND_GO = 2
+
+/** How one rotation is asked for. */
+interface How {
+  readonly retire: Retire
+  readonly emergency: boolean
+}
+
+const AT_ONCE: How = { retire: 'now', emergency: false }
+
+interface Rotated {
+  readonly op: Rotate
+  readonly secret?: string
+}
 
 export function digestOf(secret: string): string {
   return createHash('sha256').update(secret).digest('base64url')
 }
 
-/** Starts one rotating client for each key, and one reader for each key and server. */
-export function startTraffic({ keys, servers, random, now, record }: TrafficParts): Traffic {
-  const agents = servers.map(() => new Agent({ keepAlive: true, noDelay: true }))
+/** Starts one rotating client for each key, one reader for each key and server, and some whose keys come and go. */
+export function startTraffic({ keys, admin, servers, random, now, record }: TrafficParts): Traffic {
+  const http = requests(servers)
   const loose = new Set<Promise<unknown>>()
   let rotating = true
   let reading = true
-  let giveUpAt = Infinity
-  const clients = keys.map((key) => rotateForEver(key))
+  let giveUpAt = Number.POSITIVE_INFINITY
+  const clients = [...keys.map((key) => rotateForEver(key)), ...Array.from({ length: COME_AND_GO }, () => comeAndGo())]
   const readers = keys.flatMap((key) => servers.map((_, server) => readForEver(key, server)))
 
   return {
@@ -67,7 +86,7 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
       giveUpAt = 0
       await Promise.all([...clients, ...readers])
       while (loose.size > 0) await Promise.all(loose)
-      for (const agent of agents) agent.destroy()
+      http.close()
     },
     async askOnceMore(key, withinMs) {
       const until = now() + withinMs
@@ -82,36 +101,75 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
     },
   }
 
-  /** Rotates a key again and again; each time the same request, with the same secret, until there is a 200. */
   async function rotateForEver(key: ClientKey): Promise<void> {
+    let how = nextWay(key)
     while (rotating) {
       const { secret } = key
-      const idempotencyKey = randomUUID()
-      let fresh: string | undefined
-      for (let losses = 0; fresh === undefined && now() < giveUpAt; ) {
-        const early = losses < EARLY_LOSSES && random.chance(0.2)
-        if (early) losses++
-        const send = (): Promise<Rotated> => rotate(key, secret, idempotencyKey, early ? random.between(5, 600) : PATIENCE_MS)
-        // Some clients ask twice at once.
-        const twin = !early && random.chance(0.3) ? send() : undefined
-        if (twin !== undefined) inBackground(twin)
-        const answers = [await send()]
-        if (answers[0]?.secret === undefined && twin !== undefined) answers.push(await twin)
-        fresh = answers.find((answer) => answer.secret !== undefined)?.secret
-        // Refused: a client deletes its key on this.
-        if (fresh === undefined && answers.some(({ op }) => op.type === 'fail')) return
-        if (fresh === undefined) await pause(random.between(10, 150))
+      const rotated = await rotateUntilAnswered(key, how)
+      if (rotated?.secret === undefined) return
+      const fresh = rotated.secret
+      // Before the new secret is used for the first time, the old one has to go on.
+      if (how.retire === 'on-first-use') {
+        everywhere(key, secret)
+        await pause(random.between(0, 400))
+        const use = (): Promise<Read> => read(key, fresh, anyServer())
+        for (let used = await use(); used.type === 'info' && now() < giveUpAt; used = await use()) await pause(random.between(10, 150))
       }
-      if (fresh === undefined) return
       key.secret = fresh
       key.dead.unshift(secret)
       key.dead.length = Math.min(key.dead.length, REMEMBERED)
       // At once, everywhere: this is when a lease that is still held would show.
-      for (const server of servers.keys()) inBackground(read(key, secret, server))
-      if (random.chance(0.2)) inBackground(rotateWithTheDead(key, secret))
-      if (random.chance(0.3)) inBackground(rotate(key, secret, idempotencyKey, PATIENCE_MS))
+      for (const old of how.emergency ? key.dead : [secret]) everywhere(key, old)
+      const { graceEndsAt } = rotated.op
+      const inGrace = typeof how.retire === 'object' && graceEndsAt !== undefined
+      how = nextWay(key)
+      if (inGrace) await outlast(key, secret, graceEndsAt, how)
+      else if (random.chance(0.2)) inBackground(rotateWithTheDead(key, secret))
       await pause(random.between(0, 400))
     }
+  }
+
+  /** Uses an old secret right before and right after its grace period ends, unless an emergency is to end it sooner. */
+  async function outlast(key: ClientKey, secret: string, graceEndsAt: number, { emergency }: How): Promise<void> {
+    if (emergency) return
+    await pause(Math.max(0, graceEndsAt - 60 - now()))
+    everywhere(key, secret)
+    await pause(Math.max(0, graceEndsAt + ROUNDING_MS + 1 - now()))
+    everywhere(key, secret)
+  }
+
+  /** Mostly at once. An emergency is not for a client that may lose its answer: it is never given again. */
+  function nextWay({ rotatedWith }: ClientKey): How {
+    if (rotatedWith !== undefined && random.chance(0.3)) return { retire: 'now', emergency: true }
+    if (random.chance(0.2)) return { retire: { afterMs: Math.round(random.between(400, 2_000)) }, emergency: false }
+    return random.chance(0.25) ? { retire: 'on-first-use', emergency: false } : AT_ONCE
+  }
+
+  /** The same request, with the same secret, until there is a 200. */
+  async function rotateUntilAnswered(key: ClientKey, how: How): Promise<Rotated | undefined> {
+    const { secret } = key
+    let idempotencyKey = randomUUID()
+    for (let tries = 0, losses = 0; now() < giveUpAt; tries++) {
+      const early = losses < EARLY_LOSSES && random.chance(0.2)
+      if (early) losses++
+      const send = (): Promise<Rotated> => rotate(key, secret, idempotencyKey, how, early ? random.between(5, 600) : PATIENCE_MS)
+      // Some clients ask twice at once.
+      const twin = tries === 0 && !how.emergency && !early && random.chance(0.3) ? send() : undefined
+      if (twin !== undefined) inBackground(twin)
+      const answers = [await send()]
+      if (answers[0]?.secret === undefined && twin !== undefined) answers.push(await twin)
+      const good = answers.find((answer) => answer.secret !== undefined)
+      if (good !== undefined) {
+        if (random.chance(0.3)) inBackground(send())
+        return good
+      }
+      // It was carried out and its answer is lost for good: there has to be another.
+      if (how.emergency && answers.some(({ op }) => op.code === 'idempotency_key_spent')) idempotencyKey = randomUUID()
+      // Refused: a client deletes its key on this.
+      else if (answers.some(({ op }) => op.type === 'fail')) return undefined
+      await backOff(tries)
+    }
+    return undefined
   }
 
   async function readForEver(key: ClientKey, server: number): Promise<void> {
@@ -122,30 +180,99 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
     }
   }
 
-  interface Rotated {
-    readonly op: Rotate
-    readonly secret?: string
+  /** Has a key made, rotates it or not, and has it ended or ends it; again and again. */
+  async function comeAndGo(): Promise<void> {
+    while (rotating) {
+      const key = await createUntilAnswered()
+      if (key === undefined) return
+      everywhere(key, key.secret)
+      await pause(random.between(0, 400))
+      if (random.chance(0.5)) {
+        const { secret } = key
+        const rotated = await rotateUntilAnswered(key, AT_ONCE)
+        if (rotated?.secret === undefined) return
+        Object.assign(key, { secret: rotated.secret, dead: [secret] })
+        everywhere(key, secret)
+      }
+      everywhere(key, key.secret)
+      await pause(random.between(0, 200))
+      if (!(await revokeUntilAnswered(key, random.chance(0.5) ? key.secret : admin))) return
+      for (const secret of [key.secret, ...key.dead]) everywhere(key, secret)
+      await pause(random.between(0, 400))
+    }
   }
 
-  async function rotate(key: ClientKey, secret: string, idempotencyKey: string, patienceMs: number): Promise<Rotated> {
-    const server = random.pick([...servers.keys()])
-    const start = now()
+  async function createUntilAnswered(): Promise<ClientKey | undefined> {
+    const idempotencyKey = randomUUID()
+    for (let tries = 0; now() < giveUpAt; tries++) {
+      const start = now()
+      const question = {
+        method: 'POST',
+        path: '/keys',
+        secret: admin,
+        patienceMs: PATIENCE_MS,
+        idempotencyKey,
+        body: { name: 'comes and goes' },
+      }
+      const { status, body } = await send(anyServer(), question as Question)
+      const { key, secret } = (body ?? {}) as { key?: { id: string }; secret?: string }
+      if (status === 201 && key !== undefined && secret !== undefined) {
+        record({ f: 'create', key: key.id, digest: digestOf(secret), idempotencyKey, start, end: now() })
+        return { id: key.id, secret, dead: [] }
+      }
+      await backOff(tries)
+    }
+    return undefined
+  }
+
+  /** Whether it was answered 200 in the end. */
+  async function revokeUntilAnswered(key: ClientKey, credential: string): Promise<boolean> {
+    const idempotencyKey = randomUUID()
+    for (let tries = 0; now() < giveUpAt; tries++) {
+      const server = anyServer()
+      const start = now()
+      const path = `/keys/${key.id}/revoke`
+      const { status, body } = await send(server, { method: 'POST', path, secret: credential, patienceMs: PATIENCE_MS, idempotencyKey })
+      const op: Revoke = {
+        f: 'revoke',
+        ...{ key: key.id, digest: digestOf(credential), idempotencyKey },
+        ...{ server, start, end: now(), status, type: ending(status) },
+        ...codeOf(body),
+      }
+      record(op)
+      if (op.type !== 'info') return op.type === 'ok'
+      await backOff(tries)
+    }
+    return false
+  }
+
+  async function rotate(key: ClientKey, secret: string, idempotencyKey: string, how: How, patienceMs: number): Promise<Rotated> {
+    const server = anyServer()
     const credential = key.rotatedWith ?? secret
     const path = key.rotatedWith === undefined ? '/keys/self/rotate' : `/keys/${key.id}/rotate`
-    const { status, body, replayed } = await send(server, 'POST', path, credential, patienceMs, idempotencyKey)
+    const { retire, emergency } = how
+    const asked = emergency ? { emergency } : retire === 'now' ? undefined : { retire }
+    const start = now()
+    const question: Question = { method: 'POST', path, secret: credential, patienceMs, idempotencyKey, body: asked }
+    const { status, body, replayed } = await send(server, question)
     const end = now()
-    const issued = body as { secret?: string; key?: { generation?: number }; code?: string } | undefined
+    const issued = body as { secret?: string; key?: { generation?: number }; acceptedUntil?: string } | undefined
     const made = status === 200 && issued?.secret !== undefined ? issued.secret : undefined
     const op: Rotate = {
       f: 'rotate',
-      ...{ key: key.id, digest: digestOf(credential), retires: digestOf(secret), idempotencyKey },
+      ...{ key: key.id, digest: digestOf(credential), retires: digestOf(secret), idempotencyKey, ...how },
       ...{ server, start, end, status, type: ending(status), replayed },
-      ...(issued?.code === undefined ? {} : { code: issued.code }),
+      ...codeOf(body),
       ...(made === undefined ? {} : { made: digestOf(made) }),
       ...(issued?.key?.generation === undefined ? {} : { generation: issued.key.generation }),
+      ...(issued?.acceptedUntil === undefined ? {} : { graceEndsAt: end + Date.parse(issued.acceptedUntil) - Date.now() }),
     }
     record(op)
     return made === undefined ? { op } : { op, secret: made }
+  }
+
+  function everywhere(key: ClientKey, secret: string): void {
+    for (const server of servers.keys()) inBackground(read(key, secret, server))
   }
 
   function read(key: ClientKey, secret: string, server: number): Promise<Read> {
@@ -153,67 +280,49 @@ export function startTraffic({ keys, servers, random, now, record }: TrafficPart
   }
 
   function rotateWithTheDead(key: ClientKey, secret: string): Promise<Read> {
-    return readAt('rotate', key, secret, random.pick([...servers.keys()]))
+    return readAt('rotate', key, secret, anyServer())
   }
 
   async function readAt(route: Read['route'], key: ClientKey, secret: string, server: number): Promise<Read> {
     const start = now()
-    const { status, body } =
+    const question: Question =
       route === 'whoami'
-        ? await send(server, 'GET', '/whoami', secret, READ_PATIENCE_MS)
-        : await send(server, 'POST', '/keys/self/rotate', secret, READ_PATIENCE_MS, randomUUID())
+        ? { method: 'GET', path: '/whoami', secret, patienceMs: READ_PATIENCE_MS }
+        : { method: 'POST', path: '/keys/self/rotate', secret, patienceMs: READ_PATIENCE_MS, idempotencyKey: randomUUID() }
+    const { status, body } = await send(server, question)
     const end = now()
-    const said = body as (Read['seen'] & { code?: string }) | undefined
+    const seen = body as NonNullable<Read['seen']> | undefined
     const op: Read = {
       f: 'read',
       ...{ route, key: key.id, digest: digestOf(secret), server, start, end, status, type: ending(status) },
-      ...(said?.code === undefined ? {} : { code: said.code }),
-      ...(route === 'whoami' && status === 200 && said !== undefined ? { seen: { key: said.key, generation: said.generation } } : {}),
+      ...codeOf(body),
+      ...(route === 'whoami' && status === 200 && seen !== undefined ? { seen: { key: seen.key, generation: seen.generation } } : {}),
     }
     record(op)
     return op
+  }
+
+  function send(server: number, question: Question): Promise<Answer> {
+    return http.ask(random.pick<Way>(ways), server, question)
+  }
+
+  function anyServer(): number {
+    return random.pick([...servers.keys()])
+  }
+
+  async function backOff(tries: number): Promise<void> {
+    await pause(Math.min(LONGEST_BACKOFF_MS, random.between(30, 100) * 2 ** tries))
   }
 
   function inBackground(work: Promise<unknown>): void {
     loose.add(work)
     void work.finally(() => loose.delete(work))
   }
+}
 
-  /** One request; status 0 where no whole answer came in time. Never rejects. */
-  function send(
-    server: number,
-    method: string,
-    path: string,
-    secret: string,
-    patienceMs: number,
-    idempotencyKey?: string,
-  ): Promise<{ status: number; body?: unknown; replayed: boolean }> {
-    return new Promise((resolve) => {
-      const none = (): void => resolve({ status: 0, replayed: false })
-      const headers = { authorization: `Bearer ${secret}`, ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }) }
-      const port = servers[server]?.port
-      const asked = request({ host: '127.0.0.1', port, method, path, headers, agent: agents[server] }, (answer) => {
-        const parts: Buffer[] = []
-        answer.on('data', (part: Buffer) => parts.push(part))
-        answer.on('error', none)
-        answer.on('end', () => {
-          try {
-            const body: unknown = JSON.parse(Buffer.concat(parts).toString())
-            resolve({ status: answer.statusCode ?? 0, body, replayed: answer.headers['idempotent-replayed'] === 'true' })
-          } catch {
-            resolve({ status: answer.complete ? (answer.statusCode ?? 0) : 0, replayed: false })
-          }
-        })
-      })
-      const timer = setTimeout(() => asked.destroy(), patienceMs)
-      asked.on('close', () => {
-        clearTimeout(timer)
-        none()
-      })
-      asked.on('error', none)
-      asked.end()
-    })
-  }
+function codeOf(body: unknown): { code?: string } {
+  const { code } = (body ?? {}) as { code?: string }
+  return code === undefined ? {} : { code }
 }
 
 function ending(status: number): Ending {

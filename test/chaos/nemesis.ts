@@ -8,6 +8,8 @@ import type { RedisPair } from './redis-pair.js'
 export interface Victim {
   readonly postgres: FaultProxy
   readonly redis: FaultProxy
+  /** What its clients come through. */
+  readonly clients: FaultProxy
   signal(signal: NodeJS.Signals): void
   kill(): Promise<void>
   start(): Promise<void>
@@ -32,14 +34,38 @@ interface Nemesis {
   stop(): Promise<void>
 }
 
-/** A fault that has been made: what was hit, how long it should last, and how it ends. */
+/** A fault that has been made: what was hit, how long it should last, how it ends, and, where it lies in wait, what has walked into it. */
 interface Made {
   readonly target: string
   readonly holdMs: number
   readonly undo: () => unknown
+  readonly met?: () => number
 }
 
-type Kind = readonly [name: string, make: (chance: Random) => Made | Promise<Made>]
+/** Every kind of fault, and how it is made. */
+export const kinds = {
+  partition: 'a line between a server and PostgreSQL, Redis or the clients, or all of one sort, is cut and refuses connections',
+  delay: 'bytes on a line come 10 to 500 ms late, in one direction',
+  'black hole': 'bytes on a line vanish in one direction, while the connection stays up',
+  reset: 'every connection of a line ends in a RST',
+  truncate: 'a line lets 1 to 400 more bytes through in one direction, then ends',
+  'commit: cut-answer': 'PostgreSQL gets COMMIT, and the connection ends before its answer',
+  'commit: lose-answer': 'PostgreSQL gets COMMIT, and its answer vanishes while the connection stays up',
+  'commit: cut-request': 'the connection ends before PostgreSQL gets COMMIT',
+  'process stopped': 'SIGSTOP to a server for longer than a lease, then SIGCONT',
+  'process killed': 'SIGKILL to a server, and a new one',
+  'process restarted with another lease': 'SIGKILL to a server, and a new one with half, the same or twice the lease',
+  'wall clock set': 'the wall clock of a server goes 0.1 to 5 s forward or back',
+  'Redis flushed': 'FLUSHALL',
+  'Redis restarted from an old snapshot': 'SAVE, then some leases later SIGKILL and a start from that RDB file',
+  'lagging replica promoted': 'replication vanishes for some leases, then the replica is the primary and the primary is killed',
+  'Redis out of memory': 'maxmemory 1 with noeviction: every write fails',
+  'Redis stopped': 'SIGSTOP to Redis, then SIGCONT',
+  'Redis clock set': 'TIME, as servers hear it, goes up to 5 s forward or back',
+} as const
+
+type KindName = keyof typeof kinds
+type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<Made>]
 
 /**
  * Breaks things, one on each of four lanes at a time: the lines, the processes, Redis and its clock. Each lane goes through all its kinds in
@@ -65,17 +91,23 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
     },
   }
 
-  async function goThrough(kinds: readonly Kind[], chance: Random, longestGapMs: number): Promise<void> {
+  async function goThrough(sorts: readonly Kind[], chance: Random, longestGapMs: number): Promise<void> {
     for (;;) {
-      for (const [kind, make] of chance.shuffled(kinds)) {
+      for (const [kind, make] of chance.shuffled(sorts)) {
         await pause(chance.between(50, longestGapMs))
         if (signal.aborted) return
         const start = now()
-        const { target, holdMs, undo } = await make(chance)
+        const { target, holdMs, undo, met } = await make(chance)
         await pause(holdMs)
         await undo()
+        const span = `${Math.round(start)} to ${Math.round(now())} ms`
+        // What nothing ran into is no fault.
+        if (met?.() === 0) {
+          log(`${span}: ${kind}, ${target}, met nothing`)
+          continue
+        }
         record({ f: 'fault', kind, target, start, end: now() })
-        log(`${Math.round(start)} to ${Math.round(now())} ms: ${kind}, ${target}`)
+        log(`${span}: ${kind}, ${target}`)
       }
     }
   }
@@ -86,19 +118,22 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
   }
 
   function lines(): readonly Kind[] {
-    /** One line, or all to one database. */
-    const some = (chance: Random, databases: readonly ('postgres' | 'redis')[] = ['postgres', 'postgres', 'redis']) => {
-      const database = chance.pick(databases)
+    /** One line, or all of one sort. */
+    const some = (chance: Random, sorts: readonly ('postgres' | 'redis' | 'clients')[] = ['postgres', 'postgres', 'redis', 'clients']) => {
+      const sort = chance.pick(sorts)
       const all = chance.chance(0.25)
       const one = Math.floor(chance.between(0, victims.length))
-      const proxies = victims.filter((_, index) => all || index === one).map((victim) => victim[database])
-      return { proxies, target: `${all ? 'all servers' : `server ${one}`} to ${database}` }
+      const proxies = victims.filter((_, index) => all || index === one).map((victim) => victim[sort])
+      return { proxies, target: `${all ? 'all servers' : `server ${one}`} and ${sort}` }
     }
     const on = (proxies: readonly FaultProxy[], target: string, holdMs: number, act: (proxy: FaultProxy) => void): Made => {
+      const total = (): number => proxies.reduce((sum, proxy) => sum + proxy.met(), 0)
+      const before = total()
       for (const proxy of proxies) act(proxy)
       return {
         target,
         holdMs,
+        met: () => total() - before,
         undo() {
           for (const proxy of proxies) proxy.heal()
         },
@@ -265,8 +300,15 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
           const set = (by: number): void => {
             for (const victim of victims) victim.redis.skewRedisTime(by)
           }
+          const total = (): number => victims.reduce((sum, { redis }) => sum + redis.met(), 0)
+          const before = total()
           set(ms)
-          return { target: `Redis, ${ms} ms`, holdMs: chance.between(leaseMs, 6 * leaseMs), undo: () => set(0) }
+          return {
+            target: `Redis, ${ms} ms`,
+            holdMs: chance.between(leaseMs, 6 * leaseMs),
+            undo: () => set(0),
+            met: () => total() - before,
+          }
         },
       ],
     ]

@@ -1,16 +1,25 @@
-/** Ways to break the system under test on purpose, and what each breaks: a run that does not notice is a run that proves nothing. */
+/** Ways to break the system under test on purpose, and the rule that each breaks: a run that does not notice is a run that proves nothing. */
 export const plants = {
-  'no-wait': 'a rotation answers right after COMMIT, without waiting for the leases',
-  'settled-at-once': 'a repeated rotation does not wait for the leases either, when the first answer is still waiting',
-  'longer-verifier-lease': 'verifiers rely on an answer for three times as long as rotations wait',
-  'own-lease': 'a rotation waits for the lease that its server was started with, and not for the one in force',
-  'lease-from-relay': 'verifiers count a lease from when they heard of it through Redis',
-  'cache-clock-trusted': 'a lease that comes through Redis ends by the clock of Redis, and not also by that of the store',
-  'wall-clock-lease': 'leases are measured on the wall clock alone, which can be set back',
-  'no-replay': 'the answer of a rotation is not kept',
-  'not-idempotent': 'a repeated rotation is carried out again',
-  'active-only': 'a rotation looks up active secrets only, so the retry of one that was carried out finds nothing',
-  '401-on-store-down': 'a secret that cannot be looked up counts as unknown',
+  'deadline-ignored': { what: 'verifiers let in whoever they have let in before, whenever that was', breaks: 'dead-accepted' },
+  'longer-verifier-lease': { what: 'verifiers rely on an answer for three times as long as rotations wait', breaks: 'dead-accepted' },
+  'no-wait': { what: 'a rotation answers right after COMMIT, without waiting for the leases', breaks: 'dead-accepted' },
+  'half-wait': { what: 'a rotation waits for half of the lease in force', breaks: 'dead-accepted' },
+  'own-lease': { what: 'a rotation waits for the lease its server was started with, not for the one in force', breaks: 'dead-accepted' },
+  'settled-at-once': { what: 'a repeated rotation does not wait when the first answer is still waiting', breaks: 'dead-accepted' },
+  'lease-from-relay': { what: 'verifiers count a lease from when they heard of it through Redis', breaks: 'dead-accepted' },
+  'cache-clock-trusted': { what: 'a lease that comes through Redis ends by the clock of Redis alone', breaks: 'dead-accepted' },
+  'wall-clock-lease': { what: 'leases are measured on the wall clock alone, which can be set back', breaks: 'dead-accepted' },
+  'grace-outlived': { what: 'a lease outlives the grace period by 300 ms', breaks: 'dead-accepted' },
+  'first-use-ignored': { what: 'the first use of a new secret does not end the old one', breaks: 'dead-accepted' },
+  'not-recorded': { what: 'the answer of a rotation is not written down', breaks: 'locked-out' },
+  'record-not-read': { what: 'the answer of a rotation is written down and not looked for', breaks: 'locked-out' },
+  'active-only': {
+    what: 'a rotation looks up active secrets only, so that the retry of one that was carried out finds nothing',
+    breaks: 'locked-out',
+  },
+  'not-idempotent': { what: 'a repeated rotation is carried out again', breaks: 'generations' },
+  'regenerated-on-replay': { what: 'a replay carries another secret than the first answer', breaks: 'one-secret' },
+  '401-on-store-down': { what: 'a secret that cannot be looked up counts as unknown', breaks: 'live-refused' },
 } as const
 
 export type Plant = keyof typeof plants

@@ -23,6 +23,8 @@ export type CommitTrouble = 'cut-answer' | 'lose-answer' | 'cut-request'
 /** A line to a database, on which things go wrong when told to. */
 export interface FaultProxy {
   readonly port: number
+  /** How many pieces of data, connections, COMMITs or replies any trouble has met so far. */
+  met(): number
   /** What happens to bytes from now on, on connections that are up and on new ones. */
   trouble(direction: Direction, trouble: Trouble): void
   /** What happens at the next COMMITs; undefined for nothing. */
@@ -48,6 +50,7 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
   let commits: CommitTrouble | undefined
   let refusing = false
   let skewMs = 0
+  let met = 0
   let upstream = target
   const links = new Set<Link>()
 
@@ -61,6 +64,7 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
 
   const listening = createServer({ noDelay: true }, (client) => {
     if (refusing) {
+      met++
       client.on('error', () => {}).resetAndDestroy()
       return
     }
@@ -75,6 +79,7 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
     const down = forward(link, 'down', client)
     client.on('data', (bytes) => {
       if (commits === undefined || !isCommit(bytes)) return up(bytes)
+      met++
       if (commits === 'cut-request') return cut(link)
       link.deaf = true
       link.broken = true
@@ -85,7 +90,7 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
       return undefined
     })
     server.on('data', (bytes) => {
-      if (!link.deaf) down(skewMs === 0 ? bytes : skewed(bytes, skewMs))
+      if (!link.deaf) down(skewMs === 0 ? bytes : skewed(bytes))
     })
   })
   listening.listen(0, '127.0.0.1')
@@ -95,6 +100,7 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
 
   return {
     port: address.port,
+    met: () => met,
     trouble(direction, trouble) {
       troubles[direction] = trouble
     },
@@ -103,11 +109,9 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
     },
     refuse() {
       refusing = true
-      for (const link of links) cut(link)
+      cutAll()
     },
-    reset() {
-      for (const link of links) cut(link)
-    },
+    reset: cutAll,
     skewRedisTime(ms) {
       skewMs = ms
     },
@@ -128,6 +132,11 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
       for (const link of links) cut(link)
       await closed
     },
+  }
+
+  function cutAll(): void {
+    met += links.size
+    for (const link of links) cut(link)
   }
 
   function cut(link: Link): void {
@@ -152,6 +161,7 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
     return (bytes) => {
       const trouble = troubles[direction]
       if (link.broken) return
+      if (trouble.kind !== 'pass') met++
       if (trouble.kind !== 'truncate') left = undefined
       if (trouble.kind === 'black-hole') {
         link.broken = true
@@ -172,21 +182,22 @@ export async function faultProxy(target: number): Promise<FaultProxy> {
       }
     }
   }
+
+  /** The reply of TIME wherever it stands in a reply, moved; seconds since 2001 have ten digits, so the length stays. */
+  function skewed(bytes: Buffer): Buffer {
+    const moved = bytes
+      .toString('latin1')
+      .replaceAll(/\*2\r\n\$10\r\n(\d{10})\r\n\$(\d)\r\n(\d+)\r\n/g, (_all, seconds: string, _length, micros: string) => {
+        met++
+        const time = Number(seconds) * 1_000_000 + Number(micros) + skewMs * 1_000
+        const rest = String(time % 1_000_000)
+        return `*2\r\n$10\r\n${Math.floor(time / 1_000_000)}\r\n$${rest.length}\r\n${rest}\r\n`
+      })
+    return Buffer.from(moved, 'latin1')
+  }
 }
 
 /** The statement as a simple query or as one to be parsed. */
 function isCommit(bytes: Buffer): boolean {
   return bytes.toString('latin1').toLowerCase().includes('commit\0')
-}
-
-/** The reply of TIME wherever it stands in a reply, moved; seconds since 2001 have ten digits, so the length stays. */
-function skewed(bytes: Buffer, ms: number): Buffer {
-  const moved = bytes
-    .toString('latin1')
-    .replaceAll(/\*2\r\n\$10\r\n(\d{10})\r\n\$(\d)\r\n(\d+)\r\n/g, (_all, seconds: string, _length, micros: string) => {
-      const time = Number(seconds) * 1_000_000 + Number(micros) + ms * 1_000
-      const rest = String(time % 1_000_000)
-      return `*2\r\n$10\r\n${Math.floor(time / 1_000_000)}\r\n$${rest.length}\r\n${rest}\r\n`
-    })
-  return Buffer.from(moved, 'latin1')
 }

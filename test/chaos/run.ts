@@ -36,7 +36,7 @@ export interface RunResult {
 
 const SERVER_SECRET = 'the-server-secret-of-the-chaos-runs-0123456789'
 const SERVERS = 3
-/** All but the last rotate themselves; that one is rotated by an administrator. */
+/** All but the last rotate themselves; that one is rotated by an administrator. Others come and go. */
 const KEYS = 5
 /** Short, so that there are many rotations. */
 const LEASE_MS = 250
@@ -54,14 +54,14 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
 
     const database = await freshDatabase(postgresUrl)
     closers.push(database.drop)
-    const keys = await makeKeys(database.pool, now, record)
+    const { keys, admin, storeId } = await makeKeys(database.pool, now, record)
     const redis = await redisPair()
     closers.push(redis.close)
     const servers = await Promise.all(
-      Array.from({ length: SERVERS }, () => startServer(database.url, redis.port(), plant, (close) => closers.push(close))),
+      Array.from({ length: SERVERS }, () => startServer(database.url, storeId, redis.port(), plant, (close) => closers.push(close))),
     )
 
-    const traffic = startTraffic({ keys, servers, random: random(seed), now, record })
+    const traffic = startTraffic({ keys, admin: admin.secret, servers, random: random(seed), now, record })
     closers.push(traffic.stop)
     const lane = (number: number): ReturnType<typeof random> => random(seed * 1_000 + number + 1)
     const nemesis = startNemesis({ victims: servers, redis, random: lane, leaseMs: LEASE_MS, now, record, log })
@@ -72,7 +72,7 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
     await traffic.stopRotating(LAST_WORDS_MS)
     for (const key of keys) await traffic.askOnceMore(key, LAST_WORDS_MS)
     await traffic.stop()
-    for (const key of keys) record(await lookInside(database.pool, key, now))
+    for (const final of await lookInside(database.pool, admin.id, keys, now)) record(final)
     for (const [index, { crash }] of servers.entries()) {
       const lastWords = crash()
       if (lastWords !== undefined) throw new Error(`Server ${index} ended by itself: ${lastWords}`)
@@ -84,8 +84,8 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
 }
 
 /** Writes a history down, an operation a line, and says where. */
-export function saveHistory(seed: number, history: readonly Op[]): string {
-  const file = `.tmp/chaos/seed-${seed}.jsonl`
+export function saveHistory(name: string, history: readonly Op[]): string {
+  const file = `.tmp/chaos/${name}.jsonl`
   mkdirSync('.tmp/chaos', { recursive: true })
   writeFileSync(file, history.map((op) => `${JSON.stringify(op)}\n`).join(''))
   return file
@@ -93,6 +93,7 @@ export function saveHistory(seed: number, history: readonly Op[]): string {
 
 async function startServer(
   postgresUrl: string,
+  storeId: string,
   redisPort: number,
   plant: Plant | undefined,
   atEnd: (close: () => Promise<unknown>) => void,
@@ -103,10 +104,12 @@ async function startServer(
   const redis = await faultProxy(redisPort)
   atEnd(redis.close)
   const port = await freePort()
+  const clients = await faultProxy(port)
+  atEnd(clients.close)
   url.port = String(postgres.port)
   const env = (leaseMs: number): NodeJS.ProcessEnv => ({
     ...process.env,
-    ...{ SERVER_SECRET, STORE_URL: url.href, REDIS_URL: `redis://127.0.0.1:${redis.port}` },
+    ...{ SERVER_SECRET, STORE_URL: url.href, STORE_ID: storeId, REDIS_URL: `redis://127.0.0.1:${redis.port}` },
     ...{ PORT: String(port), LEASE_MS: String(leaseMs), PLANT: plant ?? '' },
   })
   let leaseMs = LEASE_MS
@@ -128,10 +131,16 @@ async function startServer(
   const setLease = (ms: number): void => {
     leaseMs = ms
   }
-  return { ...server, port, postgres, redis, setWallClock, setLease }
+  return { ...server, port: clients.port, postgres, redis, clients, setWallClock, setLease }
 }
 
-async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void): Promise<ClientKey[]> {
+interface Beginning {
+  readonly keys: ClientKey[]
+  readonly admin: { readonly id: string; readonly secret: string }
+  readonly storeId: string
+}
+
+async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void): Promise<Beginning> {
   const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: LEASE_MS })
   await keys.migrate()
   // No lease has been granted yet, so none of the default length can be left.
@@ -145,17 +154,21 @@ async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void)
     made.push({ id: key.id, secret, dead: [], ...(n === KEYS ? { rotatedWith: admin.secret } : {}) })
   }
   await keys.close()
-  return made
+  const { rows } = await pool.query<{ store_id: string }>('select store_id from express_api_key_settings')
+  return { keys: made, admin: { id: admin.key.id, secret: admin.secret }, storeId: rows[0]?.store_id ?? '' }
 }
 
-async function lookInside(pool: Pool, key: ClientKey, now: () => number): Promise<Op> {
+/** What the database holds of every key, but for the administrator's, and what those clients hold that still have one. */
+async function lookInside(pool: Pool, adminId: string, keys: readonly ClientKey[], now: () => number): Promise<Op[]> {
   const start = now()
-  const { rows } = await pool.query<{ digest: string; retired_at: string | null }>(
-    'select digest, retired_at from express_api_key_generations where key_id = $1',
-    [key.id],
+  const { rows } = await pool.query<{ id: string; generations: number; active: string[]; revoked: boolean }>(
+    `select k.id, k.revoked_at is not null as revoked, count(*)::int as generations,
+       coalesce(array_agg(g.digest) filter (where g.retired_at is null), '{}') as active
+     from express_api_keys k join express_api_key_generations g on g.key_id = k.id where k.id <> $1 group by k.id`,
+    [adminId],
   )
-  const active = rows.flatMap(({ digest, retired_at }) => (retired_at === null ? [digest] : []))
-  return { f: 'final', key: key.id, held: digestOf(key.secret), generations: rows.length, active, start, end: now() }
+  const held = new Map(keys.map(({ id, secret }) => [id, digestOf(secret)]))
+  return rows.map(({ id, ...found }) => ({ f: 'final', key: id, held: held.get(id) ?? '', ...found, start, end: now() }))
 }
 
 async function freshDatabase(server: string): Promise<{ url: string; pool: Pool; drop(): Promise<void> }> {

@@ -5,12 +5,14 @@ import { Pool } from 'pg'
 import type { Cache } from '../../src/cache/cache.js'
 import { type Clock, systemClock } from '../../src/core/clock.js'
 import { hmac, subkey } from '../../src/core/replay.js'
-import { bearerAuth, createApiKeys, keyRouter, type Store } from '../../src/index.js'
+import { secretFormat } from '../../src/core/secret.js'
+import { type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store, type Verified } from '../../src/index.js'
 import { postgresStore } from '../../src/postgres.js'
 import { redisCache } from '../../src/redis.js'
+import type { AuthorityAnswer, StoreTransaction } from '../../src/store/store.js'
 import type { Plant } from './plants.js'
 
-const { STORE_URL = '', REDIS_URL = '', PORT = '0', SERVER_SECRET = '', LEASE_MS = '250' } = process.env
+const { STORE_URL = '', STORE_ID = '', REDIS_URL = '', PORT = '0', SERVER_SECRET = '', LEASE_MS = '250' } = process.env
 const PLANT = process.env.PLANT as Plant | undefined
 const leaseMs = Number(LEASE_MS)
 
@@ -27,81 +29,117 @@ pool.on('error', () => {})
 const redis = new Redis(REDIS_URL, { lazyConnect: true })
 redis.on('error', () => {})
 
-const keys = createApiKeys({
-  store: plantedStore(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 })),
-  cache: plantedCache(redisCache(redis)),
-  clock: plantedClock(),
-  secret: SERVER_SECRET,
-  leaseMs,
-  waitForLease: PLANT !== 'no-wait',
-  onError: (error) => {
-    if (error.code === 'internal_error') console.error(error)
-  },
-})
+const keys = plantedKeys(
+  createApiKeys({
+    store: plantedStore(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 })),
+    cache: plantedCache(redisCache(redis)),
+    clock: plantedClock(),
+    secret: SERVER_SECRET,
+    leaseMs,
+    waitForLease: PLANT !== 'no-wait',
+    onError: (error) => {
+      if (error.code === 'internal_error') console.error(error)
+    },
+  }),
+)
 
 const app = express()
 app.post('/chaos/wall-clock', (req, res) => {
   skewMs = Number(req.query.ms)
   res.end()
 })
-app.use('/keys', keyRouter(keys))
-app.get('/whoami', bearerAuth(keys), (req, res) => {
+// Every client has the same address and presents bad keys all the time: limits would end the run.
+app.use('/keys', keyRouter(keys, { limits: false, failuresPerMinute: false }))
+app.get('/whoami', bearerAuth(keys, { failuresPerMinute: false }), (req, res) => {
   res.json({ key: req.apiKey?.id, generation: req.apiKey?.generation })
 })
 app.listen(Number(PORT), '127.0.0.1', () => console.log('ready'))
 
+function plantedKeys(inner: ApiKeys): ApiKeys {
+  const plant = (methods: Partial<ApiKeys>): ApiKeys => Object.assign(Object.create(inner) as ApiKeys, methods)
+  if (PLANT === 'regenerated-on-replay') {
+    return plant({
+      async rotate(command) {
+        const issued = await inner.rotate(command)
+        const { secret } = issued.replayed ? secretFormat('sk', true).mint('live') : issued
+        return { ...issued, secret }
+      },
+    })
+  }
+  if (PLANT === 'deadline-ignored') {
+    const met = new Map<string, Verified>()
+    return plant({
+      peek: (secret) => inner.peek(secret) ?? met.get(secret),
+      async verify(secret) {
+        const result = await inner.verify(secret)
+        if (!result.ok) return result
+        met.set(secret, { ...result, live: () => true })
+        return result
+      },
+    })
+  }
+  return inner
+}
+
 function plantedStore(store: Store): Store {
   const plant = (methods: Partial<Store>): Store => Object.assign(Object.create(store) as Store, methods)
+  const steps = (change: (tx: StoreTransaction) => Partial<StoreTransaction>): Store =>
+    plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, ...change(tx) })) })
   switch (PLANT) {
     case 'longer-verifier-lease':
       return plant({ read: async (digests) => ({ ...(await store.read(digests)), leaseMs: leaseMs * 3 }) })
     case '401-on-store-down':
-      return plant({ read: (digests) => store.read(digests).catch(() => ({ at: Date.now(), leaseMs, found: [] })) })
-    case 'no-replay':
-      return plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, replay: async () => undefined })) })
-    case 'not-idempotent':
-      return plant({
-        transaction: (work) =>
-          store.transaction((tx) =>
-            work({
-              ...tx,
-              replay: async () => undefined,
-              insertReplay: async () => {},
-              async generation(digest) {
-                const found = await tx.generation(digest)
-                return found && { ...found, retiredAt: null }
-              },
-            }),
-          ),
-      })
-    case 'active-only':
-      return plant({
-        transaction: (work) =>
-          store.transaction((tx) =>
-            work({
-              ...tx,
-              async generation(digest) {
-                const found = await tx.generation(digest)
-                return found?.retiredAt === null ? found : undefined
-              },
-            }),
-          ),
-      })
+      return plant({ read: (digests) => store.read(digests).catch(() => ({ at: Date.now(), storeId: 'none', leaseMs, found: [] })) })
+    case 'grace-outlived':
+      return plant({ read: async (digests) => later(await store.read(digests)) })
+    case 'first-use-ignored':
+      return plant({ read: async (digests) => unmarked(await store.read(digests)), markFirstUse: async () => ({ retired: [], waitMs: 0 }) })
+    case 'half-wait':
+      return steps((tx) => ({ waitMs: async () => (await tx.waitMs()) / 2 }))
     case 'own-lease':
-      return plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, waitMs: async () => leaseMs })) })
+      return steps(() => ({ waitMs: async () => leaseMs }))
+    case 'not-recorded':
+      return steps(() => ({ insertReplay: async () => {} }))
+    case 'record-not-read':
+      return steps(() => ({ replay: async () => undefined }))
+    case 'not-idempotent':
+      return steps((tx) => ({
+        replay: async () => undefined,
+        insertReplay: async () => {},
+        async generation(digest) {
+          const found = await tx.generation(digest)
+          return found && { ...found, retiredAt: null }
+        },
+      }))
+    case 'active-only':
+      return steps((tx) => ({
+        async generation(digest) {
+          const found = await tx.generation(digest)
+          return found?.retiredAt === null ? found : undefined
+        },
+      }))
     case 'settled-at-once':
-      return plant({
-        transaction: (work) =>
-          store.transaction((tx) => work({ ...tx, insertReplay: (row) => tx.insertReplay({ ...row, settledAt: row.createdAt }) })),
-      })
+      return steps((tx) => ({ insertReplay: (row) => tx.insertReplay({ ...row, settledAt: row.createdAt }) }))
     default:
       return store
   }
 }
 
+function later(answer: AuthorityAnswer): AuthorityAnswer {
+  const found = answer.found.map(({ key, generation }) => {
+    const { graceEndsAt } = generation
+    return { key, generation: { ...generation, graceEndsAt: graceEndsAt === null ? null : graceEndsAt + 300 } }
+  })
+  return { ...answer, found }
+}
+
+function unmarked(answer: AuthorityAnswer): AuthorityAnswer {
+  return { ...answer, found: answer.found.map(({ key, generation }) => ({ key, generation: { ...generation, retiresEarlier: false } })) }
+}
+
 function plantedCache(cache: Cache): Cache {
   if (PLANT !== 'lease-from-relay' && PLANT !== 'cache-clock-trusted') return cache
-  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry')
+  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry 2')
   const granted = { grantedAt: Date.now() + 3_600_000 }
   return Object.assign(Object.create(cache) as Cache, {
     async get(digest: string) {
@@ -111,7 +149,7 @@ function plantedCache(cache: Cache): Cache {
       const changes = PLANT === 'lease-from-relay' ? { ...granted, cacheExpiry: found.timeMs + leaseMs } : granted
       const entry = { ...(JSON.parse(Buffer.from(body, 'base64url').toString()) as object), ...changes }
       const content = Buffer.from(JSON.stringify(entry)).toString('base64url')
-      return { ...found, value: `a.${hmac(macKey, ['a', digest, content])}.${content}` }
+      return { ...found, value: `a.${hmac(macKey, ['a', STORE_ID, digest, content])}.${content}` }
     },
     ...(PLANT === 'lease-from-relay'
       ? { fill: (digest: string, value: string, expiresAtMs: number) => cache.fill(digest, value, expiresAtMs + 1_000) }
