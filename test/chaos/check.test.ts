@@ -1,4 +1,10 @@
-import { type Created, check, count, type Final, type Op, type Read, type Rotate, type Rule } from './check.js'
+import { type Created, check, count, duringFaults, type Final, type Op, type Read, type Revoke, type Rotate, type Rule } from './check.js'
+
+const urgent = { retire: 'now', emergency: true } as const
+/** The new secret is used for the first time in a rotation of its own. */
+const used = rotate('k2', 's2', 30, 40, { made: 's3', generation: 3 })
+const unanswered = rotate('k1', 's1', 10, 20, { retire: { afterMs: 985 }, status: 0 })
+const spent = rotate('k2', 's2', 31, 32, { ...urgent, status: 409, code: 'idempotency_key_spent' })
 
 test('passes a history in which every promise is kept', () => {
   expect(check(good())).toEqual([])
@@ -6,6 +12,7 @@ test('passes a history in which every promise is kept', () => {
     operations: { 'read fail': 1, 'read info': 1, 'read ok': 3, 'rotate info': 1, 'rotate ok': 3 },
     faults: { reset: 1 },
     rotations: 2,
+    retirements: { now: 2 },
     replays: 1,
   })
 })
@@ -14,16 +21,38 @@ test('passes one in which another key does the rotating', () => {
   expect(check(good({}, 'admin'))).toEqual([])
 })
 
+test('passes histories with grace periods, first uses, emergencies and revocations', () => {
+  expect(check(later())).toEqual([])
+  expect(check(onFirstUse())).toEqual([])
+  expect(check(emergency())).toEqual([])
+  expect(check(revoked())).toEqual([])
+})
+
 describe('gives the benefit of the doubt', () => {
   test.each<[string, Op[]]>([
-    ['to the old secret until its rotation has answered', [read('s1', 19, 21)]],
-    ['to the old secret from the moment a rotation was asked for', [read('s1', 11, 13, { status: 401 })]],
-    ['to a secret that its client may not have yet', [read('s2', 19, 21, { status: 401 })]],
-    ['to a server that says that it cannot tell', [read('s2', 25, 26, { status: 503 })]],
-    ['to a request that is overtaken by the next rotation', [rotate('k2', 's2', 30, 45, { status: 409 })]],
-    ['to an answer that was already given and is asked for again', [rotate('k1', 's1', 24, 25, { status: 401 })]],
-  ])('%s', (_what, more) => {
-    expect(check([...good(), ...more])).toEqual([])
+    ['to the old secret until its rotation has answered', [...good(), read('s1', 19, 21)]],
+    ['to the old secret from the moment a rotation was asked for', [...good(), read('s1', 11, 13, { status: 401 })]],
+    ['to a secret that its client may not have yet', [...good(), read('s2', 19, 21, { status: 401 })]],
+    ['to a server that says that it cannot tell', [...good(), read('s2', 25, 26, { status: 503 })]],
+    ['to a request that is overtaken by the next rotation', [...good(), rotate('k2', 's2', 30, 45, { status: 409 })]],
+    ['to an answer that was already given and is asked for again', [...good(), rotate('k1', 's1', 24, 25, { status: 401 })]],
+    [
+      'to a secret that may be on either side of the end of its grace period',
+      [...later(), read('s1', 995, 1_001), graced('s1', 1_008, 1_011)],
+    ],
+    ['to a request that was sent before a grace period ended', [...later(), graced('s1', 999, 1_200)]],
+    [
+      'to an old secret while its successor is used for the first time',
+      [...onFirstUse(), read('s1', 31, 35, { status: 401 }), read('s1', 31, 38)],
+    ],
+    ['to a first use of which no answer came', [...onFirstUse([read('s2', 30, 36, { status: 0 })]), read('s1', 40, 41)]],
+    [
+      'to an emergency whose answer was lost',
+      [...emergency(), rotate('k2', 's2', 29, 60, { ...urgent, status: 409, code: 'idempotency_key_spent' })],
+    ],
+    ['to a secret whose revocation was asked for', [...revoked(), read('s1', 12, 13, { status: 401 })]],
+  ])('%s', (_what, history) => {
+    expect(check(history)).toEqual([])
   })
 })
 
@@ -33,22 +62,63 @@ describe('catches', () => {
     ['dead-accepted', 'an old secret that rotates again', [...good(), read('s1', 23, 24, { route: 'rotate' })]],
     ['dead-accepted', 'one secret that was good for two rotations', [...good(), rotate('k9', 's1', 23, 24, { made: 's3', generation: 3 })]],
     ['dead-accepted', 'an old secret that is let in after another key has rotated it', [...good({}, 'admin'), read('s1', 22.1, 23)]],
+    ['dead-accepted', 'an old secret that is let in after its grace period', [...later(), graced('s1', 1_011, 1_012)]],
+    ['dead-accepted', 'an old secret that is let in after the first use of the new one', [...onFirstUse(), read('s1', 41, 42)]],
+    ['dead-accepted', 'an old secret that is let in after the new one has rotated', [...onFirstUse([used]), read('s1', 41, 42)]],
+    ['dead-accepted', 'an old secret that outlives an emergency in its grace period', [...emergency(), graced('s1', 61, 62)]],
+    ['dead-accepted', 'a secret that is let in after its revocation', [...revoked(), read('s1', 21, 22)]],
+    ['dead-accepted', 'an earlier secret that is let in after a revocation', [...revoked(true), graced('s1', 21, 22)]],
     ['one-secret', 'two 200s for one request with two secrets', [...good(), rotate('k1', 's1', 24, 25, { made: 's9', generation: 2 })]],
+    ['one-secret', 'two 200s for one request with two generations', [...good(), rotate('k1', 's1', 24, 25, { made: 's2', generation: 3 })]],
     ['one-secret', 'a 200 without a secret', [...good(), rotate('k1', 's1', 24, 25)]],
+    [
+      'one-secret',
+      'an emergency that is answered twice',
+      [...emergency(), rotate('k3', 's2', 45, 55, { ...urgent, made: 's4', generation: 4 })],
+    ],
+    ['one-secret', 'one request that made two keys', [created('a', 's1', 'c1'), created('b', 't1', 'c1')]],
     ['generations', 'one request that rotated twice', good({ generations: 4 })],
     ['generations', 'a rotation that was answered and then lost', good({ generations: 2 })],
     ['generations', 'two requests that share a generation', [...good(), rotate('k9', 's3', 41, 42, { made: 's3', generation: 3 })]],
+    ['generations', 'a key that nobody was told of', [final({ key: 'b', held: '', generations: 1, active: ['t1'] })]],
     ['locked-out', 'a retry that is refused', [...good(), rotate('k1', 's1', 16, 17, { status: 401 })]],
+    ['locked-out', 'a rotation that is refused at once', [...good(), rotate('k2', 's2', 29, 30, { status: 401 })]],
     ['locked-out', 'a client that never got its answer', [...good(), rotate('k9', 's3', 41, 42, { status: 503 })]],
     ['locked-out', 'a client that holds a dead secret', good({ held: 's2' })],
     ['locked-out', 'a key with two active secrets', good({ active: ['s2', 's3'] })],
+    ['locked-out', 'a key with no active secret', good({ active: [] })],
     ['locked-out', 'a key with another active secret than was last answered', good({ held: 's9', active: ['s9'] })],
+    ['locked-out', 'a key that was revoked by nobody', good({ revoked: true })],
+    [
+      'locked-out',
+      'an emergency that is refused before it was asked for twice',
+      [...emergency().filter((op) => op.f !== 'rotate' || op.idempotencyKey !== 'k2'), spent],
+    ],
+    ['locked-out', 'a revocation that is refused', [...revoked(), revoke('r1', 17, 18, 401)]],
+    [
+      'locked-out',
+      'a revocation that is never answered',
+      [created('a', 's1'), revoke('r1', 10, 15, 503), final({ held: 's1', active: ['s1'], generations: 1 })],
+    ],
+    ['locked-out', 'a key that is there after its revocation', revoked().map((op) => (op.f === 'final' ? { ...op, revoked: false } : op))],
     ['live-refused', 'a 401 to a new secret', [...good(), read('s2', 23, 24, { status: 401 })]],
+    ['live-refused', 'a 429 to a new secret', [...good(), read('s2', 23, 24, { status: 429 })]],
     ['live-refused', 'a 401 to a secret that was never rotated', [...good(), read('s3', 41, 42, { status: 401 })]],
-    ['locked-out', 'a rotation that is refused at once', [...good(), rotate('k2', 's2', 29, 30, { status: 401 })]],
+    ['live-refused', 'a 401 in a grace period', [...later(), read('s1', 980, 985, { status: 401 })]],
+    [
+      'live-refused',
+      'a 401 in a grace period whose rotation was not answered yet',
+      [...later().filter((op) => op.f !== 'rotate'), unanswered, read('s1', 100, 500, { status: 401 })],
+    ],
+    ['live-refused', 'a 401 to an old secret before the new one is used', [...onFirstUse(), read('s1', 25, 29, { status: 401 })]],
+    ['live-refused', 'a 401 to a secret that an emergency has made', [...emergency(), read('s4', 61, 62, { status: 401 })]],
+    ['live-refused', 'a 401 before a revocation', [...revoked(), read('s1', 5, 9, { status: 401 })]],
     ['wrong-answer', 'a 500', [...good(), read('s3', 41, 42, { status: 500 })]],
+    ['wrong-answer', 'a 500 to a revocation', [...revoked(), revoke('r1', 11, 12, 500)]],
     ['wrong-answer', 'a secret that is taken for the one before', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 1 } })]],
+    ['wrong-answer', 'a secret that is taken for the one after', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 3 } })]],
     ['wrong-answer', 'a secret that is taken for another key’s', [...good(), read('s2', 23, 24, { seen: { key: 'b', generation: 2 } })]],
+    ['wrong-answer', 'a dead secret that is handed out', [...good(), rotate('k1', 's1', 42, 43, { made: 's2', generation: 2 })]],
   ])('%s: %s', (rule, _what, history) => {
     const violations = check(history)
     expect(violations.map((violation) => violation.rule)).toContain(rule)
@@ -63,16 +133,23 @@ test('does not take one key’s history for another’s', () => {
   const other = good().map((op) =>
     op.f === 'fault' ? op : { ...op, key: 'b', ...(op.f === 'read' ? { seen: { ...op.seen, key: 'b' } } : {}) },
   )
-  expect(check([...good(), ...(other as Op[])]).map(({ rule }) => rule)).toEqual([])
+  expect(check([...good(), ...(other as Op[])])).toEqual([])
+})
+
+test('tells what went on during a fault', () => {
+  const history = [...good(), read('s1', 11, 13), read('s1', 22.1, 23)]
+  const [reset] = [...duringFaults(history, check(history))]
+  // The two reads and the rotation that were under way from 4 to 12, and no violation: that came at 22.
+  expect(reset).toEqual(['reset', { times: 1, operations: 2, violations: 0 }])
+  const broken: Op[] = [...history, { f: 'fault', kind: 'delay', target: 'x', start: 22.5, end: 22.6 }]
+  expect(duringFaults(broken, check(broken)).get('delay')?.violations).toBe(1)
 })
 
 /** Generation 1 until 22, when the retry of `k1` is answered; generation 2 until 40, when `k2` is. */
 function good(end: Partial<Final> = {}, caller?: string): Op[] {
   const by = caller === undefined ? {} : { digest: caller }
-  const created: Created = { f: 'create', key: 'a', digest: 's1', start: 0, end: 1 }
-  const final: Final = { f: 'final', key: 'a', held: 's3', generations: 3, active: ['s3'], revoked: false, start: 50, end: 51, ...end }
   return [
-    created,
+    created('a', 's1'),
     read('s1', 2, 3),
     { f: 'fault', kind: 'reset', target: 'server 1 to Postgres', start: 4, end: 12 },
     rotate('k1', 's1', 10, 15, { status: 503, ...by }),
@@ -83,14 +160,82 @@ function good(end: Partial<Final> = {}, caller?: string): Op[] {
     rotate('k2', 's2', 31, 41, { made: 's3', generation: 3, ...by }),
     read('s2', 32, 33),
     read('s3', 42, 43, { status: 0 }),
-    final,
+    final({ held: 's3', generations: 3, active: ['s3'], ...end }),
   ]
+}
+
+/** A rotation at 20 leaves generation 1 alive until 1,000. */
+function later(): Op[] {
+  return [
+    created('a', 's1'),
+    rotate('k1', 's1', 10, 20, { retire: { afterMs: 985 }, graceEndsAt: 1_000, made: 's2', generation: 2 }),
+    read('s1', 30, 31),
+    graced('s1', 900, 910),
+    read('s2', 950, 951),
+    read('s1', 1_020, 1_021, { status: 401 }),
+    final({ held: 's2', generations: 2, active: ['s2'] }),
+  ]
+}
+
+/** A rotation at 20 leaves generation 1 alive until generation 2 is used, from 30 to 40. */
+function onFirstUse(uses: Op[] = [read('s2', 30, 40)]): Op[] {
+  const next = uses.includes(used) ? { held: 's3', generations: 3, active: ['s3'] } : { held: 's2', generations: 2, active: ['s2'] }
+  return [
+    created('a', 's1'),
+    rotate('k1', 's1', 10, 20, { retire: 'on-first-use', graceEndsAt: 600_000_000, made: 's2', generation: 2 }),
+    read('s1', 21, 22),
+    graced('s1', 25, 32),
+    ...uses,
+    final(next),
+  ]
+}
+
+/** In the grace period of generation 1, one emergency at 30 whose answer is lost, and another at 60 whose answer is not. */
+function emergency(): Op[] {
+  return [
+    created('a', 's1'),
+    rotate('k1', 's1', 10, 20, { retire: { afterMs: 985 }, graceEndsAt: 1_000, made: 's2', generation: 2 }),
+    graced('s1', 21, 22),
+    rotate('k2', 's2', 28, 30, { ...urgent, status: 0 }),
+    rotate('k2', 's2', 31, 32, { ...urgent, status: 409, code: 'idempotency_key_spent' }),
+    rotate('k3', 's2', 40, 60, { ...urgent, made: 's4', generation: 4 }),
+    read('s1', 61, 62, { status: 401 }),
+    read('s4', 61, 62),
+    final({ held: 's4', generations: 4, active: ['s4'] }),
+  ]
+}
+
+/** A key that its client ends from 10 on, and is told so at 20; of the second generation, where there was a rotation with a grace period. */
+function revoked(rotated = false): Op[] {
+  const rotation = rotate('k1', 's1', 2, 3, { retire: { afterMs: 985 }, graceEndsAt: 990, made: 's2', generation: 2 })
+  return [
+    created('a', 's1'),
+    ...(rotated ? [rotation] : []),
+    read('s1', 4, 5),
+    revoke('r1', 10, 15, 503),
+    revoke('r1', 16, 20),
+    read('s1', 21, 22, { status: 401 }),
+    final({ held: '', active: [], revoked: true, generations: rotated ? 2 : 1 }),
+  ]
+}
+
+function created(key: string, digest: string, idempotencyKey?: string): Created {
+  return { f: 'create', key, digest, start: 0, end: 1, ...(idempotencyKey === undefined ? {} : { idempotencyKey }) }
+}
+
+function final(end: Partial<Final>): Final {
+  return { f: 'final', key: 'a', held: 's1', generations: 1, active: ['s1'], revoked: false, start: 2_000, end: 2_001, ...end }
 }
 
 function read(digest: string, start: number, end: number, more: Partial<Read> = {}): Read {
   const status = more.status ?? 200
   const seen = { key: 'a', generation: Number(digest.slice(1)) }
   return { f: 'read', route: 'whoami', key: 'a', digest, server: 0, start, end, status, type: ending(status), seen, ...more }
+}
+
+/** A read by a server that knows already of the rotation. */
+function graced(digest: string, start: number, end: number): Read {
+  return read(digest, start, end, { seen: { key: 'a', generation: Number(digest.slice(1)) + 1 } })
 }
 
 function rotate(idempotencyKey: string, digest: string, start: number, end: number, more: Partial<Rotate> = {}): Rotate {
@@ -110,6 +255,10 @@ function rotate(idempotencyKey: string, digest: string, start: number, end: numb
     type: ending(status),
     ...more,
   }
+}
+
+function revoke(idempotencyKey: string, start: number, end: number, status = 200): Revoke {
+  return { f: 'revoke', key: 'a', digest: 's1', idempotencyKey, server: 0, start, end, status, type: ending(status) }
 }
 
 function ending(status: number): Read['type'] {
