@@ -259,7 +259,7 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
       [
         'Redis restarted from an old snapshot',
         async (chance) => {
-          await redis.command('SAVE')
+          await redis.save()
           const downMs = chance.between(0, leaseMs)
           return { target: 'Redis', holdMs: chance.between(leaseMs / 2, 4 * leaseMs), undo: () => redis.restart(downMs) }
         },

@@ -14,6 +14,8 @@ export interface RedisPair {
   port(): number
   /** Sends a command to the primary. */
   command(name: string, ...args: string[]): Promise<unknown>
+  /** Has the primary write a snapshot. */
+  save(): Promise<void>
   /** Stops the primary in its tracks, as a machine that hangs. */
   freeze(): void
   thaw(): void
@@ -38,6 +40,18 @@ export async function redisPair(): Promise<RedisPair> {
   return {
     port: () => primary.port,
     command: (name, ...args) => send(primary.port, name, ...args),
+    async save() {
+      for (let saved = false; !saved; ) {
+        // A replica that is new has it write one already, and two at once it refuses.
+        saved = await send(primary.port, 'SAVE').then(
+          () => true,
+          (error: Error) => {
+            if (!error.message.includes('already in progress')) throw error
+            return pause(20, false)
+          },
+        )
+      }
+    },
     freeze: () => primary.signal('SIGSTOP'),
     thaw: () => primary.signal('SIGCONT'),
     async restart(downMs) {

@@ -94,8 +94,17 @@ function plantedStore(store: Store): Store {
       return plant({ read: async (digests) => later(await store.read(digests)) })
     case 'first-use-ignored':
       return plant({ read: async (digests) => unmarked(await store.read(digests)), markFirstUse: async () => ({ retired: [], waitMs: 0 }) })
-    case 'half-wait':
-      return steps((tx) => ({ waitMs: async () => (await tx.waitMs()) / 2 }))
+    case 'short-wait':
+      return steps((tx) => ({ waitMs: async () => (await tx.waitMs()) / 4 }))
+    case 'wait-from-begin':
+      return plant({
+        async transaction(work) {
+          const began = performance.now()
+          const outcome = await store.transaction(work)
+          const { waitMs } = outcome as { waitMs?: number }
+          return waitMs === undefined ? outcome : { ...outcome, waitMs: waitMs - (performance.now() - began) }
+        },
+      })
     case 'own-lease':
       return steps(() => ({ waitMs: async () => leaseMs }))
     case 'not-recorded':
@@ -152,7 +161,7 @@ function plantedCache(cache: Cache): Cache {
       return { ...found, value: `a.${hmac(macKey, ['a', STORE_ID, digest, content])}.${content}` }
     },
     ...(PLANT === 'lease-from-relay'
-      ? { fill: (digest: string, value: string, expiresAtMs: number) => cache.fill(digest, value, expiresAtMs + 1_000) }
+      ? { fill: (digest: string, value: string, expiresAtMs: number) => cache.fill(digest, value, expiresAtMs + 60_000) }
       : {}),
   })
 }
