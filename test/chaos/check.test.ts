@@ -63,6 +63,7 @@ describe('catches', () => {
     ['dead-accepted', 'one secret that was good for two rotations', [...good(), rotate('k9', 's1', 23, 24, { made: 's3', generation: 3 })]],
     ['dead-accepted', 'an old secret that is let in after another key has rotated it', [...good({}, 'admin'), read('s1', 22.1, 23)]],
     ['dead-accepted', 'an old secret that is let in after its grace period', [...later(), graced('s1', 1_011, 1_012)]],
+    ['dead-accepted', 'an old secret that is let in after a grace period that was told of late', tardy(1_301)],
     ['dead-accepted', 'an old secret that is let in after the first use of the new one', [...onFirstUse(), read('s1', 41, 42)]],
     ['dead-accepted', 'an old secret that is let in after the new one has rotated', [...onFirstUse([used]), read('s1', 41, 42)]],
     ['dead-accepted', 'an old secret that outlives an emergency in its grace period', [...emergency(), graced('s1', 61, 62)]],
@@ -178,6 +179,16 @@ function later(): Op[] {
     graced('s1', 900, 910),
     read('s2', 950, 951),
     read('s1', 1_020, 1_021, { status: 401 }),
+    final({ held: 's2', generations: 2, active: ['s2'] }),
+  ]
+}
+
+/** A rotation whose grace period ends at 1,000 and whose answer comes at 1,300; the old secret is used in between or after. */
+function tardy(start: number): Op[] {
+  return [
+    created('a', 's1'),
+    rotate('k1', 's1', 10, 1_300, { retire: { afterMs: 400 }, graceEndsAt: 1_000, made: 's2', generation: 2 }),
+    read('s1', start, start + 10),
     final({ held: 's2', generations: 2, active: ['s2'] }),
   ]
 }

@@ -275,7 +275,8 @@ function livesOf(
           deaths.push(...firstUses.flatMap((by) => (by.type === 'ok' ? [{ at: by.end, by }] : [])))
         } else {
           threats.push(ok?.graceEndsAt === undefined ? request.asked + request.retire.afterMs : ok.graceEndsAt - ROUNDING_MS)
-          if (ok?.graceEndsAt !== undefined) deaths.push({ at: ok.graceEndsAt + ROUNDING_MS, by: ok })
+          // A period that ends before its rotation is even committed ends with the answer: until then nobody was told of it.
+          if (ok?.graceEndsAt !== undefined) deaths.push({ at: Math.max(ok.graceEndsAt + ROUNDING_MS, request.answered), by: ok })
         }
       }
       for (const { op, before } of endings) {

@@ -14,7 +14,8 @@ store; then judges what the clients saw. Ends with 1 if a promise was broken, an
   --seed N      decides which faults come, and in which order (default: by chance)
   --seconds S   for how long they come (default 30)
   --seeds K     so many runs, with the seeds N, N+1, … and N = 1 if it is not given; ends with a table of the faults (default 1)
-  --plant NAME  breaks the system on purpose, and ends with 0 only if the run notices; "all" for one after the other:
+  --plant NAME  breaks the system on purpose, for S seconds or until that is seen, and ends with 0 only if it is; "all" for one
+                after the other:
 ${Object.entries(plants)
   .map(([name, { what }]) => `                  ${name.padEnd(22)} ${what}`)
   .join('\n')}
@@ -86,7 +87,7 @@ function readOptions(): Options | string {
 }
 
 async function single(options: Options): Promise<number> {
-  const result = await oneRun(options.seed, options, undefined)
+  const result = await oneRun(options.seed, options)
   console.log(`Seed ${options.seed}, ${options.seconds} s`)
   tell(result)
   if (result.violations.length === 0) {
@@ -104,7 +105,7 @@ async function sweep({ seed: first, seeds, ...options }: Options): Promise<numbe
   const totals = new Map<string, FaultCounts>()
   const sums = { requests: 0, rotations: 0, replays: 0, faults: 0 }
   for (let seed = first; seed < first + seeds; seed++) {
-    const result = await oneRun(seed, options, undefined)
+    const result = await oneRun(seed, options)
     const { counts, violations, history } = result
     const requests = total(counts.operations)
     const faults = total(counts.faults)
@@ -145,7 +146,7 @@ async function huntAll({ planted, seed, ...options }: Options): Promise<number> 
   const rows: string[] = []
   for (const plant of planted) {
     const { breaks, what }: { breaks: Rule; what: string } = plants[plant]
-    const result = await oneRun(seed, options, plant)
+    const result = await oneRun(seed, options, plant, breaks)
     const { violations, history } = result
     const found = violations.filter(({ rule }) => rule === breaks)
     const seen = found.length === 0 ? 'NOT FOUND' : `${found.length} times, first after ${firstSeconds(history, found)} s`
@@ -161,16 +162,16 @@ async function huntAll({ planted, seed, ...options }: Options): Promise<number> 
   }
   if (planted.length > 1)
     console.log(
-      `\n| planted fault | what is broken | found by | seed ${seed}, ${options.seconds} s |\n|---|---|---|---|\n${rows.join('\n')}`,
+      `\n| planted fault | what is broken | found by | seed ${seed}, up to ${options.seconds} s |\n|---|---|---|---|\n${rows.join('\n')}`,
     )
   if (missed > 0) console.log(`${missed} of ${planted.length} planted faults were not found by the rule that they break.`)
   return missed === 0 ? 0 : 1
 }
 
-async function oneRun(seed: number, { seconds }: { seconds: number }, plant: Plant | undefined): Promise<RunResult> {
+async function oneRun(seed: number, { seconds }: { seconds: number }, plant?: Plant, stopOn?: Rule): Promise<RunResult> {
   console.error(`Seed ${seed}: faults for ${seconds} s${plant === undefined ? '' : `, with ${plant} planted`}.`)
   const postgresUrl = process.env.TEST_POSTGRES_URL ?? ''
-  return await run({ seed, seconds, postgresUrl, plant, log: (line) => console.error(`  ${line}`) })
+  return await run({ seed, seconds, postgresUrl, plant, stopOn, log: (line) => console.error(`  ${line}`) })
 }
 
 function tell({ counts }: RunResult): void {

@@ -21,6 +21,8 @@ export interface Victim {
 export interface NemesisParts {
   readonly victims: readonly Victim[]
   readonly redis: RedisPair
+  /** Has PostgreSQL end every session, and says how many there were. */
+  readonly endSessions: () => Promise<number>
   /** One for each lane, so that what one lane takes its time for does not change what another does. */
   readonly random: (lane: number) => Random
   readonly leaseMs: number
@@ -52,6 +54,7 @@ export const kinds = {
   'commit: cut-answer': 'PostgreSQL gets COMMIT, and the connection ends before its answer',
   'commit: lose-answer': 'PostgreSQL gets COMMIT, and its answer vanishes while the connection stays up',
   'commit: cut-request': 'the connection ends before PostgreSQL gets COMMIT',
+  'sessions ended': 'pg_terminate_backend for every session of every server',
   'process stopped': 'SIGSTOP to a server for longer than a lease, then SIGCONT',
   'process killed': 'SIGKILL to a server, and a new one',
   'process restarted with another lease': 'SIGKILL to a server, and a new one with half, the same or twice the lease',
@@ -71,7 +74,7 @@ type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<M
  * Breaks things, one on each of four lanes at a time: the lines, the processes, Redis and its clock. Each lane goes through all its kinds in
  * an order of chance before it begins anew.
  */
-export function startNemesis({ victims, redis, random, leaseMs, now, record, log }: NemesisParts): Nemesis {
+export function startNemesis({ victims, redis, endSessions, random, leaseMs, now, record, log }: NemesisParts): Nemesis {
   const end = new AbortController()
   const { signal } = end
   // Redis is left alone for longer: after trouble, servers do without it for seconds, and a Redis that nobody asks does no harm.
@@ -206,6 +209,13 @@ export function startNemesis({ victims, redis, random, leaseMs, now, record, log
       return { victim: victims[index] as Victim, target: `server ${index}` }
     }
     return [
+      [
+        'sessions ended',
+        async () => {
+          const sessions = await endSessions()
+          return { target: 'PostgreSQL', holdMs: 0, undo: () => {}, met: () => sessions }
+        },
+      ],
       [
         'process stopped',
         (chance) => {

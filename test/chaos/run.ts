@@ -7,7 +7,7 @@ import { Client, Pool } from 'pg'
 import { createApiKeys } from '../../src/index.js'
 import { postgresStore } from '../../src/postgres.js'
 import { freePort } from '../support/port.js'
-import { type Counts, check, count, type Op, type Violation } from './check.js'
+import { type Counts, check, count, type Op, type Rule, type Violation } from './check.js'
 import { child } from './children.js'
 import { type ClientKey, digestOf, startTraffic } from './clients.js'
 import { startNemesis, type Victim } from './nemesis.js'
@@ -24,6 +24,8 @@ export interface RunOptions {
   /** A PostgreSQL on which a database may be made. */
   readonly postgresUrl: string
   readonly plant?: Plant | undefined
+  /** Ends the faults as soon as this rule is seen to be broken. */
+  readonly stopOn?: Rule | undefined
   /** Hears of every fault. */
   readonly log?: (line: string) => void
 }
@@ -43,8 +45,13 @@ const LEASE_MS = 250
 /** How long a client may take to end its last rotation, once all is whole again. */
 const LAST_WORDS_MS = 30_000
 
+/** How often a history that goes on is looked at. */
+const LOOK_EVERY_MS = 1_000
+/** A request is in the history when its answer is: what began before an operation may come so much after it. */
+const LONGEST_REQUEST_MS = 10_000
+
 /** Runs servers, clients and a nemesis against each other, and judges what the clients saw. */
-export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }: RunOptions): Promise<RunResult> {
+export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () => {} }: RunOptions): Promise<RunResult> {
   const closers: (() => Promise<unknown>)[] = []
   try {
     const history: Op[] = []
@@ -64,9 +71,21 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
     const traffic = startTraffic({ keys, admin: admin.secret, servers, random: random(seed), now, record })
     closers.push(traffic.stop)
     const lane = (number: number): ReturnType<typeof random> => random(seed * 1_000 + number + 1)
-    const nemesis = startNemesis({ victims: servers, redis, random: lane, leaseMs: LEASE_MS, now, record, log })
+    const nemesis = startNemesis({
+      victims: servers,
+      redis,
+      endSessions: database.endSessions,
+      random: lane,
+      leaseMs: LEASE_MS,
+      now,
+      record,
+      log,
+    })
     closers.push(nemesis.stop)
-    await setTimeout(seconds * 1_000)
+    const endsAt = now() + seconds * 1_000
+    for (let left = seconds * 1_000; left > 0 && !(stopOn !== undefined && brokenBy(history, stopOn, now())); left = endsAt - now()) {
+      await setTimeout(Math.min(left, stopOn === undefined ? left : LOOK_EVERY_MS))
+    }
     log('The faults end.')
     await nemesis.stop()
     await traffic.stopRotating(LAST_WORDS_MS)
@@ -81,6 +100,13 @@ export async function run({ seed, seconds, postgresUrl, plant, log = () => {} }:
   } finally {
     for (const close of closers.reverse()) await close().catch((error: unknown) => log(`It does not end well: ${String(error)}`))
   }
+}
+
+/** Whether a history that goes on shows already that a rule is broken, so that nothing still to come can explain it. */
+function brokenBy(history: readonly Op[], stopOn: Rule, now: number): boolean {
+  // Two 200s prove these; the others might still turn out to have been asked for.
+  const before = stopOn === 'dead-accepted' || stopOn === 'one-secret' ? now : now - LONGEST_REQUEST_MS
+  return check(history).some(({ rule, ops }) => rule === stopOn && Math.max(...ops.map(({ end }) => end)) <= before)
 }
 
 /** Writes a history down, an operation a line, and says where. */
@@ -171,7 +197,15 @@ async function lookInside(pool: Pool, adminId: string, keys: readonly ClientKey[
   return rows.map(({ id, ...found }) => ({ f: 'final', key: id, held: held.get(id) ?? '', ...found, start, end: now() }))
 }
 
-async function freshDatabase(server: string): Promise<{ url: string; pool: Pool; drop(): Promise<void> }> {
+interface Database {
+  readonly url: string
+  readonly pool: Pool
+  /** Ends every session on it but one of its own, and says how many there were. */
+  endSessions(): Promise<number>
+  drop(): Promise<void>
+}
+
+async function freshDatabase(server: string): Promise<Database> {
   const name = `chaos_${randomUUID().replaceAll('-', '')}`
   const administer = async (statement: string): Promise<void> => {
     const client = new Client({ connectionString: server })
@@ -185,6 +219,12 @@ async function freshDatabase(server: string): Promise<{ url: string; pool: Pool;
   return {
     url,
     pool,
+    async endSessions() {
+      const { rowCount } = await pool.query(
+        'select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()',
+      )
+      return rowCount ?? 0
+    },
     async drop() {
       await pool.end()
       await administer(`drop database ${name} with (force)`)
