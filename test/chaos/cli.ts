@@ -105,7 +105,13 @@ async function sweep({ seed: first, seeds, ...options }: Options): Promise<numbe
   const totals = new Map<string, FaultCounts>()
   const sums = { requests: 0, rotations: 0, replays: 0, faults: 0 }
   for (let seed = first; seed < first + seeds; seed++) {
-    const result = await oneRun(seed, options)
+    const result = await oneRun(seed, options).catch((error: unknown) => {
+      console.log(`Seed ${seed}: did not come to its end: ${String(error)}`)
+    })
+    if (result === undefined) {
+      broken++
+      continue
+    }
     const { counts, violations, history } = result
     const requests = total(counts.operations)
     const faults = total(counts.faults)
