@@ -5,7 +5,7 @@ import type { Store } from './store.js'
 
 /** What the store needs of a `pg` Pool. */
 export interface PgPool {
-  connect(): Promise<PgClient>
+  connect(callback: (error: Error | undefined, client: PgClient | undefined) => void): void
 }
 
 export interface PgClient {
@@ -29,11 +29,25 @@ export function postgresStore(pool: PgPool, options: PostgresStoreOptions = {}):
   const slowestMs = options.transactionTimeoutMs ?? 5_000
   const dialect = new PostgresDialect({
     pool: {
-      connect: async () => bounded(await pool.connect(), slowestMs),
+      connect: () => connected(pool, slowestMs),
       end: async () => {},
     } as ConstructorParameters<typeof PostgresDialect>[0]['pool'] & object,
   })
   return sqlStore(new Kysely({ dialect }), { ...options, dialect: 'postgres' })
+}
+
+/**
+ * Takes the connection in the pool's callback and not from its promise: what comes in the same piece of data as the end of the
+ * greeting, such as that an administrator ends this session, comes before a promise is heard of, and an `error` that nobody listens for
+ * ends the process.
+ */
+function connected(pool: PgPool, ms: number): Promise<PgClient> {
+  return new Promise((resolve, reject) => {
+    pool.connect((error, client) => {
+      if (client === undefined) reject(error ?? new Error('The pool gave no connection.'))
+      else resolve(bounded(client, ms))
+    })
+  })
 }
 
 /**

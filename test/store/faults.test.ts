@@ -52,6 +52,30 @@ test('a connection lost before COMMIT was sent changes nothing, and says so', as
   ).toBe(0)
 })
 
+test('a session that is ended together with its greeting is a store that cannot be asked, and not the end of the process', async () => {
+  const letter = (type: string, body: string): Buffer => {
+    const length = Buffer.alloc(4)
+    length.writeInt32BE(body.length + 4)
+    return Buffer.concat([Buffer.from(type), length, Buffer.from(body)])
+  }
+  const [authenticated, ready] = [letter('R', '\0\0\0\0'), letter('Z', 'I')]
+  const ended = letter('E', 'SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0')
+  const server = createServer((socket) => {
+    socket.on('error', () => {})
+    socket.once('data', () => socket.end(Buffer.concat([authenticated, ready, ended])))
+  }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const pool = new Pool({ host: '127.0.0.1', port: (server.address() as AddressInfo).port, user: 'u', password: 'p', database: 'd' })
+  pool.on('error', () => {})
+  atEnd(async () => {
+    await pool.end()
+    await new Promise((closed) => server.close(closed))
+  })
+  const store = postgresStore(pool)
+  await expect(store.read([])).rejects.toMatchObject({ code: 'store_unavailable' })
+  await expect(store.transaction((tx) => tx.now())).rejects.toMatchObject({ code: 'store_unavailable' })
+})
+
 test('a black hole is given up in time, its connection is not used again, and nothing is committed later', async () => {
   const { pool, url: direct } = await freshDatabase()
   const way = await throughProxy(direct)
