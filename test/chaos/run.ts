@@ -87,15 +87,16 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
       await setTimeout(Math.min(left, stopOn === undefined ? left : LOOK_EVERY_MS))
     }
     log('The faults end.')
-    await nemesis.stop()
+    await nemesis.stop().catch((error: unknown) => {
+      // A server that has ended by itself cannot be treated badly any more, and that is the smaller news.
+      throwIfCrashed(servers)
+      throw error
+    })
     await traffic.stopRotating(LAST_WORDS_MS)
     for (const key of keys) await traffic.askOnceMore(key, LAST_WORDS_MS)
     await traffic.stop()
     for (const final of await lookInside(database.pool, admin.id, keys, now)) record(final)
-    for (const [index, { crash }] of servers.entries()) {
-      const lastWords = crash()
-      if (lastWords !== undefined) throw new Error(`Server ${index} ended by itself: ${lastWords}`)
-    }
+    throwIfCrashed(servers)
     return { history, counts: count(history), violations: check(history) }
   } finally {
     for (const close of closers.reverse()) await close().catch((error: unknown) => log(`It does not end well: ${String(error)}`))
@@ -107,6 +108,13 @@ function brokenBy(history: readonly Op[], stopOn: Rule, now: number): boolean {
   // Two 200s prove these; the others might still turn out to have been asked for.
   const before = stopOn === 'dead-accepted' || stopOn === 'one-secret' ? now : now - LONGEST_REQUEST_MS
   return check(history).some(({ rule, ops }) => rule === stopOn && Math.max(...ops.map(({ end }) => end)) <= before)
+}
+
+function throwIfCrashed(servers: readonly { crash(): string | undefined }[]): void {
+  for (const [index, { crash }] of servers.entries()) {
+    const lastWords = crash()
+    if (lastWords !== undefined) throw new Error(`Server ${index} ended by itself: ${lastWords}`)
+  }
 }
 
 /** Writes a history down, an operation a line, and says where. */

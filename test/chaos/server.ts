@@ -101,7 +101,7 @@ function plantedStore(store: Store): Store {
         async transaction(work) {
           const began = performance.now()
           const outcome = await store.transaction(work)
-          const { waitMs } = outcome as { waitMs?: number }
+          const { waitMs } = (outcome ?? {}) as { waitMs?: number }
           return waitMs === undefined ? outcome : { ...outcome, waitMs: waitMs - (performance.now() - began) }
         },
       })
