@@ -124,8 +124,15 @@ interface Presented {
 
 type Outcome =
   | { readonly kind: 'refused'; readonly error: ApiKeyError }
-  | { readonly kind: 'applied'; readonly effect: Effect; readonly recordId: string | null; readonly waitMs: number }
-  | { readonly kind: 'replayed'; readonly answer: SealedAnswer; readonly record: ReplayRow; readonly waitMs: number }
+  | ({ readonly kind: 'applied'; readonly effect: Effect; readonly recordId: string | null } & Timing)
+  | ({ readonly kind: 'replayed'; readonly answer: SealedAnswer; readonly record: ReplayRow } & Timing)
+
+interface Timing {
+  readonly waitMs: number
+  /** What the store's clock showed, and this process's before it was asked. */
+  readonly now: number
+  readonly askedAt: number
+}
 
 interface SealedAnswer {
   readonly key: KeyRow
@@ -228,7 +235,8 @@ export function mutations(parts: MutationParts): Mutations {
 
     // Another rotation may have come in between: a secret that is dead already is not handed out.
     if (given.secret !== undefined && (await supersededSince(given.key))) throw superseded()
-    const lastLease = waits && !parts.waitForLease ? clock.wallMs() + waitMs : undefined
+    // On the store's clock, as every instant that is told: that of this machine may be wrong.
+    const lastLease = waits && !parts.waitForLease ? Math.ceil(outcome.now + (committed - outcome.askedAt) + waitMs) : undefined
     const acceptedUntil = Math.max(given.acceptedUntil ?? 0, lastLease ?? 0)
     return {
       key: given.key,
@@ -336,6 +344,7 @@ export function mutations(parts: MutationParts): Mutations {
     if (presented?.provenHash !== undefined && presented.provenHash !== generation?.rotationSecretHash) {
       return { kind: 'refused', error: invalidKey() }
     }
+    const askedAt = clock.monotonicMs()
     const now = await tx.now()
     const principal = caller?.id ?? (operator === undefined ? undefined : `operator:${JSON.stringify([operator.issuer, operator.subject])}`)
     const actor =
@@ -393,7 +402,7 @@ export function mutations(parts: MutationParts): Mutations {
       }
       if (counted) await tx.countReplay(record.id, 'replays')
       await log(event('key.replayed', replay.key, now, context, actor, {}), replay.key)
-      return { kind: 'replayed', answer: replay, record, waitMs: await tx.waitMs() }
+      return { kind: 'replayed', answer: replay, record, waitMs: await tx.waitMs(), now, askedAt }
     }
     if (context.replayOnly === true) return { kind: 'refused', error: tooMany() }
 
@@ -415,7 +424,7 @@ export function mutations(parts: MutationParts): Mutations {
       await tx.insertReplay({ ...open, sealed, createdAt: now, settledAt: null, replays: 0, refusals: 0 })
     }
     for (const { type, key, details } of effect.events) await log(event(type, key, now, context, actor, details), key)
-    return { kind: 'applied', effect, recordId: by, waitMs: effect.waits ? await tx.waitMs() : 0 }
+    return { kind: 'applied', effect, recordId: by, waitMs: effect.waits ? await tx.waitMs() : 0, now, askedAt }
   }
 
   /** The recorded answer, or why it is not given. */

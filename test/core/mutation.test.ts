@@ -55,6 +55,16 @@ test('waitForLease: false answers at once and says until when the old secret may
   expect(acceptedUntil).toBe(new Date(clock.wallMs() + 1_050).toISOString())
 })
 
+test('acceptedUntil is on the clock of the store, whatever the machine thinks that the time is', async () => {
+  const clock = new TestClock()
+  const storeClock = new TestClock()
+  const { keys } = await sharedStore(clock, { waitForLease: false }, storeClock)
+  const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  clock.setWall(-3_600_000)
+  const { acceptedUntil } = await keys.rotate({ secret, idempotencyKey: 'k' })
+  expect(acceptedUntil).toBe(new Date(storeClock.wallMs() + 1_050).toISOString())
+})
+
 test('a store in memory that nobody shares needs no wait', async () => {
   const clock = new TestClock()
   const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock })
@@ -216,8 +226,9 @@ interface Pending<T> {
 async function sharedStore(
   clock: TestClock,
   options: { waitForLease?: boolean } = {},
+  storeClock: TestClock = clock,
 ): Promise<{ keys: ReturnType<typeof createApiKeys>; rotate(command: { secret: string; idempotencyKey?: string }): Pending<IssuedKey> }> {
-  const store: Store = { ...memoryStore({ now: () => clock.wallMs() }), shared: true }
+  const store: Store = { ...memoryStore({ now: () => storeClock.wallMs() }), shared: true }
   const keys = createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000, ...options })
   await keys.migrate()
   return {
