@@ -29,7 +29,7 @@ withServer(
 withServer(
   'verifiers that ignore their deadlines do not get past the same check',
   async () => {
-    const { violations } = await run({ seed: 1, seconds: 30, postgresUrl, plant: 'deadline-ignored', stopOn: 'dead-accepted' })
+    const { violations } = await run({ seed: 1, seconds: 60, postgresUrl, plant: 'deadline-ignored', stopOn: 'dead-accepted' })
     expect(violations.map(({ rule }) => rule)).toContain('dead-accepted')
   },
   150_000,

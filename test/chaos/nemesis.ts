@@ -221,7 +221,8 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
         (chance) => {
           const { victim, target } = one(chance)
           victim.signal('SIGSTOP')
-          return { target, holdMs: chance.between(1.1 * leaseMs, 6 * leaseMs), undo: () => victim.signal('SIGCONT') }
+          // Longer than the longest lease that a server is ever started with.
+          return { target, holdMs: chance.between(2.2 * leaseMs, 6 * leaseMs), undo: () => victim.signal('SIGCONT') }
         },
       ],
       [
