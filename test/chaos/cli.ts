@@ -14,8 +14,8 @@ store; then judges what the clients saw. Ends with 1 if a promise was broken, an
   --seed N      decides which faults come, and in which order (default: by chance)
   --seconds S   for how long they come (default 30)
   --seeds K     so many runs, with the seeds N, N+1, … and N = 1 if it is not given; ends with a table of the faults (default 1)
-  --plant NAME  breaks the system on purpose, for S seconds or until that is seen, and ends with 0 only if it is; "all" for one
-                after the other:
+  --plant NAME  breaks the system on purpose, for S seconds or until that is seen, with up to K seeds, and ends with 0 only if it is
+                seen; "all" for one after the other:
 ${Object.entries(plants)
   .map(([name, { what }]) => `                  ${name.padEnd(22)} ${what}`)
   .join('\n')}
@@ -79,7 +79,6 @@ function readOptions(): Options | string {
     if (!Number.isSafeInteger(seeds) || seeds < 1) return '--seeds must be a whole number above 0, such as --seeds 10.'
     if (plant !== undefined && plant !== 'all' && !names.includes(plant as Plant))
       return `--plant must be all or one of ${names.join(', ')}.`
-    if (plant !== undefined && seeds > 1) return '--plant goes with one --seed, not with --seeds.'
     return { help, seed, seconds, seeds, planted: plant === undefined ? [] : plant === 'all' ? names : [plant as Plant] }
   } catch (error) {
     return (error as Error).message
@@ -146,30 +145,27 @@ async function sweep({ seed: first, seeds, ...options }: Options): Promise<numbe
   return broken === 0 ? 0 : 1
 }
 
-/** Whether every fault that was planted was found, by the rule that it breaks. */
-async function huntAll({ planted, seed, ...options }: Options): Promise<number> {
+/** Whether every fault that was planted was found, by the rule that it breaks, with one of the seeds. */
+async function huntAll({ planted, seed: first, seeds, ...options }: Options): Promise<number> {
   let missed = 0
   const rows: string[] = []
   for (const plant of planted) {
     const { breaks, what }: { breaks: Rule; what: string } = plants[plant]
-    const result = await oneRun(seed, options, plant, breaks)
-    const { violations, history } = result
-    const found = violations.filter(({ rule }) => rule === breaks)
-    const seen = found.length === 0 ? 'NOT FOUND' : `${found.length} times, first after ${firstSeconds(history, found)} s`
-    if (found.length === 0) missed++
-    rows.push(`| \`${plant}\` | ${what} | \`${breaks}\` | ${seen} |`)
-    if (planted.length > 1) {
-      console.log(`${plant}: ${breaks} ${seen}`)
-      continue
+    let seen = 'NOT FOUND'
+    for (let seed = first; seed < first + seeds && seen === 'NOT FOUND'; seed++) {
+      const result = await oneRun(seed, options, plant, breaks)
+      const found = result.violations.filter(({ rule }) => rule === breaks)
+      if (found.length > 0) seen = `seed ${seed}, after ${firstSeconds(result.history, found)} s`
+      if (planted.length > 1) continue
+      console.log(`Seed ${seed}, ${options.seconds} s, with ${plant} planted`)
+      tell(result)
+      verdict(`seed-${seed}-${plant}`, result)
     }
-    console.log(`Seed ${seed}, ${options.seconds} s, with ${plant} planted`)
-    tell(result)
-    verdict(`seed-${seed}-${plant}`, result)
+    if (seen === 'NOT FOUND') missed++
+    if (planted.length > 1) console.log(`${plant}: ${breaks}, ${seen}`)
+    rows.push(`| \`${plant}\` | ${what} | \`${breaks}\` | ${seen} |`)
   }
-  if (planted.length > 1)
-    console.log(
-      `\n| planted fault | what is broken | found by | seed ${seed}, up to ${options.seconds} s |\n|---|---|---|---|\n${rows.join('\n')}`,
-    )
+  if (planted.length > 1) console.log(`\n| planted fault | what is broken | found by | with |\n|---|---|---|---|\n${rows.join('\n')}`)
   if (missed > 0) console.log(`${missed} of ${planted.length} planted faults were not found by the rule that they break.`)
   return missed === 0 ? 0 : 1
 }
