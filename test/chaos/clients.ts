@@ -118,8 +118,8 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       key.secret = fresh
       key.dead.unshift(secret)
       key.dead.length = Math.min(key.dead.length, REMEMBERED)
-      // At once, everywhere: this is when a lease that is still held would show.
-      for (const old of how.emergency ? key.dead : [secret]) everywhere(key, old)
+      // What an emergency or a first use has ended; what died at once has been asked about as each 200 came.
+      for (const old of how.emergency ? key.dead : how.retire === 'on-first-use' ? [secret] : []) everywhere(key, old)
       const { graceEndsAt } = rotated.op
       const inGrace = typeof how.retire === 'object' && graceEndsAt !== undefined
       how = nextWay(key)
@@ -192,7 +192,6 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
         const rotated = await rotateUntilAnswered(key, AT_ONCE)
         if (rotated?.secret === undefined) return
         Object.assign(key, { secret: rotated.secret, dead: [secret] })
-        everywhere(key, secret)
       }
       everywhere(key, key.secret)
       await pause(random.between(0, 200))
@@ -268,7 +267,10 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       ...(issued?.acceptedUntil === undefined ? {} : { graceEndsAt: end + Date.parse(issued.acceptedUntil) - Date.now() }),
     }
     record(op)
-    return made === undefined ? { op } : { op, secret: made }
+    if (made === undefined) return { op }
+    // At once, everywhere, also where a twin was answered first: this is when a lease that is still held would show.
+    if (how.retire === 'now') everywhere(key, secret)
+    return { op, secret: made }
   }
 
   function everywhere(key: ClientKey, secret: string): void {
