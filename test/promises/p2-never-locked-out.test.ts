@@ -31,15 +31,15 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   })
 
   test.each([
-    ['right after COMMIT', 'after-commit', true],
-    ['right before COMMIT', 'before-commit', false],
-  ])('P2: a process killed with SIGKILL %s and started again gives the retry its secret', async (_when, CRASH, replayed) => {
+    ['right after COMMIT', 'after store.transaction', true],
+    ['right before COMMIT', 'before commit', false],
+  ])('P2: a process killed with SIGKILL %s and started again gives the retry its secret', async (_when, crash, replayed) => {
     const { store, url: STORE_URL, query } = await makeStore()
     const { keys } = await serve(store)
     const { key, secret } = await keys.create({ ownerId: 'acme', name: 'killed' })
     const rotate = { method: 'POST', secret, idempotencyKey: 'killed' }
-    const doomed = await startServer({ STORE_URL, CRASH, OPTIONS: '{"leaseMs":100}' })
-    await expect(call(`${doomed.url}/keys/self/rotate`, rotate)).rejects.toThrow('fetch failed')
+    const doomed = await startServer({ STORE_URL, OPTIONS: '{"leaseMs":100}' })
+    await expect(call(`${doomed.url}/keys/self/rotate`, { ...rotate, crash })).rejects.toThrow('fetch failed')
     await doomed.gone
     expect(doomed.child.signalCode).toBe('SIGKILL')
     expect(await query(`select 1 from express_api_key_generations where key_id = '${key.id}'`)).toHaveLength(replayed ? 2 : 1)

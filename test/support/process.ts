@@ -1,6 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { join } from 'node:path'
 import { atEnd } from './cleanup.js'
 
 export interface TestProcess {
@@ -15,7 +14,9 @@ export const SERVER_SECRET = 'the-server-secret-of-these-tests-0123456789'
 
 /** Starts `server.ts` as a process of its own and waits until it listens. */
 export async function startServer(env: Record<string, string>): Promise<TestProcess> {
-  const child = spawn(process.execPath, ['--import', 'tsx', join(__dirname, 'server.ts')], {
+  const { TEST_SERVER: program } = process.env
+  if (program === undefined) throw new Error('TEST_SERVER is not set: run the tests with npm test.')
+  const child = spawn(process.execPath, [program], {
     env: { ...process.env, SERVER_SECRET, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   })

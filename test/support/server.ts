@@ -1,31 +1,35 @@
-// A real process that serves keys, for tests that kill one or need two. Its environment says over which store and Redis.
+// A real process that serves keys, for tests that kill one or need two. Its environment says over which store and Redis; the header
+// `crash` of a request says at which step of it the process is killed.
 import type { AddressInfo } from 'node:net'
-import express from 'express'
+import express, { type Request, type Response } from 'express'
 import express4 from 'express4'
 import { Redis } from 'ioredis'
 import Database from 'libsql'
 import { Pool } from 'pg'
+import { systemClock } from '../../src/core/clock.js'
 import { type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from '../../src/index.js'
 import { postgresStore } from '../../src/postgres.js'
 import { redisCache } from '../../src/redis.js'
 import { sqliteStore } from '../../src/sqlite.js'
 
-const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CRASH, CONTRACT = 'standard', OPTIONS = '{}' } = process.env
+const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CONTRACT = 'standard', OPTIONS = '{}' } = process.env
 
-const store = STORE_URL.startsWith('postgres:')
-  ? postgresStore(new Pool({ connectionString: STORE_URL }).on('error', () => {}))
-  : sqliteStore(new Database(STORE_URL))
+let crashAt: string | undefined
+
 const redis = REDIS_URL === undefined ? undefined : new Redis(REDIS_URL)
 redis?.on('error', () => {})
 const keys = createApiKeys({
-  store: crashing(store),
-  ...(redis === undefined ? {} : { cache: redisCache(redis) }),
+  store: mortalStore(STORE_URL.startsWith('postgres:') ? postgresStore(mortalPool()) : sqliteStore(new Database(STORE_URL))),
+  ...(redis === undefined ? {} : { cache: mortal('cache', redisCache(redis)) }),
+  clock: { ...systemClock, sleep: mortalSleep },
   secret: SERVER_SECRET,
   ...(JSON.parse(OPTIONS) as Partial<ApiKeysOptions>),
 })
 await keys.migrate()
 const app = EXPRESS === '4' ? express4() : express()
+app.use(crashing)
 app.use('/keys', keyRouter(keys, { contract: contracts[CONTRACT as keyof typeof contracts] }))
+app.use('/successors', keyRouter(keys, { contract: contracts.blendFi }))
 app.get('/data', bearerAuth(keys), (req, res) => {
   res.json({ id: req.apiKey?.id })
 })
@@ -33,25 +37,82 @@ const server = app.listen(0, '127.0.0.1', () => {
   console.log(`ready ${(server.address() as AddressInfo).port}`)
 })
 
-/** The store, but for a SIGKILL where CRASH says: in a mutation with a replay record, right before COMMIT is sent or right after it is answered. */
-function crashing(inner: Store): Store {
-  if (CRASH === undefined) return inner
-  return Object.assign(Object.create(inner) as Store, {
-    async transaction(work: Parameters<Store['transaction']>[0]) {
-      let recorded = false
-      const result = await inner.transaction(async (tx) => {
-        const answer = await work({
-          ...tx,
-          insertReplay(row) {
-            recorded = true
-            return tx.insertReplay(row)
-          },
-        })
-        if (recorded && CRASH === 'before-commit') process.kill(process.pid, 'SIGKILL')
-        return answer
-      })
-      if (recorded && CRASH === 'after-commit') process.kill(process.pid, 'SIGKILL')
-      return result
+/** Reads which step is the last, and kills around the answer of that request. */
+function crashing(req: Request, res: Response, next: () => void): void {
+  crashAt = req.get('crash') ?? crashAt
+  if (req.get('crash') === undefined) {
+    next()
+    return
+  }
+  const end = res.end.bind(res) as (body: string, done: () => void) => typeof res
+  res.end = ((body: string) => {
+    reached('before response.end')
+    if (crashAt === 'amid response.end') return res.write(body.slice(0, body.length / 2), () => reached('amid response.end'))
+    return end(body, () => reached('after response.end'))
+  }) as typeof res.end
+  reached('before request')
+  next()
+}
+
+function reached(step: string): void {
+  if (crashAt === step) process.kill(process.pid, 'SIGKILL')
+}
+
+/** The same, with a place to be killed at before and after each of its methods. */
+function mortal<T extends object>(name: string, part: T): T {
+  return new Proxy(part, {
+    get(target, method) {
+      const value: unknown = Reflect.get(target, method, target)
+      if (typeof value !== 'function') return value
+      return (...args: unknown[]) => {
+        reached(`before ${name}.${String(method)}`)
+        const result: unknown = value.apply(target, args)
+        if (result instanceof Promise) result.then(() => reached(`after ${name}.${String(method)}`)).catch(() => {})
+        return result
+      }
     },
   })
+}
+
+function mortalStore(store: Store): Store {
+  const transaction: Store['transaction'] = (work) =>
+    store.transaction(async (tx) => {
+      reached('after begin')
+      const result = await work(mortal('tx', tx))
+      reached('before commit')
+      if (crashAt === 'stall before commit') await stalled()
+      return result
+    })
+  return mortal('store', Object.assign(Object.create(store) as Store, { transaction }))
+}
+
+/** Connections that may be the last thing to be heard of this process: with COMMIT sent, and its answer not yet there. */
+function mortalPool(): Pool {
+  const pool = new Pool({ connectionString: STORE_URL })
+  pool.on('error', () => {})
+  pool.on('connect', (client) => {
+    const query = client.query.bind(client) as (...args: unknown[]) => unknown
+    // Notes of first uses are committed too, at about the same time.
+    let recorded = false
+    client.query = ((...args: unknown[]) => {
+      const answer = query(...args)
+      if (String(args[0]).includes('insert into "express_api_key_replays"')) recorded = true
+      if (recorded && args[0] === 'commit') reached('amid commit')
+      return answer
+    }) as typeof client.query
+  })
+  return pool
+}
+
+/** For somebody else to kill. */
+function stalled(): Promise<never> {
+  console.log('stalled')
+  return new Promise(() => {})
+}
+
+async function mortalSleep(ms: number): Promise<void> {
+  reached('before sleep')
+  if (crashAt === 'amid sleep') await systemClock.sleep(ms / 2)
+  reached('amid sleep')
+  await systemClock.sleep(ms)
 }

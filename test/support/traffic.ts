@@ -5,17 +5,24 @@ export interface Answer {
   readonly headers: Headers
 }
 
+export interface Sent {
+  readonly method?: string
+  readonly secret?: string
+  readonly idempotencyKey?: string
+  readonly body?: unknown
+  /** The step at which `server.ts` is killed. */
+  readonly crash?: string
+}
+
 /** One request over real HTTP. */
-export async function call(
-  url: string,
-  { method = 'GET', secret, idempotencyKey, body }: { method?: string; secret?: string; idempotencyKey?: string; body?: unknown } = {},
-): Promise<Answer> {
+export async function call(url: string, { method = 'GET', secret, idempotencyKey, body, crash }: Sent = {}): Promise<Answer> {
   const response = await fetch(url, {
     method,
     headers: {
       ...(secret === undefined ? {} : { authorization: `Bearer ${secret}` }),
       ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
       ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+      ...(crash === undefined ? {} : { crash }),
     },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),
   })
