@@ -1,6 +1,4 @@
-import { once } from 'node:events'
 import { mkdtempSync, rmSync } from 'node:fs'
-import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { postgresStore } from 'express-api-keys/postgres'
@@ -8,32 +6,8 @@ import { sqliteStore } from 'express-api-keys/sqlite'
 import Database from 'libsql'
 import { Pool } from 'pg'
 import { atEnd } from '../support/cleanup.js'
-import { serve } from '../support/instance.js'
 import { freshDatabase } from '../support/postgres.js'
-import { call } from '../support/traffic.js'
-
-test('P2: when the answer to COMMIT is lost the client is told to repeat its request, and gets its secret', async () => {
-  const { pool, url: direct } = await freshDatabase()
-  const way = await throughProxy(direct)
-  const { keys, url } = await serve(postgresStore(way.pool))
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
-  const rotate = { method: 'POST', secret, idempotencyKey: 'k' }
-  way.cutAnswerTo('commit\0')
-  const lost = await call(`${url}/keys/self/rotate`, rotate)
-  expect([lost.status, lost.body]).toMatchObject([
-    503,
-    { code: 'outcome_unknown', detail: expect.stringContaining('same Idempotency-Key') },
-  ])
-  expect(lost.headers.get('retry-after')).toBe('1')
-  const generations = (): Promise<{ rowCount: number | null }> =>
-    pool.query('select 1 from express_api_key_generations where key_id = $1', [key.id])
-  // The server had the COMMIT, and carries it out whether or not anybody hears of it.
-  while ((await generations()).rowCount !== 2) await new Promise(setImmediate)
-  const again = await call(`${url}/keys/self/rotate`, rotate)
-  expect([again.status, again.headers.get('idempotent-replayed')]).toEqual([200, 'true'])
-  expect((await generations()).rowCount).toBe(2)
-  expect((await call(`${url}/data`, { secret: (again.body as { secret: string }).secret })).status).toBe(200)
-})
+import { throughProxy } from '../support/proxy.js'
 
 test('a connection lost before COMMIT was sent changes nothing, and says so', async () => {
   const { pool, url: direct } = await freshDatabase()
@@ -157,55 +131,3 @@ test('tables that were never made are told apart from a database that is away', 
   const away = new Pool({ connectionString: 'postgres://postgres@127.0.0.1:1/none' })
   await expect(postgresStore(away).read([])).rejects.toMatchObject({ code: 'store_unavailable', cause: { code: 'ECONNREFUSED' } })
 })
-
-/** A way to the database that can be cut when a given statement has been passed on, or swallow everything. */
-async function throughProxy(url: string): Promise<{ pool: Pool; cutAnswerTo(statement: string): void; swallow(on: boolean): void }> {
-  const target = new URL(url)
-  let cutAt: string | undefined
-  let swallowing = false
-  const sockets = new Set<Socket>()
-  const server = createServer((client) => {
-    const onward = connect(Number(target.port), target.hostname)
-    let cut = false
-    for (const end of [client, onward]) {
-      sockets.add(end)
-      end.on('error', () => end.destroy()).on('close', () => sockets.delete(end))
-    }
-    client.on('data', (chunk) => {
-      if (swallowing) return
-      if (cutAt !== undefined && String(chunk).includes(cutAt)) {
-        cutAt = undefined
-        cut = true
-      }
-      onward.write(chunk)
-    })
-    onward.on('data', (chunk) => {
-      if (cut) {
-        // The statement is done over there; its answer ends here.
-        client.destroy()
-        onward.destroy()
-      } else if (!swallowing) client.write(chunk)
-    })
-    client.on('close', () => onward.destroy())
-    onward.on('close', () => client.destroy())
-  })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  const pool = new Pool({ connectionString: Object.assign(new URL(url), { host: `127.0.0.1:${port}` }).href })
-  pool.on('error', () => {})
-  atEnd(async () => {
-    for (const socket of sockets) socket.destroy()
-    server.close()
-    await pool.end()
-  })
-  return {
-    pool,
-    cutAnswerTo: (statement) => {
-      cutAt = statement
-    },
-    swallow: (on) => {
-      swallowing = on
-    },
-  }
-}

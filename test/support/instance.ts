@@ -1,7 +1,7 @@
 import type { Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import express from 'express'
-import { type ApiKeys, type ApiKeysOptions, bearerAuth, createApiKeys, keyRouter, type Store } from 'express-api-keys'
+import { type ApiKeys, type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from 'express-api-keys'
 import { atEnd } from './cleanup.js'
 import { SERVER_SECRET } from './process.js'
 
@@ -10,7 +10,7 @@ export interface Instance {
   readonly url: string
 }
 
-/** Serves keys over real HTTP from this process: the router at `/keys`, a protected route at `/data`. */
+/** Serves keys over real HTTP from this process: the router at `/keys`, the one that gives keys a successor at `/successors`, a protected route at `/data`. */
 export async function serve(
   store: Store,
   options: Partial<ApiKeysOptions> = {},
@@ -20,6 +20,7 @@ export async function serve(
   await keys.migrate()
   const app = framework()
   app.use('/keys', keyRouter(keys))
+  app.use('/successors', keyRouter(keys, { contract: contracts.blendFi }))
   app.get('/data', bearerAuth(keys), (req, res) => {
     res.json({ id: req.apiKey?.id })
   })
