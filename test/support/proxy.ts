@@ -15,13 +15,15 @@ export interface Way {
   cutAnswerTo(statement: string): void
   /** Decides on the next COMMIT of a mutation. */
   commit(fate: Fate): void
+  /** Leads somewhere else from now on, and breaks what leads to where it led. */
+  aim(url: string): void
   /** Passes nothing on in either direction. */
   swallow(on: boolean): void
 }
 
 /** A way to the database that can be cut when a given statement has been passed on, or swallow everything. */
 export async function throughProxy(url: string): Promise<Way> {
-  const target = new URL(url)
+  let target = new URL(url)
   let cutAt: string | undefined
   let fate: Fate | undefined
   let swallowing = false
@@ -81,6 +83,10 @@ export async function throughProxy(url: string): Promise<Way> {
     },
     commit: (next) => {
       fate = next
+    },
+    aim: (next) => {
+      target = new URL(next)
+      for (const socket of sockets) socket.destroy()
     },
     swallow: (on) => {
       swallowing = on

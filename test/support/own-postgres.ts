@@ -1,0 +1,114 @@
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { appendFileSync, chmodSync, mkdtempSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { Client } from 'pg'
+import { atEnd } from './cleanup.js'
+import { freePort } from './port.js'
+
+/** A PostgreSQL server that a test may kill. */
+export interface OwnPostgres {
+  readonly url: string
+  start(): Promise<void>
+  /** `immediate` is a crash: nobody is told, and the next start recovers from the write-ahead log. */
+  stop(how: 'fast' | 'immediate'): Promise<void>
+}
+
+interface Origin {
+  readonly initdb: string
+  readonly postgres: string
+  /** Whom the run's server belongs to: PostgreSQL refuses to run as root. */
+  readonly owner: { readonly uid: number; readonly gid: number } | undefined
+}
+
+/** Starts a server of the test's own, and a standby that streams from it. */
+export async function startPostgres(): Promise<OwnPostgres> {
+  return (await startPair(false)).primary
+}
+
+export async function startWithStandby(): Promise<{ primary: OwnPostgres; standby: OwnPostgres }> {
+  const { primary, standby } = await startPair(true)
+  if (standby === undefined) throw new Error('There is no standby.')
+  return { primary, standby }
+}
+
+async function startPair(withStandby: boolean): Promise<{ primary: OwnPostgres; standby: OwnPostgres | undefined }> {
+  const origin = await runsServer()
+  const folder = mkdtempSync(join(tmpdir(), 'api-keys-own-postgres-'))
+  chmodSync(folder, 0o777)
+  atEnd(async () => rmSync(folder, { recursive: true, force: true }))
+  const data = join(folder, 'primary')
+  const { status, stderr } = spawnSync(
+    origin.initdb,
+    ['-D', data, '-U', 'postgres', '-A', 'trust', '--no-sync', '--locale=C', '-E', 'UTF8'],
+    { encoding: 'utf8', ...origin.owner },
+  )
+  if (status !== 0) throw new Error(`initdb failed: ${stderr}`)
+  const primary = server(origin, data, await freePort())
+  if (!withStandby) {
+    await primary.start()
+    return { primary, standby: undefined }
+  }
+  // A copy of a cluster at rest is as good a base backup as any.
+  const copy = join(folder, 'standby')
+  const copied = spawnSync('cp', ['-R', data, copy], { encoding: 'utf8', ...origin.owner })
+  if (copied.status !== 0) throw new Error(`The data directory could not be copied: ${copied.stderr}`)
+  const { hostname, port } = new URL(primary.url)
+  for (const [file, content] of [
+    ['standby.signal', ''],
+    ['postgresql.auto.conf', `primary_conninfo = 'host=${hostname} port=${port} user=postgres'\n`],
+  ] as const) {
+    appendFileSync(join(copy, file), content)
+  }
+  await primary.start()
+  const standby = server(origin, copy, await freePort())
+  await standby.start()
+  return { primary, standby }
+}
+
+function server({ postgres, owner }: Origin, data: string, port: number): OwnPostgres {
+  let child: ChildProcess | undefined
+  const stop = async (how: 'fast' | 'immediate'): Promise<void> => {
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return
+    const exited = once(child, 'exit')
+    child.kill(how === 'fast' ? 'SIGINT' : 'SIGQUIT')
+    await exited
+  }
+  atEnd(() => stop('immediate'))
+  return {
+    url: `postgres://postgres@127.0.0.1:${port}/postgres`,
+    stop,
+    async start() {
+      const options = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', 'fsync=off', 'max_connections=100']
+      const flags = options.flatMap((option) => ['-c', option])
+      child = spawn(postgres, ['-D', data, '-p', String(port), ...flags], { stdio: ['ignore', 'ignore', 'pipe'], ...owner })
+      let said = ''
+      child.stderr?.on('data', (chunk) => {
+        said += String(chunk)
+      })
+      const exited = once(child, 'exit')
+      while (!/ready to accept (read-only )?connections/.test(said)) {
+        const more = await Promise.race([once(child.stderr ?? child, 'data'), exited.then(() => undefined)])
+        if (more === undefined) throw new Error(`PostgreSQL did not start: ${said}`)
+      }
+    },
+  }
+}
+
+/** The server of the run knows where its programs are. */
+async function runsServer(): Promise<Origin> {
+  const client = new Client({ connectionString: process.env.TEST_POSTGRES_URL ?? '' })
+  await client.connect()
+  const { rows } = await client.query<{ programs: string; data: string }>(
+    `select setting as programs, current_setting('data_directory') as data from pg_config where name = 'BINDIR'`,
+  )
+  await client.end()
+  const [{ programs, data } = { programs: '', data: '' }] = rows
+  const { uid, gid } = statSync(data)
+  return {
+    initdb: join(programs, 'initdb'),
+    postgres: join(programs, 'postgres'),
+    owner: process.getuid?.() === 0 ? { uid, gid } : undefined,
+  }
+}
