@@ -1,4 +1,4 @@
-import { spawn, spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net'
 import { resolve } from 'node:path'
@@ -7,7 +7,7 @@ import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import type { Cache, Counters } from '../../src/cache/cache.js'
 import { atEnd } from '../support/cleanup.js'
 import { freePort } from '../support/port.js'
-import { startRedis, type TestRedis } from '../support/redis.js'
+import { ifServer, startRedis, type TestRedis } from '../support/redis.js'
 
 const ACTIVE = 'a.mac.body'
 const TOMBSTONE = 'r.mac.body'
@@ -701,10 +701,6 @@ function isOurs(command: string): boolean {
 function handshake(command: string): string {
   if (/^hello$/i.test(command)) return '-ERR unknown command `HELLO`\r\n'
   return /^info$/i.test(command) ? '$9\r\nloading:0\r\n' : '+OK\r\n'
-}
-
-function ifServer(): typeof test.skip {
-  return spawnSync('redis-server', ['--version']).status === 0 ? test : test.skip
 }
 
 /** A server that the test may turn into something else. */

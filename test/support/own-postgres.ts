@@ -57,7 +57,8 @@ async function startPair(withStandby: boolean): Promise<{ primary: OwnPostgres; 
   const { hostname, port } = new URL(primary.url)
   for (const [file, content] of [
     ['standby.signal', ''],
-    ['postgresql.auto.conf', `primary_conninfo = 'host=${hostname} port=${port} user=postgres'\n`],
+    // A standby that has lost its primary looks for it this often, and hears of its promotion no earlier.
+    ['postgresql.auto.conf', `primary_conninfo = 'host=${hostname} port=${port} user=postgres'\nwal_retrieve_retry_interval = 100\n`],
   ] as const) {
     appendFileSync(join(copy, file), content)
   }

@@ -52,6 +52,11 @@ export async function startRedis(): Promise<TestRedis> {
   }
 }
 
+/** For tests that need servers of their own, which a REDIS_URL cannot give. */
+export function ifServer(): typeof test.skip {
+  return spawnSync('redis-server', ['--version']).status === 0 ? test : test.skip
+}
+
 interface Gate {
   start(): Promise<void>
   stop(): Promise<void>
