@@ -20,7 +20,8 @@ export function smallDisk(megabytes: number): SmallDisk | undefined {
   }
   const mounted = asRoot('mount', '-t', 'tmpfs', '-o', `size=${megabytes}m,mode=777`, 'tmpfs', folder)
   atEnd(async () => {
-    if (mounted) asRoot('umount', folder)
+    // Lazily: a driver may let go of its files a little later.
+    if (mounted) asRoot('umount', '-l', folder)
     rmSync(folder, { recursive: true, force: true })
   })
   if (!mounted) return undefined
