@@ -83,6 +83,10 @@ test('an exhausted pool answers 503 in time, carries out nothing of it later, an
   const rotated = await keys.create({ ownerId: 'acme', name: 'to be rotated' })
   expect((await call(`${url}/data`, { secret: rotated.secret })).status).toBe(200)
   const taken = [await own.connect(), await own.connect()]
+  const release = (): void => {
+    for (const client of taken.splice(0)) client.release()
+  }
+  atEnd(async () => release())
   const answers = await Promise.all([
     ...Array.from({ length: 50 }, () => call(`${url}/data`, { secret: live.secret })),
     ...Array.from({ length: 20 }, (_, n) =>
@@ -93,7 +97,7 @@ test('an exhausted pool answers 503 in time, carries out nothing of it later, an
   // These ask nothing before their transactions, which therefore are what waits for a connection.
   const creations = await Promise.allSettled(Array.from({ length: 20 }, () => keys.create({ ownerId: 'acme', name: 'too late' })))
   for (const outcome of creations) expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'store_unavailable' } })
-  for (const client of taken) client.release()
+  release()
   await untilStatus(() => call(`${url}/data`, { secret: live.secret }), 200)
   // Whatever was still queued has had its turn once these have had theirs.
   await Promise.all([own.query('select 1'), own.query('select 1')])
