@@ -1,3 +1,4 @@
+import { isIP } from 'node:net'
 import type { Request, RequestHandler, Response } from 'express'
 import type { ApiKeys, Origin, Verified, VerifyResult } from '../core/api-keys.js'
 import type { ApiKey } from '../core/key.js'
@@ -105,9 +106,9 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
   }
 }
 
-/** For the audit trail and the last use. */
+/** For the audit trail and the last use. Where every proxy is trusted, `req.ip` is whatever a client wrote, and not always an address. */
 export function originOf(req: Request): Origin {
-  return { ip: req.ip, userAgent: req.headers['user-agent'] }
+  return { ip: req.ip !== undefined && isIP(req.ip) > 0 ? req.ip : undefined, userAgent: req.headers['user-agent'] }
 }
 
 /** Tells a client that goes on with the secret of before a rotation. @see RFC 9745 §2, RFC 8594 §3 */

@@ -33,7 +33,10 @@ export interface KeyRouterOptions {
 const READ_SCOPE = 'api_keys:read'
 const MAX_BODY_BYTES = 16 * 1024
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
-const SANE_REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/
+/** Nor one that could hold a secret, which would come back with the answer and lie in every log that the id is for. */
+const SANE_REQUEST_ID = /^(?!.*\w{49})[A-Za-z0-9._-]{1,128}$/
+/** What may be quoted of a body: too short for a secret that ended up on the wrong side of a colon. */
+const FIELD_NAME = /^\w{1,32}$/
 
 type Caller = { readonly secret: string } | { readonly operator: Operator }
 
@@ -365,7 +368,7 @@ async function readBody(req: Request, res: Response, fields: readonly string[]):
       const known = fields.length === 0 ? 'It takes none.' : `It takes ${fields.join(', ')}.`
       throw new ApiKeyError(
         'invalid_request',
-        `The body has a field ${JSON.stringify(name.slice(0, 64))} that this request does not take. ${known}`,
+        `The body has a field${FIELD_NAME.test(name) ? ` "${name}"` : ''} that this request does not take. ${known}`,
       )
     }
   }

@@ -1,3 +1,4 @@
+import { isIP } from 'node:net'
 import type { Request, RequestHandler, Response } from 'express'
 import { type ClientRateLimitInfo, ipKeyGenerator, MemoryStore, type Options, rateLimit, type Store } from 'express-rate-limit'
 import type { Counters } from '../cache/cache.js'
@@ -31,7 +32,7 @@ export function routeBuckets(keys: ApiKeys, name: string, limit: Limit): { reado
 
 /** Where a request comes from: an IPv4 address or an IPv6 network, since a household has 2^64 addresses and more of the latter. */
 export function network(req: Request): string {
-  return req.ip === undefined ? 'unknown' : ipKeyGenerator(req.ip)
+  return req.ip !== undefined && isIP(req.ip) > 0 ? ipKeyGenerator(req.ip) : 'unknown'
 }
 
 function bucket(keys: ApiKeys, name: string, { max, windowMs }: Limit, tells: boolean): Bucket {
