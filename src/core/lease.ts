@@ -62,8 +62,10 @@ const TOMBSTONE_MS = 3_600_000
 /** One read of the authority answers for this many digests, and this many reads run at once: a flood of unknown secrets fills batches, not the pool. */
 const BATCH = 100
 const READS_AT_ONCE = 2
-/** More digests than this waiting for the authority means that it cannot keep up: an answer in time is not to be had. */
+/** More strange digests than this waiting for the authority means that it cannot keep up: an answer in time is not to be had. */
 const MAX_WAITING = 20_000
+/** So many answers of a read are handed out in one turn of the event loop: a hundred refusals on end would hold up everybody else by some 20 ms. */
+const ANSWERS_A_TURN = 10
 
 /**
  * How old this process's reading of the authority's clock may be before relayed leases are refused, and the drift between two
@@ -145,7 +147,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   let leaseDeclared = false
   /** Known from the first answer of the authority on; before it no entry of the cache is believed. */
   let storeId: string | undefined
-  const readAuthority = batchedRead(store, clock)
+  const readAuthority = batchedRead(store, clock, (digest) => met.has(digest))
   const authorityClock = clockReading(clock)
   const entries = entryCodec(serverSecrets)
 
@@ -431,48 +433,55 @@ function dropOldest(table: Map<string, unknown> | Set<string>): void {
 }
 
 /**
- * Puts digests that are asked for at about the same time into one read. The instant that a lease counts from is taken
- * right before the read is sent, after every request in it had come in.
+ * Puts digests that are asked for at about the same time into one read, familiar ones first: however many strangers are waiting, a client goes
+ * with the next read. The instant that a lease counts from is taken right before the read is sent, after every request in it had come in.
  */
-function batchedRead(store: Store, clock: Clock): (digest: string) => Promise<Asked> {
+function batchedRead(store: Store, clock: Clock, familiar: (digest: string) => boolean): (digest: string) => Promise<Asked> {
   interface Waiting {
     readonly digest: string
     resolve(outcome: Asked): void
     reject(error: unknown): void
   }
-  const waiting: Waiting[] = []
+  const clients: Waiting[] = []
+  const strangers: Waiting[] = []
   let reads = 0
 
   return (digest) =>
     new Promise((resolve, reject) => {
-      if (waiting.length >= MAX_WAITING) {
+      const queue = familiar(digest) ? clients : strangers
+      if (queue === strangers && strangers.length >= MAX_WAITING) {
         reject(new ApiKeyError('store_unavailable', 'More secrets are waiting for the store than it can answer for.'))
         return
       }
-      waiting.push({ digest, resolve, reject })
-      if (reads < READS_AT_ONCE && waiting.length === 1) queueMicrotask(next)
+      queue.push({ digest, resolve, reject })
+      if (reads < READS_AT_ONCE && clients.length + strangers.length === 1) queueMicrotask(next)
     })
 
   function next(): void {
-    if (reads >= READS_AT_ONCE || waiting.length === 0) return
-    const batch = waiting.splice(0, BATCH)
+    if (reads >= READS_AT_ONCE || clients.length + strangers.length === 0) return
+    const batch = clients.splice(0, BATCH)
+    batch.push(...strangers.splice(0, BATCH - batch.length))
     reads++
-    const askedAt = instant(clock)
-    store
-      .read(batch.map(({ digest }) => digest))
-      .then(
-        (answer) => {
-          for (const { resolve } of batch) resolve({ answer, askedAt })
-        },
-        (error: unknown) => {
-          for (const { reject } of batch) reject(storeFailure(error))
-        },
-      )
-      .finally(() => {
-        reads--
-        next()
-      })
+    void read(batch).then(() => {
+      reads--
+      next()
+    })
     next()
+  }
+
+  async function read(batch: readonly Waiting[]): Promise<void> {
+    const askedAt = instant(clock)
+    let tell: (one: Waiting) => void
+    try {
+      const answer = await store.read(batch.map(({ digest }) => digest))
+      tell = ({ resolve }) => resolve({ answer, askedAt })
+    } catch (error) {
+      tell = ({ reject }) => reject(storeFailure(error))
+    }
+    for (const [index, one] of batch.entries()) {
+      if (index > 0 && index % ANSWERS_A_TURN === 0) await new Promise(setImmediate)
+      tell(one)
+    }
   }
 }
 

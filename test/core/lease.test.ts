@@ -67,6 +67,43 @@ test('many cold secrets share reads of at most a hundred', async () => {
   expect(authority.largestBatch).toBe(100)
 })
 
+test('a client goes with the next read, however many strangers are waiting, also where no more of them are taken', async () => {
+  const { table, clock } = world()
+  await table.verify(DIGEST)
+  clock.advance(LEASE)
+  const strangers = Array.from({ length: 25_000 }, (_, n) => `${n}`.padStart(43, 'x'))
+  let answered = 0
+  let refused = 0
+  const flood = strangers.map((digest) =>
+    table.verify(digest).then(
+      () => answered++,
+      ({ code }) => {
+        expect(code).toBe('store_unavailable')
+        refused++
+      },
+    ),
+  )
+  expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+  // Two reads were under way already, and those that came with the client's.
+  expect(answered).toBeLessThan(500)
+  await Promise.all(flood)
+  expect([answered + refused, refused > 1_000]).toEqual([25_000, true])
+})
+
+test('the answers of one read go out in parts, between which the event loop turns', async () => {
+  const { table } = world()
+  let answered = 0
+  let most = 0
+  const flood = Promise.all(Array.from({ length: 400 }, (_, n) => table.verify(`${n}`.padStart(43, 'x')).then(() => answered++)))
+  for (let before = 0; answered < 400; before = answered) {
+    await new Promise(setImmediate)
+    most = Math.max(most, answered - before)
+  }
+  await flood
+  // Two reads at once hand out ten each.
+  expect(most).toBeLessThanOrEqual(40)
+})
+
 test('a hot lease is renewed ahead of its end, and no request waits for it', async () => {
   const { authority, table, clock } = world()
   await table.verify(DIGEST)
