@@ -75,7 +75,7 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
     )
 
     async function askAndEnter(): Promise<void> {
-      if (maxFailures !== false && keys.familiar(secret) === undefined) blockedFor = await guard.blockedFor(req, maxFailures)
+      if (maxFailures !== false && keys.familiar(secret) === undefined) blockedFor = guard.blockedFor(req, maxFailures)
       if (blockedFor !== undefined) throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')
       await ask(req, res, secret)
     }

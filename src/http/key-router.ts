@@ -104,7 +104,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const found = attempt(() => callerOf(req))
     const mayReplay = headerValues(req, 'idempotency-key')[0]
     // Whoever may be asking for an answer that was lost is not held up here: that question costs the store no more than a share in a read.
-    if ('value' in found && mayReplay === undefined) await refuseFlood(found.value, req, said)
+    if ('value' in found && mayReplay === undefined) refuseFlood(found.value, req, said)
     let takeBack = async (): Promise<void> => {}
     let replayOnly = false
     if (buckets !== undefined) {
@@ -225,9 +225,9 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   }
 
   /** An address that keeps presenting bad keys is not let through to the store with another unknown one. */
-  async function refuseFlood(caller: Caller, req: Request, said: { retryAfterSeconds?: number }): Promise<void> {
+  function refuseFlood(caller: Caller, req: Request, said: { retryAfterSeconds?: number }): void {
     if (maxFailures === false || !('secret' in caller) || familiar(caller) !== undefined) return
-    const blockedFor = await guard.blockedFor(req, maxFailures)
+    const blockedFor = guard.blockedFor(req, maxFailures)
     if (blockedFor === undefined) return
     said.retryAfterSeconds = blockedFor
     throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')

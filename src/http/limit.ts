@@ -1,6 +1,6 @@
 import { isIP } from 'node:net'
 import type { Request, RequestHandler, Response } from 'express'
-import { type ClientRateLimitInfo, ipKeyGenerator, MemoryStore, type Options, rateLimit, type Store } from 'express-rate-limit'
+import { type ClientRateLimitInfo, ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
 import type { Counters } from '../cache/cache.js'
 import type { ApiKeys } from '../core/api-keys.js'
 import type { Limit } from './contract.js'
@@ -188,7 +188,7 @@ function keep<T>(table: Map<string, T>, name: string, value: T): void {
 /** Failed authentications by network: what keeps well-formed garbage from buying reads of the store without end. */
 export interface FailureGuard {
   /** How many seconds until this network may try again a secret that this instance does not know; undefined while it may. */
-  blockedFor(req: Request, max: number): Promise<number | undefined>
+  blockedFor(req: Request, max: number): number | undefined
   note(req: Request): void
 }
 
@@ -199,16 +199,17 @@ const guards = new WeakMap<ApiKeys, FailureGuard>()
 export function failureGuard(keys: ApiKeys): FailureGuard {
   const known = guards.get(keys)
   if (known !== undefined) return known
-  const store = new MemoryStore()
-  store.init({ windowMs: FAILURE_WINDOW_MS } as Options)
+  const failures = new Map<string, Count>()
   const guard: FailureGuard = {
-    async blockedFor(req, max) {
-      const { totalHits = 0, resetTime } = (await store.get(network(req))) ?? {}
-      if (totalHits < max) return undefined
-      return Math.max(1, Math.ceil(((resetTime?.getTime() ?? 0) - Date.now()) / 1_000))
+    blockedFor(req, max) {
+      const { hits = 0, endsAt = 0 } = running(failures.get(network(req))) ?? {}
+      return hits < max ? undefined : Math.max(1, Math.ceil((endsAt - Date.now()) / 1_000))
     },
     note(req) {
-      store.increment(network(req)).catch(keys.report)
+      const name = network(req)
+      const there = running(failures.get(name))
+      if (there === undefined) keep(failures, name, { hits: 1, endsAt: Date.now() + FAILURE_WINDOW_MS })
+      else there.hits++
     },
   }
   guards.set(keys, guard)
