@@ -13,7 +13,7 @@ import { SERVER_SECRET } from '../support/process.js'
 import { stores } from '../support/stores.js'
 import { examples, type Hostile, hostileRequests } from './requests.js'
 
-/** Requests for each contract and server. `FUZZ_RUNS=5000 npm test -- test/hostile/fuzz` makes more. */
+/** Requests for each contract and server. `npm run test:fuzz` makes 5,000. */
 const RUNS = Number(process.env.FUZZ_RUNS ?? 200)
 const SHARED = 'the-shared-secret-of-the-operators-of-this-test'
 

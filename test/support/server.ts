@@ -12,7 +12,7 @@ import { postgresStore } from '../../src/postgres.js'
 import { redisCache } from '../../src/redis.js'
 import { sqliteStore } from '../../src/sqlite.js'
 
-const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CONTRACT = 'standard', OPTIONS = '{}' } = process.env
+const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CONTRACT = 'standard', OPTIONS = '{}', TRUST_PROXY } = process.env
 
 let crashAt: string | undefined
 
@@ -27,6 +27,7 @@ const keys = createApiKeys({
 })
 await keys.migrate()
 const app = EXPRESS === '4' ? express4() : express()
+if (TRUST_PROXY !== undefined) app.set('trust proxy', Number(TRUST_PROXY))
 app.use(crashing)
 app.use('/keys', keyRouter(keys, { contract: contracts[CONTRACT as keyof typeof contracts] }))
 app.use('/successors', keyRouter(keys, { contract: contracts.blendFi }))
