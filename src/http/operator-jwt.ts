@@ -94,7 +94,8 @@ export function operatorJwt(options: OperatorJwtOptions): Operators {
     const now = Date.now() / 1_000
     const { exp, iat, sub, scope } = payload
     if (typeof exp !== 'number' || exp > now + maxLifetimeMs / 1_000) throw refused('The access token must expire, and soon enough.')
-    if (iat !== undefined && !(iat <= now + TOLERANCE_SECONDS)) throw refused('The access token is from the future.')
+    if (iat !== undefined && !(typeof iat === 'number' && iat <= now + TOLERANCE_SECONDS))
+      throw refused('The access token is from the future.')
     if (typeof sub !== 'string' || !SUBJECT.test(sub) || !sub.isWellFormed()) throw refused('The access token names nobody in "sub".')
     if (scope !== undefined && typeof scope !== 'string') throw refused('The claim "scope" must be a string.')
     const owners: unknown = Object.hasOwn(payload, ownersClaim) ? payload[ownersClaim] : undefined

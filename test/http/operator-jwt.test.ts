@@ -1,4 +1,4 @@
-import { createHmac, generateKeyPairSync } from 'node:crypto'
+import { createHmac, generateKeyPairSync, sign as signBytes } from 'node:crypto'
 import { type OperatorJwtOptions, operatorJwt } from 'express-api-keys/jwt'
 import jwt from 'jsonwebtoken'
 
@@ -48,6 +48,32 @@ const mac = (key: string, header: object): string => {
   return `${unsigned}.${createHmac('sha256', key).update(unsigned).digest('base64url')}`
 }
 
+/** Another header over the same claims, signed anew with the key of `a`, so that nothing but the header is wrong. */
+function withHeader(header: unknown): string {
+  return signed(JSON.stringify(header), claimsText())
+}
+/** Claims as text, for what `JSON.stringify` would not write. */
+function signText(claims: string, dsaEncoding: 'ieee-p1363' | 'der' = 'ieee-p1363'): string {
+  return signed('{"alg":"ES256","kid":"a"}', claims, dsaEncoding)
+}
+function claimsText(): string {
+  return JSON.stringify({ ...CLAIMS, exp: now() + 300 })
+}
+function signed(header: string, claims: string, dsaEncoding: 'ieee-p1363' | 'der' = 'ieee-p1363'): string {
+  const unsigned = [header, claims].map((part) => Buffer.from(part).toString('base64url')).join('.')
+  return `${unsigned}.${signBytes('sha256', Buffer.from(unsigned), { key: ec.privateKey, dsaEncoding }).toString('base64url')}`
+}
+function jsonForm(token: string): string {
+  const [header, payload, signature] = token.split('.')
+  return JSON.stringify({ payload, signatures: [{ protected: header, signature }] })
+}
+
+test('what the forgeries below are made with makes good tokens too', () => {
+  const { authenticate } = operatorJwt(OPTIONS)
+  expect(authenticate(signText(claimsText()))).toEqual(authenticate(good()))
+  expect(authenticate(withHeader({ alg: 'ES256', kid: 'a', jku: 'https://evil.example', b64: true }))).toMatchObject({ subject: 'ada' })
+})
+
 test.each<[string, () => string]>([
   ['without a signature (alg none)', () => raw({ alg: 'none', kid: 'a' }, { ...CLAIMS, exp: now() + 300 })],
   ['with alg None, in another spelling', () => raw({ alg: 'nOnE', kid: 'a' }, { ...CLAIMS, exp: now() + 300 })],
@@ -90,6 +116,90 @@ test.each<[string, () => string]>([
   ['whose signature was changed', () => `${good().slice(0, -4)}AAAA`],
   ['whose claims were changed', () => raw({ alg: 'ES256', kid: 'a' }, { ...CLAIMS, sub: 'eve', exp: now() + 300 }, good().split('.')[2])],
   ['that is garbage', () => 'a.b.c'],
+  ...['none', 'None', 'NONE', 'nOnE', '', ' none', 'none\0', 'ES256 ', 'es256', 'HS256', 'PS256', 'RS256', 'ES512', 'EdDSA'].map(
+    (alg): [string, () => string] => [`whose alg is ${JSON.stringify(alg)} under a good signature`, () => withHeader({ alg, kid: 'a' })],
+  ),
+  ...[null, 1, {}, [], ['ES256'], ['none']].map((alg): [string, () => string] => [
+    `whose alg is ${JSON.stringify(alg)}`,
+    () => withHeader({ alg, kid: 'a' }),
+  ]),
+  ['whose header is null', () => withHeader(null)],
+  ['whose header is a list', () => withHeader([{ alg: 'ES256', kid: 'a' }])],
+  ...['../a', '/dev/null', 'a\0', 'a;id', '%61', 'toString', 'hasOwnProperty', '0', '\uff41', '\u0430', 'A', ' a', "a' or '1'='1"].map(
+    (kid): [string, () => string] => [`with the kid ${JSON.stringify(kid)}`, () => sign({}, { keyid: kid })],
+  ),
+  ...[null, 0, true, {}, [], ['a'], { toString: 'a' }].map((kid): [string, () => string] => [
+    `with the kid ${JSON.stringify(kid)}`,
+    () => withHeader({ alg: 'ES256', kid }),
+  ]),
+  ...['jwk', 'jku', 'x5u', 'x5c', 'x5t', 'key', 'keys'].map((name): [string, () => string] => [
+    `that brings a key of its own as ${name}`,
+    () => {
+      const key = {
+        jwk: other.publicKey.export({ format: 'jwk' }),
+        x5c: [other.publicKey.export({ type: 'spki', format: 'der' }).toString('base64')],
+      }
+      const brought = name in key ? key[name as keyof typeof key] : `https://evil.example/${name}.json`
+      return sign({}, { header: { alg: 'ES256', kid: 'a', [name]: brought } as unknown as jwt.JwtHeader }, other.privateKey)
+    },
+  ]),
+  ['with an empty list of extensions', () => sign({}, { header: { alg: 'ES256', kid: 'a', crit: [] } as unknown as jwt.JwtHeader })],
+  [
+    'with an extension that every object has',
+    () => sign({}, { header: { alg: 'ES256', kid: 'a', crit: ['toString'] } as unknown as jwt.JwtHeader }),
+  ],
+  ...['null', '"9999999999"', '1e999', '-1e999', '-1', '0', 'true', '[9999999999]', '{}', '"Infinity"', '1e15'].map(
+    (exp): [string, () => string] => [`whose exp is ${exp}`, () => signText(claimsText().replace(/"exp":\d+/, `"exp":${exp}`))],
+  ),
+  ...['"0"', '[]', 'null', 'true', '{}', '1e999'].map((iat): [string, () => string] => [
+    `whose iat is ${iat}`,
+    () => signText(claimsText().replace('{', `{"iat":${iat},`)),
+  ]),
+  ...['1e999', '"0"', 'true', '[]'].map((nbf): [string, () => string] => [
+    `whose nbf is ${nbf}`,
+    () => signText(claimsText().replace('{', `{"nbf":${nbf},`)),
+  ]),
+  ['whose aud is a list without ours', () => sign({ aud: ['a', 'keys ', 'KEYS', ['keys']] })],
+  ['whose aud is an empty list', () => sign({ aud: [] })],
+  ['whose aud is an object', () => sign({ aud: { keys: 'keys', 0: 'keys', length: 1 } })],
+  ['whose iss is a list with ours', () => sign({ iss: ['https://id.example'] })],
+  ['whose iss differs in case', () => sign({ iss: 'https://ID.example' })],
+  ['whose iss only looks the same', () => sign({ iss: 'https://id.ехample' })],
+  ['whose iss ends in a slash', () => sign({ iss: 'https://id.example/' })],
+  ...[null, 1, true, {}, ['ada'], 'a\0b', 'a\nb', '\u0085'].map((sub): [string, () => string] => [
+    `whose sub is ${JSON.stringify(sub)}`,
+    () => signText(claimsText().replace('"sub":"ada"', `"sub":${JSON.stringify(sub)}`)),
+  ]),
+  ['whose sub is half a character', () => signText(claimsText().replace('"ada"', '"\\ud800"'))],
+  ...[null, {}, 'acme', '*', { 0: 'acme', length: 1 }, [null], [['acme']], ['acme', 1]].map((owners): [string, () => string] => [
+    `whose owners are ${JSON.stringify(owners)}`,
+    () => sign({ owners }),
+  ]),
+  ['whose owners are those of a prototype', () => signText(claimsText().replace(/"owners":\[.*?\]/, '"__proto__":{"owners":["*"]}'))],
+  ...[null, 1, {}, ['api_keys:read']].map((scope): [string, () => string] => [
+    `whose scope is ${JSON.stringify(scope)}`,
+    () => sign({ scope }),
+  ]),
+  ['whose claims are a text', () => signText('"ada"')],
+  ['whose claims are null', () => signText('null')],
+  ['whose claims are a list', () => signText('[]')],
+  ['whose claims are no JSON', () => signText('{')],
+  ['without its payload (detached)', () => good().replace(/\.[^.]+\./, '..')],
+  ['with nothing for a signature', () => good().replace(/[^.]+$/, '')],
+  ['with zeros for a signature', () => good().replace(/[^.]+$/, Buffer.alloc(64).toString('base64url'))],
+  ['with a signature cut short', () => good().slice(0, -30)],
+  ['with a signature in DER', () => signText(claimsText(), 'der')],
+  ['with a fourth part', () => `${good()}.x`],
+  ['with a dot behind it', () => `${good()}.`],
+  ['with a line behind it', () => `${good()}\n`],
+  ['with a space before it', () => ` ${good()}`],
+  ['with a NUL behind it', () => `${good()}\0`],
+  ['written as JSON', () => jsonForm(good())],
+  ['of nothing', () => ''],
+  ['of dots', () => '..'],
+  ['of a megabyte', () => `${good()}${'A'.repeat(1_000_000)}`],
+  ['of a million dots', () => '.'.repeat(1_000_000)],
+  ['encrypted to us', () => `${Buffer.from('{"alg":"RSA-OAEP","enc":"A256GCM","kid":"a"}').toString('base64url')}.a.b.c.d`],
 ])('refuses a token %s, and says nothing of what it holds', (_what, make) => {
   const token = make()
   let error: unknown
@@ -100,6 +210,55 @@ test.each<[string, () => string]>([
   }
   expect(error).toMatchObject({ name: 'ApiKeyError', code: 'invalid_key' })
   expect((error as Error).cause).toBeUndefined()
+})
+
+describe.each<[string, OperatorJwtOptions['algorithms'][number], OperatorJwtOptions['key']]>([
+  ['RS256', 'RS256', rsa.publicKey],
+  ['PS256', 'PS256', rsa.publicKey],
+  ['ES256', 'ES256', ec.publicKey],
+  ['HS256', 'HS256', SHARED],
+])('where %s is what tokens are signed with', (_name, algorithm, key) => {
+  const { keys: _, ...rest } = OPTIONS
+  const operators = operatorJwt({ ...rest, algorithms: [algorithm], key: key as string })
+  const publicTexts = [rsa.publicKey, ec.publicKey].flatMap((one) => [
+    one.export({ type: 'spki', format: 'pem' }) as string,
+    (one.export({ type: 'spki', format: 'pem' }) as string).trim(),
+    (one.export({ type: 'spki', format: 'der' }) as Buffer).toString('latin1'),
+    JSON.stringify(one.export({ format: 'jwk' })),
+  ])
+  const others: [jwt.Algorithm, jwt.Secret][] = [
+    ['RS256', rsa.privateKey],
+    ['RS384', rsa.privateKey],
+    ['PS256', rsa.privateKey],
+    ['PS512', rsa.privateKey],
+    ['ES256', ec.privateKey],
+    ['HS256', SHARED],
+    ['HS512', SHARED],
+    ['none', ''],
+  ]
+
+  test('a token that is signed in any other way is refused, whichever key it is signed with', () => {
+    const right = others.filter(([name]) => name === algorithm)
+    expect(right.map(([name, by]) => operators.authenticate(sign({}, { algorithm: name }, by)).subject)).toEqual(['ada'])
+    for (const [name, by] of others.filter(([each]) => each !== algorithm)) {
+      expect(() => operators.authenticate(sign({}, { algorithm: name }, by))).toThrow('not valid')
+    }
+  })
+
+  test('no public key is taken for a shared secret', () => {
+    for (const text of publicTexts) {
+      for (const alg of ['HS256', 'HS384', algorithm])
+        expect(() => operators.authenticate(mac(text, { alg, kid: 'a' }))).toThrow('not valid')
+    }
+  })
+})
+
+test('owners are compared as they are written', () => {
+  const { authenticate } = operatorJwt(OPTIONS)
+  for (const owners of [['*', '*'], ['**'], ['acme', '*'], ['\uff0a'], ['ACME'], ['\uff41cme'], ['acme\u0000'], []]) {
+    expect(authenticate(sign({ owners })).owners).toEqual(owners)
+  }
+  expect(authenticate(sign({ scope: 'api_keys:read\tapi_keys:write' })).scopes).toEqual(['api_keys:read\tapi_keys:write'])
 })
 
 test('changes its keys by kid', () => {
