@@ -353,11 +353,15 @@ async function readBody(req: Request, res: Response, fields: readonly string[]):
   const unsupported = new ApiKeyError('unsupported_media_type', 'Send the body as application/json.')
   // A body of unknown length may still turn out to be empty, and then needs no type.
   if (!json && length !== undefined) throw unsupported
-  if (!req.readableDidRead) {
+  const unread = (): boolean => !req.readableDidRead && !req.readableEnded
+  if (unread()) {
     await new Promise<void>((resolve, reject) => {
       parseJson(req, res, (error?: unknown) => (error === undefined ? resolve() : reject(json ? bodyError(error) : unsupported)))
     })
   }
+  // The parser passes over the body of a client that has hung up by now. Without it this would be another request, whose answer the retry
+  // could not ask for.
+  if (unread()) throw new ApiKeyError('invalid_request', 'The connection was closed before the body was read.')
   if (!json && Object.keys((req.body ?? {}) as object).length > 0) throw unsupported
   const body: unknown = req.body ?? {}
   if (typeof body !== 'object' || body === null || Array.isArray(body))

@@ -8,6 +8,7 @@ import { SERVER_SECRET } from './process.js'
 export interface Instance {
   readonly keys: ApiKeys
   readonly url: string
+  readonly server: Server
 }
 
 /** Serves keys over real HTTP from this process: the router at `/keys`, the one that gives keys a successor at `/successors`, a protected route at `/data`. */
@@ -35,5 +36,5 @@ export async function serve(
     await new Promise((resolve) => server.close(resolve))
     await keys.close()
   })
-  return { keys, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
+  return { keys, server, url: `http://127.0.0.1:${(server.address() as AddressInfo).port}` }
 }
