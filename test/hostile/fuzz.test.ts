@@ -174,7 +174,7 @@ async function serveOn(framework: string, store: string): Promise<Target> {
     const kept = file === undefined ? memoryStore() : sqliteStore(new Database(file.url))
     // Nobody waits here: neither for leases, nor for the beat of refused rotation secrets.
     const clock = { monotonicMs: () => performance.now(), wallMs: () => Date.now(), sleep: async () => {} }
-    const keys = createApiKeys({ store: kept, secret: SERVER_SECRET, leaseMs: 50, onError: () => {}, clock })
+    const keys = createApiKeys({ store: kept, secret: SERVER_SECRET, leaseMs: 5_000, onError: () => {}, clock })
     await keys.migrate()
     const operators = operatorJwt({ issuer: 'https://id.example', audience: 'keys', algorithms: ['HS256'], key: SHARED })
     const app = express()
@@ -190,11 +190,8 @@ async function serveOn(framework: string, store: string): Promise<Target> {
     app.use((_req, res) => {
       res.status(404).set('X-Answered-By', 'application').send('none of ours')
     })
-    const whatIsPassedOn: ErrorRequestHandler = (error: { status?: number }, _req, res, _next) => {
-      res
-        .status(error.status ?? 500)
-        .set('X-Answered-By', 'application')
-        .send('none of ours')
+    const whatIsPassedOn: ErrorRequestHandler = (error, _req, res, _next) => {
+      res.status(500).send(String(error))
     }
     app.use(whatIsPassedOn)
     const server: Server = app.listen(0, '127.0.0.1')

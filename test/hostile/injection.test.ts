@@ -43,7 +43,7 @@ describe.each(stores)('on %s', (_name, make) => {
   let foreign: { id: string; secret: string }
   beforeAll(async () => {
     store = await make()
-    here = await serveContract(contracts.standard, store.store, { operators, limits: false, waitForLease: false })
+    here = await serveContract(contracts.standard, store.store, { operators, limits: false, waitForLease: false, leaseMs: 1_000 })
     admin = await adminOf('acme')
     const { key, secret } = await here.keys.create({ ownerId: 'rival', name: 'foreign', scopes: ['api_keys:read', 'api_keys:write'] })
     foreign = { id: key.id, secret }
@@ -155,7 +155,30 @@ describe.each(stores)('on %s', (_name, make) => {
       if (!/^[\x21\x23-\x2b\x2d-\x7e]+$/.test(text)) continue
       const first = await here.send({ path: '/self/rotate', secret, idempotencyKey: text })
       const again = await here.send({ path: '/self/rotate', secret, idempotencyKey: text })
-      expect([first.status, again.status, again.body]).toEqual([200, 200, first.body])
+      expect([first.status, again.status, again.body.secret]).toEqual([200, 200, first.body.secret])
+    }
+  })
+
+  test('what is no address is not kept as one, also where every proxy is trusted', async () => {
+    const proxied = await serveContract(contracts.standard, store.store, {
+      limits: false,
+      trustProxy: true,
+      waitForLease: false,
+      leaseMs: 1_000,
+    })
+    for (const [forwarded, kept] of [
+      [admin, null],
+      ["'; --", null],
+      ['unknown', null],
+      ['_hidden', null],
+      ['203.0.113.7:80', null],
+      ['203.0.113.7', '203.0.113.7'],
+      ['2001:db8::1', '2001:db8::1'],
+    ] as const) {
+      const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'proxied' })
+      const headers = ['X-Forwarded-For', forwarded]
+      expect((await proxied.send({ path: '/self/rotate', secret, headers })).status).toBe(200)
+      expect((await here.keys.events({ id: key.id, limit: 1 }))?.items[0]).toMatchObject({ type: 'key.rotated', ip: kept })
     }
   })
 

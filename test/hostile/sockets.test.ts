@@ -193,9 +193,8 @@ describe.each(stores)('on %s', (_name, make) => {
           const answers = [1, 2].map(() => exchangeBytes(portOf(here), rotation(secret, 'cut', [], BODY)))
           const [first, second] = await Promise.all(answers)
           expect([first?.status, second?.status, second?.body]).toEqual([200, 200, first?.body])
-          expect((await here.keys.get(id))?.generation).toBe(2)
           const fresh = JSON.parse(first?.body ?? '').secret as string
-          expect([(await here.keys.verify(secret)).ok, (await here.keys.verify(fresh)).ok]).toEqual([false, true])
+          expect(await here.keys.get(id)).toMatchObject({ generation: 2, secretLast4: fresh.slice(-4) })
         },
       ),
       { numRuns: 25, examples: [[{ side: 'sending', part: 1, reset: true }], [{ side: 'sending', part: 0, reset: false }]] },
