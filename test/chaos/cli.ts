@@ -1,3 +1,4 @@
+import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import setUp from '../support/global-setup.ts'
 import tearDown from '../support/global-teardown.ts'
@@ -41,7 +42,7 @@ async function main(): Promise<number> {
     console.log(HELP)
     return 0
   }
-  await setUp()
+  await setUp({ rootDir: join(import.meta.dirname, '..', '..') })
   try {
     if (options.planted.length > 0) return await huntAll(options)
     return options.seeds === 1 ? await single(options) : await sweep(options)
