@@ -225,6 +225,10 @@ export function storeContract(
       same((await store.key(key.id))?.key, { ...first, name: 'changed' })
       await use(0, 'newer')
       same((await store.key(key.id))?.key.lastUsedIp, 'newer')
+      await store.transaction((tx) => tx.updateKey({ ...key, revokedAt: 5, revokedReason: 'gone' }))
+      await use(-1_000, 'late')
+      const late = (await store.key(key.id))?.key
+      same([late?.lastUsedIp, late?.revokedAt, late?.revokedReason], ['late', 5, 'gone'])
       await store.recordUses([{ keyId: randomUUID(), agoMs: 0, ip: null, userAgent: null }])
     })
 

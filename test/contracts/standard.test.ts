@@ -145,6 +145,9 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
         const second = await here.send({ path: `/${id}/rotate`, secret: admin, body })
         expect([second.status, second.body.code]).toEqual([409, 'rotation_in_grace'])
       }
+      // Nor may the secret on its way out take the key back, by calling that an emergency.
+      const coup = await here.send({ path: '/self/rotate', secret, body: { emergency: true } })
+      expect([coup.status, coup.body.code]).toEqual([409, 'rotation_in_grace'])
       // Its own answer can still be asked for, with the secret that lives on.
       expect(
         (await here.send({ path: '/self/rotate', secret, body: { retire: { afterMs: 604_800_000 } }, idempotencyKey: 'grace' })).body,

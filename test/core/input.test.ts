@@ -1,5 +1,7 @@
 import { ApiKeyError, type ApiKeys, createApiKeys, memoryStore } from 'express-api-keys'
 import fc from 'fast-check'
+import { changedFields, createFields, flag, graceOf, keyId, ownerText, pageLimit, positionOf, reasonText } from '../../src/core/input.js'
+import { integerOption } from '../../src/core/options.js'
 
 const SECRET = 'the-server-secret-0123456789-0123456789'
 const named = { ownerId: 'acme', name: 'n' }
@@ -9,6 +11,10 @@ describe('what a new key is described by', () => {
     ['names of one and of 255 characters', { name: 'x'.repeat(255), ownerId: 'y' }],
     ['names in any script', { name: 'clé 鍵 🔑' }],
     ['every scope token of RFC 6749 §3.3', { scopes: ['api_keys:write', '!#$%&[]^~', 'x'.repeat(128)] }],
+    ['either environment', { environment: 'test' as const }],
+    ['a hundred scopes', { scopes: many(100) }],
+    ['metadata of 8,192 bytes', { metadata: { a: 'x'.repeat(8_184) } }],
+    ['the first instant', { expiresAt: '1970-01-01T00:00:00.000Z' }],
     ['metadata sixteen deep', { metadata: nested(16) }],
     ['the last instant that RFC 3339 can write', { expiresAt: '9999-12-31T23:59:59.999Z' }],
     ['a leap day', { expiresAt: '2028-02-29T00:00:00.000Z' }],
@@ -36,11 +42,20 @@ describe('what a new key is described by', () => {
     ['ownerId', [undefined, null, '', 1, 'x'.repeat(256), 'a\nb', 'a\u0085b', '\ud800']],
     ['name', [undefined, null, '', {}, 'x'.repeat(256), 'a\u0000b', '\u007f']],
     ['environment', ['prod', '', null, 1]],
+    [
+      'scopes',
+      [
+        ['good', 'b c'],
+        ['b c', 'good'],
+      ],
+    ],
     ['scopes', ['a', {}, [''], ['a b'], ['a"'], ['\\'], ['é'], [1], ['x'.repeat(129)], new Array(2), many(101)]],
     ['metadata', [null, [], 'a', new Date(0), { toJSON: () => 'a' }, { toJSON: () => undefined }, { a: 1n }, cycle(), nested(17)]],
     ['metadata', [{ a: '\0' }, { '\0': 1 }, { a: '\udfff' }, { a: { toJSON: () => '\0' } }, { a: 'x'.repeat(8_192) }]],
     ['metadata', [{ constructor: 1 }, { a: [{ prototype: 1 }] }, JSON.parse('{"a":{"__proto__":1}}')]],
     ['expiresAt', ['tomorrow', '', 5, '2030-01-31', '2030-01-31T12:00:00', new Date(Number.NaN), new Date(-1)]],
+    ['expiresAt', ['x2030-01-31T12:00:00Z', '2030-01-31T12:00:00Zx', new Date(253_402_300_800_000)]],
+    ['rotationSecret', ['true', 1, null]],
     ['expiresAt', ['2030-02-31T00:00:00Z', '2027-02-29T00:00:00Z', '2030-04-31T00:00:00Z', '2030-00-10T00:00:00Z']],
     ['expiresAt', ['2030-01-31T24:00:00Z', '2030-01-31T12:60:00Z', '2030-01-31T12:00:00+24:00', '+010000-01-01T00:00:00Z']],
   ])('refuses %s that is none, and says which field it was', async (field, values) => {
@@ -104,6 +119,81 @@ test('a change of a key is checked like a new one, and must change something', a
   expect(await keys.get(key.id)).toEqual(key)
 })
 
+test('what is left out of a new key is nothing, and what is left out of a change stays', () => {
+  const all = { name: 'n', scopes: ['a'], metadata: { m: 1 }, expiresAt: '2030-01-31T12:00:00Z' }
+  const read = { ...all, expiresAt: Date.parse(all.expiresAt) }
+  expect(createFields(named)).toEqual({ ...named, environment: 'live', scopes: [], metadata: {}, expiresAt: null })
+  expect(createFields({ ...all, ownerId: 'acme', environment: 'test', rotationSecret: false })).toEqual({
+    ...read,
+    ownerId: 'acme',
+    environment: 'test',
+  })
+  expect(changedFields(all)).toEqual(read)
+  for (const name of ['name', 'scopes', 'metadata', 'expiresAt'] as const)
+    expect(changedFields({ [name]: all[name] })).toEqual({ [name]: read[name] })
+  expect(changedFields({ expiresAt: null })).toEqual({ expiresAt: null })
+})
+
+test('a grace period is none, seven days at most, or until the first use', () => {
+  expect([graceOf(undefined), graceOf('now')]).toEqual([
+    { graceMs: 0, onFirstUse: false },
+    { graceMs: 0, onFirstUse: false },
+  ])
+  expect(graceOf('on-first-use')).toEqual({ graceMs: 604_800_000, onFirstUse: true })
+  for (const [afterMs, graceMs] of [
+    [1, 1],
+    [604_800_000, 604_800_000],
+    [604_800_001, 604_800_000],
+  ] as const) {
+    expect(graceOf({ afterMs })).toEqual({ graceMs, onFirstUse: false })
+  }
+  const bad = [
+    null,
+    5,
+    'later',
+    '',
+    {},
+    [],
+    { afterMs: 0 },
+    { afterMs: 1.5 },
+    { afterMs: '5' },
+    { afterMs: 2 ** 53 },
+    { afterMs: 5, more: 1 },
+  ]
+  for (const retire of bad) expect(() => graceOf(retire as 'now')).toThrow('retire must be "now", "on-first-use" or { "afterMs"')
+})
+
+test.each<[told: string, check: () => unknown]>([
+  ['Nothing to change: give name, scopes, metadata or expiresAt.', () => changedFields({})],
+  ['A key has no field "owner".', () => changedFields({ owner: 1 } as object)],
+  ['A key is described by an object.', () => changedFields(null as never)],
+  ['A key is described by an object.', () => changedFields('name' as never)],
+  ['A key is described by an object.', () => changedFields([] as never)],
+  ['A new key is described by an object.', () => createFields(undefined as never)],
+  ['sure must be true or false.', () => flag('sure', 'yes')],
+  ['reason must be 1 to 255 characters.', () => reasonText('')],
+  ['A key id must be a UUID.', () => keyId('x')],
+  ['A key id must be a UUID.', () => keyId(['01890000-0000-7000-8000-000000000000'])],
+  ['ownerId must not be "*"', () => ownerText('*')],
+  ['limit must be a whole number from 1 to 100.', () => pageLimit(0)],
+  ['limit must be a whole number from 1 to 100.', () => pageLimit(101)],
+  ['cursor must be a nextCursor of an earlier page.', () => positionOf('x')],
+  ['cursor must be a nextCursor', () => positionOf(Buffer.from('x5.01890000-0000-7000-8000-000000000000').toString('base64url'))],
+  ['cursor must be a nextCursor', () => positionOf(Buffer.from('5.01890000-0000-7000-8000-000000000000x').toString('base64url'))],
+  ['n must be a whole number from 5 to 7, not 4.', () => integerOption('n', 4, 6, 5, 7)],
+  ['n must be a whole number from 5 to 7, not 8.', () => integerOption('n', 8, 6, 5, 7)],
+  ['n must be a whole number from 5 to 7, not 5.5.', () => integerOption('n', 5.5, 6, 5, 7)],
+  ['n must be a whole number from 5 to 7, not 6.', () => integerOption('n', '6' as never, 6, 5, 7)],
+])('says "%s"', (told, check) => {
+  expect(check).toThrow(told)
+})
+
+test('what is at the edge of a range is in it, and what is left out is the default', () => {
+  expect([pageLimit(undefined), pageLimit(1), pageLimit(100)]).toEqual([50, 1, 100])
+  expect([5, 7, undefined].map((n) => integerOption('n', n, 6, 5, 7))).toEqual([5, 7, 6])
+  expect([flag('f', undefined), flag('f', false), flag('f', true)]).toEqual([false, false, true])
+})
+
 test('ids, limits and cursors that are none are refused before the store is asked', async () => {
   let asked = 0
   const counted = async (): Promise<never> => {
@@ -160,9 +250,10 @@ test.each([
   ['leaseMS', 'Write "leaseMs" instead.'],
   ['replayWindow', 'Write "replayWindowMs" instead.'],
   ['something', 'It takes store, secret,'],
+  ['ms', 'It takes store, secret,'],
 ])('the option %s is refused: %s', (name, hint) => {
   const options = { store: memoryStore(), secret: SECRET, [name]: 1 }
-  expect(() => createApiKeys(options)).toThrow(hint)
+  expect(() => createApiKeys(options)).toThrow(expect.objectContaining({ code: 'invalid_option', message: expect.stringContaining(hint) }))
 })
 
 test('a prefix that looks like a rotation secret is refused', () => {

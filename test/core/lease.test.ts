@@ -1,5 +1,5 @@
 import type { Cache } from '../../src/cache/cache.js'
-import { type Leases, leases } from '../../src/core/lease.js'
+import { endedBecause, type Leases, leases, malformed, marginMs, storeFailure } from '../../src/core/lease.js'
 import { ApiKeyError } from '../../src/errors.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../../src/store/store.js'
 import { TestClock } from '../support/clock.js'
@@ -13,6 +13,7 @@ test('accepts on the word of the authority, and asks it once for as long as the 
   expect(await table.verify(DIGEST)).toMatchObject({ ok: true, key: { id: authority.key.id } })
   clock.advance(500)
   expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+  expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
   expect(authority.reads).toBe(1)
 })
 
@@ -30,7 +31,7 @@ test('a lease counts from before the authority was asked, not from its answer', 
 test('P3: a verdict that comes back after its lease has run out is asked for once more, then refused as unavailable', async () => {
   const { authority, table, clock } = world()
   authority.beforeAnswer = () => clock.advance(LEASE)
-  await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable' })
+  await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable', message: expect.stringContaining('too late') })
   expect(authority.reads).toBe(2)
 })
 
@@ -64,7 +65,100 @@ test('many cold secrets share reads of at most a hundred', async () => {
   const results = await Promise.all(digests.map((digest) => table.verify(digest)))
   expect(results.every((result) => !result.ok && result.reason === 'unknown')).toBe(true)
   expect(authority.reads).toBeLessThanOrEqual(12)
-  expect(authority.largestBatch).toBe(100)
+  expect([authority.largestBatch, authority.mostAtOnce]).toEqual([100, 2])
+})
+
+test('each digest of a shared read gets its own answer', async () => {
+  const { authority, table } = world()
+  const [known, unknown] = await Promise.all([table.verify(DIGEST), table.verify('somebody else')])
+  expect([known.ok, unknown, authority.reads]).toEqual([true, { ok: false, reason: 'unknown' }, 1])
+})
+
+test('more than twenty thousand in wait are told so at once, and the others get their answers', async () => {
+  const { authority, table } = world()
+  const release = authority.hold()
+  const ask = (count: number): Promise<unknown>[] => Array.from({ length: count }, (_, n) => table.verify(`${n} of ${count}`))
+  // Two reads of a hundred under way, and as many in wait as there may be.
+  const asked = ask(200)
+  await new Promise(setImmediate)
+  asked.push(...ask(20_000))
+  const refusal = { code: 'store_unavailable', message: expect.stringContaining('waiting') }
+  await expect(table.verify('one more')).rejects.toMatchObject(refusal)
+  release()
+  expect(new Set(await Promise.all(asked))).toEqual(new Set([{ ok: false, reason: 'unknown' }]))
+  expect(await table.verify('one more')).toEqual({ ok: false, reason: 'unknown' })
+})
+
+test.each([
+  ['no lease', { leaseMs: 0 }],
+  ['a lease below zero', { leaseMs: -1 }],
+  ['a lease that is longer than any', { leaseMs: 60_001 }],
+  ['a lease that is no number', { leaseMs: Number.NaN }],
+  ['no time', { offset: Number.NaN }],
+  ['a time beyond all', { offset: Number.POSITIVE_INFINITY }],
+])('P3: an authority that grants %s is not believed', async (_what, nonsense) => {
+  const { authority, table } = world()
+  Object.assign(authority, nonsense)
+  await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable', message: expect.stringContaining('no sense') })
+  expect(table.peek(DIGEST)).toBeUndefined()
+})
+
+test('the longest lease is a minute', async () => {
+  const { authority, table, clock } = world()
+  authority.leaseMs = 60_000
+  await table.verify(DIGEST)
+  clock.advance(59_999)
+  expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+})
+
+test('a renewal is due after six tenths of a lease, and jitter makes that up to a tenth of it earlier', async () => {
+  for (const [random, due] of [
+    [0, 600],
+    [1, 540],
+  ] as const) {
+    const chance = jest.spyOn(Math, 'random').mockReturnValue(random)
+    const { authority, table, clock } = world()
+    await table.verify(DIGEST)
+    clock.advance(due - 1)
+    table.peek(DIGEST)
+    await table.idle()
+    expect(authority.reads).toBe(1)
+    clock.advance(1)
+    table.peek(DIGEST)
+    await table.idle()
+    expect(authority.reads).toBe(2)
+    chance.mockRestore()
+  }
+})
+
+test('a renewal that fails is tried again a tenth of a lease later', async () => {
+  const chance = jest.spyOn(Math, 'random').mockReturnValue(0)
+  const { authority, table, clock } = world()
+  await table.verify(DIGEST)
+  authority.down = true
+  const readsAt: number[] = []
+  for (let ms = 10; ms <= 800; ms += 10) {
+    clock.advance(10)
+    const { reads } = authority
+    table.peek(DIGEST)
+    await table.idle()
+    if (authority.reads > reads) readsAt.push(ms)
+    if (ms === 790) authority.down = false
+  }
+  expect(readsAt).toEqual([600, 700, 800])
+  clock.advance(900)
+  expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+  chance.mockRestore()
+})
+
+test('a renewal that finds the secret retired ends the lease in hand at once', async () => {
+  const { authority, table, clock } = world()
+  await table.verify(DIGEST)
+  authority.retire()
+  clock.advance(700)
+  expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+  await table.idle()
+  expect(table.peek(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
 })
 
 test('a client goes with the next read, however many strangers are waiting, also where no more of them are taken', async () => {
@@ -170,6 +264,119 @@ test('a key whose expiry is moved is not refused any longer than one lease', asy
   expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
 })
 
+test('a refusal for an expiry counts from before the authority was asked, and is an answer however late it comes', async () => {
+  for (const [took, left] of [
+    [400, 600],
+    [LEASE, 0],
+  ] as const) {
+    const { authority, table, clock } = world()
+    authority.key = { ...authority.key, expiresAt: clock.wallMs() }
+    authority.beforeAnswer = () => clock.advance(took)
+    expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'expired' })
+    expect(authority.reads).toBe(1)
+    if (left > 0) clock.advance(left - 1)
+    expect(table.peek(DIGEST)).toEqual(left > 0 ? { ok: false, reason: 'expired' } : undefined)
+    clock.advance(1)
+    expect(table.peek(DIGEST)).toBeUndefined()
+  }
+})
+
+test('a key that is revoked is refused, whatever its secret says', async () => {
+  const { authority, table, clock } = world()
+  authority.key = { ...authority.key, revokedAt: clock.wallMs() }
+  expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'revoked' })
+})
+
+test('a secret in its grace period is good until the end of it, to the millisecond', () => {
+  const { key, generation } = new FakeAuthority(new TestClock())
+  const graced = { ...generation, retiredAt: 1_000, graceEndsAt: 2_000 }
+  expect([endedBecause(key, graced, 1_999), endedBecause(key, graced, 2_000)]).toEqual([undefined, 'rotated'])
+  expect(endedBecause(key, { ...graced, retiredReason: 'revoked', graceEndsAt: null }, 1_000)).toBe('revoked')
+})
+
+test('a verdict on a secret without a grace period names none', async () => {
+  const { authority, table, clock } = world()
+  authority.generation = { ...authority.generation, graceEndsAt: clock.wallMs() + 300 }
+  expect(await table.verify(DIGEST)).not.toHaveProperty('grace')
+})
+
+test('P3: an answer that was on its way when its secret was retired is not believed', async () => {
+  const { authority, table } = world()
+  const release = authority.hold()
+  const verdict = table.verify(DIGEST)
+  await authority.asked()
+  authority.retire()
+  await table.retire([DIGEST], 'rotated')
+  release()
+  expect(await verdict).toEqual({ ok: false, reason: 'rotated' })
+  expect(authority.reads).toBe(2)
+})
+
+test('what is known of a secret is forgotten when its key has changed, also what is on its way to being known', async () => {
+  const { authority, table } = world()
+  await table.verify(DIGEST)
+  await table.forget(DIGEST)
+  expect(table.peek(DIGEST)).toBeUndefined()
+  const release = authority.hold()
+  const verdict = table.verify(DIGEST)
+  await authority.asked()
+  authority.key = { ...authority.key, name: 'changed' }
+  await table.forget(DIGEST)
+  release()
+  expect(await verdict).toMatchObject({ ok: true, key: { name: 'changed' } })
+  await table.retire([DIGEST], 'revoked')
+  expect(table.peek(DIGEST)).toEqual({ ok: false, reason: 'revoked' })
+  await table.forget(DIGEST)
+  expect(table.peek(DIGEST)).toBeUndefined()
+})
+
+test('whose secret it is is remembered of those that somebody has, however it was met, and of the latest only', async () => {
+  const { authority, table } = world({ maxLeases: 100 })
+  await table.verify('nobody')
+  expect(table.familiar('nobody')).toBeUndefined()
+  await table.look(DIGEST)
+  expect(table.familiar(DIGEST)).toBe(authority.key.id)
+  table.introduce('a', 'of a')
+  for (let n = 0; n < 98; n++) table.introduce(`${n}`, 'of n')
+  expect([table.familiar(DIGEST), table.familiar('a')]).toEqual([authority.key.id, 'of a'])
+  // Met again, so no longer the oldest.
+  table.introduce(DIGEST, authority.key.id)
+  table.introduce('one more', 'of it')
+  expect([table.familiar(DIGEST), table.familiar('a'), table.familiar('0')]).toEqual([authority.key.id, undefined, 'of n'])
+})
+
+test('the authority can be looked at past every lease', async () => {
+  const { authority, table, clock } = world()
+  await table.verify(DIGEST)
+  expect(await table.look(DIGEST)).toEqual({ at: clock.wallMs(), found: { key: authority.key, generation: authority.generation } })
+  expect(await table.look('nobody')).toMatchObject({ at: clock.wallMs() })
+  expect(authority.reads).toBe(3)
+})
+
+test('a stranger can make it remember ten thousand refusals, and no more', async () => {
+  const { table } = world()
+  const digests = Array.from({ length: 10_000 }, (_, n) => `${n}`)
+  await table.retire(digests, 'rotated')
+  expect(table.peek('0')).toBeDefined()
+  // Refused again, so no longer the oldest.
+  await table.retire(['0', 'one more'], 'rotated')
+  expect([table.peek('0'), table.peek('1'), table.peek('2')]).toEqual([
+    { ok: false, reason: 'rotated' },
+    undefined,
+    { ok: false, reason: 'rotated' },
+  ])
+})
+
+test('a lease that was granted anew is no longer the oldest', async () => {
+  const { authority, table, clock } = world({ maxLeases: 100 })
+  authority.answerAll = true
+  for (let n = 0; n < 100; n++) await table.verify(`${n}`)
+  clock.advance(LEASE)
+  await table.verify('0')
+  await table.verify('one more')
+  expect(table.peek('0')).toMatchObject({ ok: true })
+})
+
 test('keeps no more leases than it may, and forgets the oldest first', async () => {
   const { authority, table } = world({ maxLeases: 100 })
   authority.answerAll = true
@@ -186,11 +393,60 @@ test('the first use of a secret is told to the store, once', async () => {
   expect(authority.generation.firstUsedAt).not.toBeNull()
 })
 
-test('an instance started with another lease says so to the store once', async () => {
-  const { authority, table } = world({ leaseMs: 250 })
+test('the first use of a secret is not told to a store that knows of it, nor twice at a time', async () => {
+  const { authority, table, clock } = world()
+  authority.generation = { ...authority.generation, firstUsedAt: clock.wallMs() }
   await table.verify(DIGEST)
   await table.idle()
-  expect(authority.leaseMs).toBe(250)
+  expect(authority.firstUses).toEqual([])
+  table.noteFirstUse('a')
+  table.noteFirstUse('a')
+  await table.idle()
+  table.noteFirstUse('a')
+  await table.idle()
+  expect(authority.firstUses).toEqual(['a', 'a'])
+})
+
+test('what a first use retires is refused here from then on', async () => {
+  const { authority, table } = world()
+  authority.generation = { ...authority.generation, retiresEarlier: true }
+  table.noteFirstUse(DIGEST)
+  await table.idle()
+  expect(table.peek('the digest before')).toEqual({ ok: false, reason: 'rotated' })
+})
+
+test('an instance started with another lease says so to the store once, and again only if that failed', async () => {
+  const { authority, table } = world({ leaseMs: 250 })
+  authority.deaf = true
+  await table.look(DIGEST)
+  await table.idle()
+  expect([authority.leaseMs, authority.declared]).toEqual([LEASE, 1])
+  authority.deaf = false
+  for (let n = 0; n < 3; n++) {
+    authority.leaseMs = LEASE
+    await table.look(DIGEST)
+    await table.idle()
+  }
+  expect(authority.declared).toBe(2)
+  const same = world()
+  await same.table.look(DIGEST)
+  await same.table.idle()
+  expect(same.authority.declared).toBe(0)
+})
+
+test('a failure of the store is told apart from a mistake in a program, and keeps its cause', () => {
+  const known = new ApiKeyError('outcome_unknown', 'x')
+  expect(storeFailure(known)).toBe(known)
+  for (const cause of [new TypeError(), new RangeError(), new ReferenceError()]) {
+    expect(storeFailure(cause)).toMatchObject({ code: 'internal_error', message: 'Something unforeseen went wrong.', cause })
+  }
+  const cause = new Error('down')
+  expect(storeFailure(cause)).toMatchObject({ code: 'store_unavailable', message: 'The store could not be asked.', cause })
+})
+
+test('the margin is a hundredth of a lease, and at least 50 ms', () => {
+  expect([marginMs(50), marginMs(5_000), marginMs(60_000)]).toEqual([50, 50, 600])
+  expect(malformed).toEqual({ ok: false, reason: 'malformed' })
 })
 
 describe('a secret whose first use ends the grace period of the one before it', () => {
@@ -424,6 +680,239 @@ describe('with a cache between two processes', () => {
     expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
   })
 
+  test('P3: a relayed lease is never longer than a whole one, whatever both clocks say', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    authority.offset = -600_000
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    if (cache !== undefined) cache.offset = -600_000
+    const relayed = await other.table.verify(DIGEST)
+    clock.advance(LEASE - 1)
+    expect(relayed.ok && relayed.live()).toBe(true)
+    clock.advance(1)
+    expect(relayed.ok && relayed.live()).toBe(false)
+  })
+
+  test('P3: an old reading of the clock of the authority is not relied on', async () => {
+    for (const [age, reads] of [
+      [30_000, 0],
+      [30_001, 1],
+    ] as const) {
+      const { authority, table, clock, cache } = world({ cached: true })
+      const other = world({ authority, clock, cache })
+      await other.table.verify('somebody else'.padEnd(43))
+      clock.advance(age)
+      await table.verify(DIGEST)
+      await table.idle()
+      const before = authority.reads
+      expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+      expect(authority.reads - before).toBe(reads)
+    }
+  })
+
+  test('P3: an older reading of the clock of the authority makes a relayed lease shorter by a thousandth of its age', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    clock.advance(10_000)
+    await table.verify(DIGEST)
+    await table.idle()
+    clock.advance(500)
+    const relayed = await other.table.verify(DIGEST)
+    clock.advance(489)
+    expect(relayed.ok && relayed.live()).toBe(true)
+    clock.advance(1)
+    expect(relayed.ok && relayed.live()).toBe(false)
+  })
+
+  test('P3: a machine that was suspended since its reading of the clock of the authority counts that too', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const snapshot = new Map(cache?.entries)
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    authority.retire()
+    clock.suspend(LEASE + 10)
+    if (cache !== undefined) {
+      cache.entries = snapshot
+      cache.offset = -LEASE - 10
+    }
+    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test.each([
+    ['a step of what two clocks may drift apart in ten seconds and 20 ms more is none', 10_000, -30, 0],
+    ['a millisecond beyond that is one', 10_000, -31, 1],
+    ['a step of 20 ms between two reads is none', 0, -20, 0],
+    ['a step of 21 ms between two reads is one', 0, -21, 1],
+    ['a step forward is none', 0, 5_000, 0],
+  ])('when the clock of the authority is set: %s', async (_what, passed, step, reads) => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    clock.advance(passed)
+    authority.offset = step
+    await other.table.verify('a third'.padEnd(43))
+    await table.verify(DIGEST)
+    await table.idle()
+    const before = authority.reads
+    expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+    expect(authority.reads - before).toBe(reads)
+  })
+
+  test('a slow answer is not taken for a clock that was set back', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const other = world({ authority, clock, cache })
+    authority.beforeAnswer = () => clock.advance(400)
+    await other.table.verify('somebody else'.padEnd(43))
+    authority.beforeAnswer = () => {}
+    await other.table.verify('a third'.padEnd(43))
+    await table.verify(DIGEST)
+    await table.idle()
+    const before = authority.reads
+    expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+    expect(authority.reads).toBe(before)
+  })
+
+  test('a minute after the clock of the authority was set back, relayed leases are relied on again', async () => {
+    for (const [wait, reads] of [
+      [59_999, 1],
+      [60_000, 0],
+    ] as const) {
+      const { authority, table, clock, cache } = world({ cached: true })
+      const other = world({ authority, clock, cache })
+      await other.table.verify('somebody else'.padEnd(43))
+      authority.offset = -600_000
+      await other.table.verify('a third'.padEnd(43))
+      clock.advance(wait)
+      await other.table.verify('a fourth'.padEnd(43))
+      await table.verify(DIGEST)
+      await table.idle()
+      const before = authority.reads
+      expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+      expect(authority.reads - before).toBe(reads)
+    }
+  })
+
+  test('P5: a cache that does not answer is passed over, and not filled', async () => {
+    const { authority, table, cache } = world({ cached: true })
+    if (cache !== undefined) cache.silent = true
+    expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
+    expect(await table.verify('nobody')).toEqual({ ok: false, reason: 'unknown' })
+    await table.idle()
+    expect([authority.reads, cache?.entries.size]).toEqual([2, 0])
+  })
+
+  test('P5: a cache that answers when the lease in its answer is over is passed over', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    clock.advance(300)
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    if (cache !== undefined) cache.beforeAnswer = () => clock.advance(700)
+    expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+  })
+
+  test('P3: what the cache said before the secret was retired is not believed after it', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    const retired: Promise<void>[] = []
+    if (cache !== undefined)
+      cache.beforeAnswer = () => {
+        cache.beforeAnswer = () => {}
+        authority.retire()
+        retired.push(other.table.retire([DIGEST], 'rotated'))
+      }
+    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+    await Promise.all(retired)
+  })
+
+  test('an entry of before the server secret was changed is relied on', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    const other = world({ authority, clock, cache, serverSecrets: [Buffer.alloc(32, 8), SECRET] })
+    await other.table.verify('somebody else'.padEnd(43))
+    const before = authority.reads
+    expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+    expect(authority.reads).toBe(before)
+  })
+
+  test('a relayed lease with little left is good enough for a request, though not for a renewal', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    clock.advance(700)
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    const before = authority.reads
+    expect(await other.table.verify(DIGEST)).toMatchObject({ ok: true })
+    expect([authority.reads, other.table.familiar(DIGEST)]).toEqual([before, authority.key.id])
+  })
+
+  test('a relayed lease carries the grace period, and whether the secret was used', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    const now = clock.wallMs()
+    authority.generation = { ...authority.generation, retiredAt: now - 10, graceEndsAt: now + 300 }
+    const granted = await table.verify(DIGEST)
+    await table.idle()
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    const relayed = await other.table.verify(DIGEST)
+    await other.table.idle()
+    expect(relayed.ok && relayed.grace).toEqual(granted.ok && granted.grace)
+    // The entry is from before the store knew of the use.
+    expect(authority.firstUses).toEqual([DIGEST, DIGEST])
+    clock.advance(300)
+    expect(relayed.ok && relayed.live()).toBe(false)
+  })
+
+  test('a relayed lease on a secret that was used before writes nothing', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    authority.generation = { ...authority.generation, firstUsedAt: clock.wallMs() }
+    const granted = await table.verify(DIGEST)
+    await table.idle()
+    const other = world({ authority, clock, cache })
+    await other.table.verify('somebody else'.padEnd(43))
+    const relayed = await other.table.verify(DIGEST)
+    await other.table.idle()
+    expect([relayed.ok && relayed.grace, granted.ok && granted.grace, authority.firstUses]).toEqual([undefined, undefined, []])
+  })
+
+  test('whoever finds a secret retired tells the others', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    authority.retire()
+    expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+    await table.idle()
+    const other = world({ authority, clock, cache })
+    await other.table.look('another digest')
+    const before = authority.reads
+    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+    expect(authority.reads).toBe(before)
+  })
+
+  test('what is forgotten here is forgotten there, and retiring needs no cache and no word from the store', async () => {
+    const { authority, table, clock, cache } = world({ cached: true })
+    await table.verify(DIGEST)
+    await table.idle()
+    await table.forget(DIGEST)
+    expect(cache?.entries.size).toBe(0)
+    await world({ authority, clock, cache }).table.retire([DIGEST], 'rotated')
+    expect(cache?.entries.size).toBe(0)
+    await world({ authority, clock }).table.retire([DIGEST], 'rotated')
+    const known = world({ authority, clock })
+    await known.table.look(DIGEST)
+    await known.table.retire([DIGEST], 'rotated')
+    expect(known.table.peek(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
   test('a hot lease is renewed from the authority when the cache only has the one in hand', async () => {
     const { table, clock } = world({ cached: true })
     await table.verify(DIGEST)
@@ -461,7 +950,11 @@ describe('with a cache between two processes', () => {
     ['cut short', (value: string) => value.slice(0, -8)],
     ['changed by one character', (value: string) => `${value.slice(0, -1)}${value.endsWith('A') ? 'B' : 'A'}`],
     ['made into a tombstone', (value: string) => `r${value.slice(1)}`],
+    ['longer by a part', (value: string) => `${value}.more`],
+    ['signed by too little', (value: string) => value.replace(/\.[^.]+\./, '.AAAA.')],
     ['empty', () => ''],
+    ['a kind and nothing more', () => 'a'],
+    ['without content', () => 'a.b'],
     ['garbage', () => 'a.b.c.d'],
   ])('P5: an entry that is %s is passed over', async (_how, spoil) => {
     const { authority, table, clock, cache } = world({ cached: true })
@@ -487,13 +980,13 @@ describe('with a cache between two processes', () => {
     expect(await other.table.verify(dead)).toEqual({ ok: false, reason: 'unknown' })
   })
 
-  test('a tombstone is believed without asking the authority', async () => {
+  test.each(['rotated', 'revoked'] as const)('a tombstone is believed without asking the authority: %s', async (reason) => {
     const { authority, table, clock, cache } = world({ cached: true })
     await table.look('another digest')
-    await table.retire([DIGEST], 'rotated')
+    await table.retire([DIGEST], reason)
     const other = world({ authority, clock, cache })
     await other.table.look('another digest')
-    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+    expect(await other.table.verify(DIGEST)).toEqual({ ok: false, reason })
     expect(authority.reads).toBe(2)
   })
 
@@ -542,6 +1035,7 @@ function world(
     cached?: boolean
     leaseMs?: number
     maxLeases?: number
+    serverSecrets?: Uint8Array[]
     alone?: boolean
   } = {},
 ): World {
@@ -552,7 +1046,7 @@ function world(
     store: authority as unknown as Store,
     cache,
     clock,
-    serverSecrets: [SECRET],
+    serverSecrets: options.serverSecrets ?? [SECRET],
     leaseMs: options.leaseMs ?? LEASE,
     maxLeases: options.maxLeases ?? 1_000,
     othersHoldLeases: () => options.alone !== true,
@@ -569,12 +1063,18 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
   storeId = 'the store'
   offset = 0
   down = false
+  /** Whether a change of the lease fails. */
+  deaf = false
   answerAll = false
   reads = 0
   largestBatch = 0
+  mostAtOnce = 0
+  declared = 0
   firstUses: string[] = []
   beforeAnswer = (): void => {}
   readonly #clock: TestClock
+  #atOnce = 0
+  #held: Promise<void> | undefined
 
   constructor(clock: TestClock) {
     this.#clock = clock
@@ -620,12 +1120,43 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
     this.generation = { ...this.generation, retiredAt: this.#clock.wallMs(), retiredReason: 'rotated' }
   }
 
+  /** Keeps the answers of reads back, as they are at the time of asking, until told to let go. */
+  hold(): () => void {
+    let release = (): void => {}
+    this.#held = new Promise((resolve) => {
+      release = resolve
+    })
+    return () => {
+      this.#held = undefined
+      release()
+    }
+  }
+
+  /** Resolves when a read is under way. */
+  async asked(): Promise<void> {
+    for (let turn = 0; this.#atOnce === 0; turn++) {
+      if (turn > 1_000) throw new Error('Nobody asks the authority.')
+      await new Promise(setImmediate)
+    }
+  }
+
   async read(digests: readonly string[]): Promise<AuthorityAnswer> {
     this.reads++
+    this.#atOnce++
     this.largestBatch = Math.max(this.largestBatch, digests.length)
+    this.mostAtOnce = Math.max(this.mostAtOnce, this.#atOnce)
+    try {
+      return await this.#answer(digests)
+    } finally {
+      this.#atOnce--
+    }
+  }
+
+  async #answer(digests: readonly string[]): Promise<AuthorityAnswer> {
     const { key, generation, leaseMs } = this
     const at = this.#clock.wallMs() + this.offset
     this.beforeAnswer()
+    await this.#held
     if (this.down) throw new Error('the authority is away')
     const found = digests.filter((digest) => this.answerAll || digest === generation.digest)
     return { at, storeId: this.storeId, leaseMs, found: found.map((digest) => ({ key, generation: { ...generation, digest } })) }
@@ -642,6 +1173,8 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
   }
 
   async setLease(leaseMs: number): Promise<void> {
+    this.declared++
+    if (this.deaf) throw new Error('the authority does not listen')
     this.leaseMs = leaseMs
   }
 }
@@ -651,6 +1184,8 @@ class FakeCache implements Cache {
   entries = new Map<string, { value: string; expiresAt: number }>()
   /** How far the server's clock is off; -Infinity reads as the year 1970. */
   offset = 0
+  silent = false
+  beforeAnswer = (): void => {}
   holdFills: ((land: () => void) => void) | undefined
   readonly #clock: TestClock
 
@@ -662,9 +1197,12 @@ class FakeCache implements Cache {
     for (const [digest, entry] of this.entries) this.entries.set(digest, { ...entry, value: how(entry.value) })
   }
 
-  async get(digest: string): Promise<{ value: string | null; timeMs: number }> {
+  async get(digest: string): Promise<{ value: string | null; timeMs: number } | undefined> {
+    if (this.silent) return undefined
     const timeMs = this.#now()
     const entry = this.entries.get(digest)
+    await null
+    this.beforeAnswer()
     return { value: entry !== undefined && entry.expiresAt > timeMs ? entry.value : null, timeMs }
   }
 

@@ -1,5 +1,6 @@
 import { createApiKeys, type IssuedKey, memoryStore, type Store } from 'express-api-keys'
 import type { Cache } from '../../src/cache/cache.js'
+import { replaySeals } from '../../src/core/replay.js'
 import { TestClock } from '../support/clock.js'
 
 const SECRET = 'the-server-secret-0123456789-0123456789'
@@ -18,8 +19,9 @@ test('P2: an answer can be asked for again until the replay window ends, and not
 
 test('P3: an answer waits for the lease in force and a margin, counted from after COMMIT', async () => {
   const clock = new TestClock()
-  const { keys, rotate } = await sharedStore(clock)
+  const { keys, rotate, commits } = await sharedStore(clock)
   const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  commits.take = () => clock.advance(700)
   const answered = rotate({ secret, idempotencyKey: 'k' })
   await clock.asleep(1)
   clock.advance(1_049)
@@ -69,8 +71,36 @@ test('a store in memory that nobody shares needs no wait', async () => {
   const clock = new TestClock()
   const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock })
   const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  expect(await keys.verify(secret)).toMatchObject({ ok: true })
   await keys.rotate({ secret })
   expect(await keys.verify(secret)).toEqual({ ok: false, reason: 'rotated' })
+})
+
+test('P2: a secret that is dead by the end of the wait is not handed out', async () => {
+  const clock = new TestClock()
+  const { keys, rotate } = await sharedStore(clock)
+  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  const first = rotate({ secret, idempotencyKey: 'k' })
+  await clock.asleep(1)
+  const second = keys.rotate({ id: key.id })
+  await clock.asleep(2)
+  clock.advance(1_050)
+  await expect(first.done).rejects.toMatchObject({ code: 'rotation_superseded' })
+  expect((await second).key.generation).toBe(3)
+})
+
+test('P4: an emergency leaves no answer behind, neither its own nor an earlier one', async () => {
+  const store = memoryStore()
+  const keys = createApiKeys({ store, secret: SECRET })
+  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  const first = await keys.rotate({ secret, idempotencyKey: 'before' })
+  const sealed = async (idempotencyKey: string): Promise<unknown> => {
+    const record = await store.transaction((tx) => tx.replay(replaySeals([Buffer.from(SECRET)]).ids(key.id, idempotencyKey)))
+    return record?.sealed
+  }
+  expect(await sealed('before')).toEqual(expect.any(String))
+  await keys.rotate({ secret: first.secret, emergency: true, idempotencyKey: 'emergency' })
+  expect([await sealed('before'), await sealed('emergency')]).toEqual([null, null])
 })
 
 test('close waits for commands under way, and after it there are no answers', async () => {
@@ -227,12 +257,28 @@ async function sharedStore(
   clock: TestClock,
   options: { waitForLease?: boolean } = {},
   storeClock: TestClock = clock,
-): Promise<{ keys: ReturnType<typeof createApiKeys>; rotate(command: { secret: string; idempotencyKey?: string }): Pending<IssuedKey> }> {
-  const store: Store = { ...memoryStore({ now: () => storeClock.wallMs() }), shared: true }
+): Promise<{
+  keys: ReturnType<typeof createApiKeys>
+  rotate(command: { secret: string; idempotencyKey?: string }): Pending<IssuedKey>
+  /** What happens while the answer to a COMMIT is on its way. */
+  commits: { take(): void }
+}> {
+  const inner = memoryStore({ now: () => storeClock.wallMs() })
+  const commits = { take: (): void => {} }
+  const store: Store = {
+    ...inner,
+    shared: true,
+    async transaction(work) {
+      const result = await inner.transaction(work)
+      commits.take()
+      return result
+    },
+  }
   const keys = createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000, ...options })
   await keys.migrate()
   return {
     keys,
+    commits,
     rotate(command) {
       return pending(keys.rotate(command))
     },

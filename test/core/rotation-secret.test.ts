@@ -72,7 +72,7 @@ test('at most two run at once, and beyond two hundred in wait the rest is refuse
     return false
   }) as never)
   const secrets = rotationSecrets(true, systemClock)
-  const asked = Array.from({ length: 250 }, () => secrets.matches('rot', null).catch(({ code }) => code))
+  const asked = Array.from({ length: 250 }, () => secrets.matches('rot', null).catch(({ code, message }) => `${code}: ${message}`))
   let done = false
   const all = Promise.all(asked).finally(() => {
     done = true
@@ -83,8 +83,22 @@ test('at most two run at once, and beyond two hundred in wait the rest is refuse
   }
   const answers = await all
   expect(most).toBe(2)
-  expect(answers.filter((answer) => answer === 'store_unavailable')).toHaveLength(48)
+  expect(
+    answers.filter((answer) => answer === 'store_unavailable: More rotation secrets are waiting to be checked than can be.'),
+  ).toHaveLength(48)
   expect(answers.filter((answer) => answer === false)).toHaveLength(202)
+})
+
+test('a rotation secret fits its own hash and no other, and without a hash it fits never and takes as long', async () => {
+  const secrets = rotationSecrets(true, systemClock)
+  const [one, other] = [await secrets.mint('live'), await secrets.mint('test')]
+  expect([one.rotationSecret, other.rotationSecret]).toEqual([expect.stringMatching(/^rot_live_/), expect.stringMatching(/^rot_test_/)])
+  expect(secrets.wellFormed(one.rotationSecret)).toBe(true)
+  expect(await secrets.matches(one.rotationSecret, one.hash)).toBe(true)
+  expect(await secrets.matches(one.rotationSecret, other.hash)).toBe(false)
+  const compare = jest.spyOn(bcrypt, 'compare').mockImplementation((async () => true) as never)
+  expect(await secrets.matches(one.rotationSecret, null)).toBe(false)
+  expect(compare.mock.calls).toEqual([[one.rotationSecret, expect.stringMatching(/^\$2b\$10\$[./A-Za-z0-9]{53}$/)]])
 })
 
 test('a key without a rotation secret costs no bcrypt', async () => {

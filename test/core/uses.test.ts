@@ -1,10 +1,9 @@
-import { createApiKeys, type Store } from 'express-api-keys'
+import type { Store } from 'express-api-keys'
 import { keyUses } from '../../src/core/uses.js'
 import { TestClock } from '../support/clock.js'
-import { everyStore } from '../support/contract.js'
 
-const SECRET = 'the-server-secret-0123456789-0123456789'
 const MINUTE = 60_000
+const ORIGIN = { ip: '::1', userAgent: 'agent/1' }
 
 type Written = Parameters<Store['recordUses']>[0]
 
@@ -109,27 +108,88 @@ describe('the last use of a key', () => {
   })
 })
 
-describe.each(everyStore)('on %s', (_name, makeStore) => {
-  test('a last use that is written late neither brings a revoked key back nor undoes a rotation, and a change undoes no last use', async () => {
-    const store = await makeStore()
-    const keys = createApiKeys({ store, secret: SECRET, leaseMs: 50 })
-    await keys.migrate()
-    const [revoked, rotated] = [
-      await keys.create({ ownerId: 'acme', name: 'revoked' }),
-      await keys.create({ ownerId: 'acme', name: 'rotated' }),
-    ]
-    const uses = keyUses(store, { monotonicMs: () => performance.now(), wallMs: Date.now, sleep: async () => {} }, () => {})
-    for (const { key } of [revoked, rotated]) uses.note(key.id, () => ({ ip: '192.0.2.1', userAgent: 'late/1' }))
-    const ended = await keys.revoke({ id: revoked.key.id, reason: 'leaked' })
-    const { key: turned } = await keys.rotate({ id: rotated.key.id })
+describe('the table of last uses', () => {
+  beforeEach(() => jest.useFakeTimers())
+  afterEach(() => jest.useRealTimers())
+
+  test('a key is written once a minute, and where a use came from is not asked in between', async () => {
+    const { uses, pass, writes } = world()
+    let asked = 0
+    const note = (): void =>
+      uses.note('a', () => {
+        asked++
+        return ORIGIN
+      })
+    for (let ms = 0; ms < 59_000; ms += 1_000) {
+      note()
+      await pass(1_000)
+    }
+    expect([writes.length, asked]).toEqual([1, 1])
+    // The sweep comes every quarter of a minute.
+    await pass(16_000)
+    note()
+    await pass(1_000)
+    expect([writes.length, asked]).toEqual([2, 2])
+  })
+
+  test('a sweep forgets what is a minute old, and no more, and ends when there is nothing left', async () => {
+    const { uses, pass, writes } = world()
+    uses.note('a', () => ORIGIN)
+    await pass(30_000)
+    uses.note('b', () => ORIGIN)
+    await pass(30_000)
+    for (const keyId of ['a', 'b']) uses.note(keyId, () => ORIGIN)
+    await uses.flush()
+    expect(writes.flat().map(({ keyId }) => keyId)).toEqual(['a', 'b', 'a'])
+    expect(jest.getTimerCount()).toBe(1)
+    await pass(75_000)
+    expect(jest.getTimerCount()).toBe(0)
+    uses.note('a', () => ORIGIN)
+    expect(jest.getTimerCount()).toBe(2)
     await uses.close()
-    const used = { lastUsedAt: expect.any(String), lastUsedIp: '192.0.2.1', lastUsedUserAgent: 'late/1' }
-    expect(await keys.get(revoked.key.id)).toEqual({ ...ended.key, ...used })
-    expect(await keys.get(rotated.key.id)).toEqual({ ...turned, ...used })
-    expect(await keys.verify(revoked.secret)).toEqual({ ok: false, reason: 'revoked' })
-    const { key: again } = await keys.rotate({ id: rotated.key.id })
-    expect(again).toMatchObject({ ...used, generation: 3 })
-    expect(await keys.get(rotated.key.id)).toEqual(again)
-    await keys.close()
+  })
+
+  test('fifty thousand keys are remembered, and the oldest is forgotten first', async () => {
+    const { uses, writes } = world()
+    for (let n = 0; n <= 50_000; n++) uses.note(`${n}`, () => ORIGIN)
+    await uses.flush()
+    writes.length = 0
+    for (const keyId of ['1', '50000', '0']) uses.note(keyId, () => ORIGIN)
+    await uses.flush()
+    expect(writes.flat().map(({ keyId }) => keyId)).toEqual(['0'])
+  })
+
+  test('closing writes what is waiting and leaves no timer behind; with nothing in wait nothing is written', async () => {
+    const { uses, writes } = world()
+    uses.note('a', () => ORIGIN)
+    expect(jest.getTimerCount()).toBe(2)
+    await uses.close()
+    expect([writes.length, jest.getTimerCount()]).toEqual([1, 0])
+    await uses.close()
+    expect(writes).toHaveLength(1)
   })
 })
+
+function world(): {
+  uses: ReturnType<typeof keyUses>
+  writes: Written[number][][]
+  /** Lets time pass on the clock and on the timers. */
+  pass(ms: number): Promise<void>
+} {
+  const clock = new TestClock()
+  const writes: Written[number][][] = []
+  const store: Pick<Store, 'recordUses'> = {
+    async recordUses(uses) {
+      writes.push([...uses])
+    },
+  }
+  const uses = keyUses(store as Store, clock, () => {})
+  return {
+    uses,
+    writes,
+    async pass(ms) {
+      clock.advance(ms)
+      await jest.advanceTimersByTimeAsync(ms)
+    },
+  }
+}

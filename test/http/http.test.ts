@@ -101,6 +101,24 @@ describe.each([
       expect((await ask('/scoped')).status).toBe(200)
     })
 
+    test('P3: a verdict that is over by the time it is used is asked for once more, and then no request is let in with it', async () => {
+      const { keys } = here
+      let asked = 0
+      const paused: typeof keys = Object.assign(Object.create(keys), {
+        peek: () => undefined,
+        async verify(secret: string) {
+          asked++
+          return { ...(await keys.verify(secret)), live: () => false }
+        },
+      })
+      const app = framework()
+      app.get('/', bearerAuth(paused), (_req, res) => {
+        res.json({})
+      })
+      await supertest(app).get('/').set('Authorization', `Bearer ${worker.secret}`).expect(503)
+      expect(asked).toBe(2)
+    })
+
     test('answers 503 with Retry-After, and never hangs, when the store cannot be asked', async () => {
       const store = {
         ...memoryStore(),

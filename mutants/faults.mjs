@@ -1,0 +1,195 @@
+// npm run faults: see README.md beside this file.
+import { spawn } from 'node:child_process'
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import startPostgres from '../test/support/global-setup.ts'
+import stopPostgres from '../test/support/global-teardown.ts'
+import { FAULTS } from './planted.mjs'
+
+const HELP = `npm run faults -- [options]
+
+Plants ${FAULTS.length} named faults, one at a time, in a copy of the project, and runs the tests that have to go red over each.
+Ends with 1 when one survives, when its place in the code is not found, or when a test is red without it.
+
+  --only text        only faults whose name or promise holds this text
+  --at-once 2        how many are tried at once
+  --help`
+
+const { values: options } = parseArgs({
+  options: { help: { type: 'boolean' }, only: { type: 'string', default: '' }, 'at-once': { type: 'string', default: '2' } },
+})
+if (options.help) {
+  console.log(HELP)
+  process.exit()
+}
+
+const ROOT = fileURLToPath(new URL('..', import.meta.url))
+/** A test that has not ended by then hangs, which no client would put up with either. */
+const LONGEST_MS = 90_000
+const faults = FAULTS.filter(({ name, promise }) => `${promise} ${name}`.includes(options.only))
+if (faults.length === 0) throw new Error(`No fault is called "${options.only}".`)
+const folder = mkdtempSync(join(tmpdir(), 'api-keys-faults-'))
+const started = performance.now()
+const running = new Set()
+
+for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => void end().then(() => process.exit(1)))
+try {
+  process.exitCode = (await run()) ? 0 : 1
+} finally {
+  await end()
+}
+
+async function run() {
+  const planted = faults.map((fault) => ({ ...fault, source: plant(fault) }))
+  await startPostgres()
+  const copies = Array.from({ length: Math.min(Number(options['at-once']), faults.length) }, (_, n) => copyOf(`copy-${n}`))
+  if (!(await greenWithout(copies[0]))) return false
+
+  const results = []
+  const queue = [...planted]
+  await Promise.all(
+    copies.map(async (copy) => {
+      for (let fault = queue.shift(); fault !== undefined; fault = queue.shift()) {
+        const result = { ...fault, ...(await attempt(copy, fault)) }
+        results.push(result)
+        console.log(
+          `${result.killed ? 'killed' : 'SURVIVED'}  ${fault.promise}  ${fault.name}\n          ${result.how} (${seconds(result.tookMs)})`,
+        )
+      }
+    }),
+  )
+  const alive = results.filter(({ killed }) => !killed)
+  console.log('\n| promise | faults | killed | survived |\n|---|---:|---:|---:|')
+  for (const promise of [...new Set(faults.map((fault) => fault.promise))].sort()) {
+    const its = results.filter((result) => result.promise === promise)
+    const killed = its.filter((result) => result.killed).length
+    console.log(`| ${promise} | ${its.length} | ${killed} | ${its.length - killed} |`)
+  }
+  console.log(
+    `\n${results.length} faults in ${seconds(performance.now() - started)}: ${results.length - alive.length} killed, ${alive.length} survived.`,
+  )
+  for (const { name, how } of alive) console.log(`SURVIVED: ${name}: ${how}`)
+  return alive.length === 0
+}
+
+/** The file with the fault in it. Whoever moves the code has to move the fault with it. */
+function plant({ name, file, find, replace, times = 1 }) {
+  const source = readFileSync(join(ROOT, file), 'utf8')
+  const found = source.split(find).length - 1
+  if (found !== times) throw new Error(`"${name}": ${file} holds what is to be replaced ${found} times, not ${times}:\n${find}`)
+  return source.replaceAll(find, () => replace)
+}
+
+function copyOf(name) {
+  const copy = join(folder, name)
+  mkdirSync(copy)
+  for (const part of ['src', 'test', 'example-app', 'package.json', 'tsconfig.json', 'jest.config.ts'])
+    cpSync(join(ROOT, part), join(copy, part), { recursive: true })
+  symlinkSync(join(ROOT, 'node_modules'), join(copy, 'node_modules'))
+  // One PostgreSQL serves the whole run.
+  writeFileSync(join(copy, 'nothing.cjs'), 'module.exports = () => {}\n')
+  return copy
+}
+
+/** Runs every test that is named here over the code as it is: they must be there, and green. */
+async function greenWithout(copy) {
+  const tests = new Map()
+  for (const fault of faults) for (const [file, title] of fault.tests) tests.set(file, [...(tests.get(file) ?? []), title])
+  let good = true
+  for (const [file, titles] of tests) {
+    const { cases, tookMs, hung, said } = await jest(copy, [file], titles)
+    const bad = cases.filter(({ status }) => status === 'failed').map(({ fullName }) => fullName)
+    const missing = titles.filter((title) => !cases.some(({ status, fullName }) => status === 'passed' && fullName.includes(title)))
+    if (bad.length === 0 && missing.length === 0 && !hung) console.log(`green     ${file} (${seconds(tookMs)})`)
+    else {
+      good = false
+      console.log(
+        `${file} without a fault: red: ${JSON.stringify(bad)}; not found: ${JSON.stringify(missing)}${hung ? '; it hung' : ''}\n${said}`,
+      )
+    }
+  }
+  return good
+}
+
+async function attempt(copy, { file, source, tests }) {
+  const before = readFileSync(join(copy, file), 'utf8')
+  writeFileSync(join(copy, file), source)
+  try {
+    const { cases, tookMs, hung, said } = await jest(
+      copy,
+      [...new Set(tests.map(([path]) => path))],
+      tests.map(([, title]) => title),
+    )
+    const red = cases.find(({ status }) => status === 'failed')
+    if (red !== undefined) return { killed: true, how: `by "${red.fullName}"`, tookMs }
+    if (hung) return { killed: true, how: `no answer within ${seconds(LONGEST_MS)}: it hung`, tookMs }
+    // A file that does not even load says nothing about the tests.
+    return {
+      killed: false,
+      how: cases.some(({ status }) => status === 'passed') ? 'every test stayed green' : `no test ran: ${said}`,
+      tookMs,
+    }
+  } finally {
+    writeFileSync(join(copy, file), before)
+  }
+}
+
+/** Runs the tests of these files whose full names hold one of these texts. */
+async function jest(copy, files, titles) {
+  const output = join(copy, 'result.json')
+  rmSync(output, { force: true })
+  const begun = performance.now()
+  const pattern = titles.map((title) => title.replaceAll(/[\\^$.*+?()[\]{}|]/g, '\\$&')).join('|')
+  const nothing = join(copy, 'nothing.cjs')
+  const args = [
+    ...[join(ROOT, 'node_modules/jest/bin/jest.js'), '--runInBand', '--json', `--outputFile=${output}`, '--forceExit'],
+    ...[`--globalSetup=${nothing}`, `--globalTeardown=${nothing}`, `--cacheDirectory=${join(folder, 'cache')}`],
+    ...['--testTimeout=30000', '--testNamePattern', pattern, '--runTestsByPath', ...files],
+  ]
+  const child = spawn(process.execPath, args, { cwd: copy, stdio: ['ignore', 'ignore', 'pipe'], detached: true })
+  running.add(child)
+  let said = ''
+  child.stderr.on('data', (chunk) => {
+    said = (said + chunk).slice(-2_000)
+  })
+  let hung = false
+  const timer = setTimeout(() => {
+    hung = true
+    killGroup(child)
+  }, LONGEST_MS)
+  await new Promise((resolve) => child.once('close', resolve))
+  clearTimeout(timer)
+  killGroup(child)
+  running.delete(child)
+  return { cases: hung ? [] : casesOf(output), tookMs: performance.now() - begun, hung, said }
+}
+
+function casesOf(output) {
+  try {
+    return JSON.parse(readFileSync(output, 'utf8')).testResults.flatMap(({ assertionResults }) => assertionResults)
+  } catch {
+    return []
+  }
+}
+
+/** Jest, and the servers that its tests have started. */
+function killGroup(child) {
+  try {
+    process.kill(-child.pid, 'SIGKILL')
+  } catch {
+    // They have ended by themselves.
+  }
+}
+
+async function end() {
+  for (const child of running) killGroup(child)
+  await stopPostgres()
+  rmSync(folder, { recursive: true, force: true })
+}
+
+function seconds(ms) {
+  return `${(ms / 1_000).toFixed(1)} s`
+}

@@ -1,0 +1,22 @@
+import { systemClock } from '../../src/core/clock.js'
+
+test('the clocks of the machine are its monotonic and its wall clock', () => {
+  const [monotonic, wall] = [performance.now(), Date.now()]
+  expect(systemClock.monotonicMs()).toBeGreaterThanOrEqual(monotonic)
+  expect(systemClock.monotonicMs() - monotonic).toBeLessThan(60_000)
+  expect(Math.abs(systemClock.wallMs() - wall)).toBeLessThan(60_000)
+})
+
+test('a sleep is never shorter than it was told to be, though timers may fire early', async () => {
+  const real = globalThis.setTimeout
+  const early = jest.spyOn(globalThis, 'setTimeout').mockImplementation(((run: () => void, ms = 0) => real(run, ms / 2)) as never)
+  const begun = performance.now()
+  await systemClock.sleep(40)
+  expect(performance.now() - begun).toBeGreaterThanOrEqual(40)
+  expect(early.mock.calls.length).toBeGreaterThan(1)
+  early.mockClear()
+  await systemClock.sleep(0)
+  await systemClock.sleep(-5)
+  expect(early).not.toHaveBeenCalled()
+  early.mockRestore()
+})

@@ -1,0 +1,30 @@
+import { createApiKeys } from 'express-api-keys'
+import { keyUses } from '../../src/core/uses.js'
+import { everyStore } from '../support/contract.js'
+
+const SECRET = 'the-server-secret-0123456789-0123456789'
+
+describe.each(everyStore)('on %s', (_name, makeStore) => {
+  test('a last use that is written late neither brings a revoked key back nor undoes a rotation, and a change undoes no last use', async () => {
+    const store = await makeStore()
+    const keys = createApiKeys({ store, secret: SECRET, leaseMs: 50 })
+    await keys.migrate()
+    const [revoked, rotated] = [
+      await keys.create({ ownerId: 'acme', name: 'revoked' }),
+      await keys.create({ ownerId: 'acme', name: 'rotated' }),
+    ]
+    const uses = keyUses(store, { monotonicMs: () => performance.now(), wallMs: Date.now, sleep: async () => {} }, () => {})
+    for (const { key } of [revoked, rotated]) uses.note(key.id, () => ({ ip: '192.0.2.1', userAgent: 'late/1' }))
+    const ended = await keys.revoke({ id: revoked.key.id, reason: 'leaked' })
+    const { key: turned } = await keys.rotate({ id: rotated.key.id })
+    await uses.close()
+    const used = { lastUsedAt: expect.any(String), lastUsedIp: '192.0.2.1', lastUsedUserAgent: 'late/1' }
+    expect(await keys.get(revoked.key.id)).toEqual({ ...ended.key, ...used })
+    expect(await keys.get(rotated.key.id)).toEqual({ ...turned, ...used })
+    expect(await keys.verify(revoked.secret)).toEqual({ ok: false, reason: 'revoked' })
+    const { key: again } = await keys.rotate({ id: rotated.key.id })
+    expect(again).toMatchObject({ ...used, generation: 3 })
+    expect(await keys.get(rotated.key.id)).toEqual(again)
+    await keys.close()
+  })
+})
