@@ -77,7 +77,7 @@ function tried(name, { mutate, tests }) {
     // It would rewrite the one there is with a compiler API that TypeScript 7 has not.
     tsconfigFile: 'none',
     concurrency: Number(options.concurrency),
-    timeoutMS: 5_000,
+    timeoutMS: 20_000,
   }
   const configFile = `.tmp/mutants-${name}.config.json`
   writeFileSync(configFile, JSON.stringify(config))

@@ -140,7 +140,7 @@ export const FAULTS = [
     file: 'src/http/key-router.ts',
     find: 'if ((result as IssuedKey).replayed === true) await takeBack()',
     replace: '',
-    tests: [['test/contracts/agents.test.ts', 'failed ones count; the fourth is 429']],
+    tests: [['test/contracts/agents.test.ts', 'a successful replay leaves the attempts']],
   },
   {
     promise: 'P2',

@@ -130,6 +130,17 @@ describe('three attempts in 15 minutes from one address', () => {
     expect((await from('192.0.2.2', next)).status).toBe(200)
   })
 
+  test('a successful replay leaves the attempts as many as they were', async () => {
+    const here = await serveContract(contract, memoryStore())
+    const { secret, rotationSecret } = await agent(here.keys)
+    const good = { path, secret, body: { rotationSecret }, idempotencyKey: 'first' }
+    const first = await here.send(good)
+    for (let i = 0; i < 4; i++) expect((await here.send(good)).body).toEqual(first.body)
+    const statuses = []
+    for (let i = 0; i < 3; i++) statuses.push((await here.send({ path })).status)
+    expect(statuses).toEqual([400, 400, 429])
+  })
+
   test('an IPv6 network is one address', async () => {
     const here = await serveContract(contract, memoryStore(), { trustProxy: true })
     const from = async (address: string): Promise<number> => (await here.send({ path, headers: ['X-Forwarded-For', address] })).status

@@ -84,6 +84,7 @@ test('a record is named by its caller and Idempotency-Key together, and two that
   const [id] = seals.ids('caller', 'key')
   expect(seals.ids('caller', 'key')).toEqual([id])
   const others = [
+    ['another', 'key'],
     ['callerk', 'ey'],
     ['calle', 'rkey'],
     ['caller', 'Key'],
