@@ -686,7 +686,7 @@ export const FAULTS = [
     file: 'src/http/operator-jwt.ts',
     find: 'jwt.verify(token, key, { algorithms, issuer,',
     replace: 'jwt.verify(token, key, { issuer,',
-    tests: [['test/http/operator-jwt.test.ts', 'refuses a token']],
+    tests: [['test/http/operator-jwt.test.ts', 'takes the algorithms that it was told']],
   },
   {
     promise: 'authority',

@@ -282,6 +282,15 @@ test('takes one key without a kid, RSA keys, shared secrets, and private keys fo
   expect(one(SHARED, ['HS256']).authenticate(sign({}, { algorithm: 'HS256' }, SHARED))).toMatchObject({ subject: 'ada' })
 })
 
+test('takes the algorithms that it was told, and not the rest of their family', () => {
+  const { keys: _, ...rest } = OPTIONS
+  const hmac = operatorJwt({ ...rest, algorithms: ['HS256'], key: SHARED })
+  expect(() => hmac.authenticate(sign({}, { algorithm: 'HS512' }, SHARED))).toThrow('not valid')
+  const signed = operatorJwt({ ...rest, algorithms: ['RS256'], key: rsa.publicKey })
+  for (const algorithm of ['RS384', 'PS256'] as const)
+    expect(() => signed.authenticate(sign({}, { algorithm }, rsa.privateKey))).toThrow('not valid')
+})
+
 test.each<[object, string]>([
   [{ issuer: undefined }, 'issuer must be'],
   [{ audience: '' }, 'audience must be'],
