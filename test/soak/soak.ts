@@ -71,6 +71,8 @@ const agent = new Agent({ keepAlive: true })
 const counts = { requests: 0, rotations: 0, replays: 0, created: 0, revoked: 0, unavailable: 0 }
 const wrong = new Map<string, number>()
 const retired: string[] = []
+/** How many requests are under way with a valid secret. */
+const inUse = new Map<string, number>()
 let running = true
 
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
@@ -114,7 +116,14 @@ async function soak(): Promise<boolean> {
   const strange = secretFormat('sk', true)
   const url = (): string => pick(urls)
   const kinds: { readonly [kind in keyof typeof LOOPS]: () => Promise<void> } = {
-    valid: () => expectStatus('a valid key', 200, send(url(), 'GET', '/data', pick(secrets))),
+    async valid() {
+      const secret = pick(secrets)
+      inUse.set(secret, (inUse.get(secret) ?? 0) + 1)
+      await expectStatus('a valid key', 200, send(url(), 'GET', '/data', secret))
+      const left = (inUse.get(secret) ?? 1) - 1
+      if (left > 0) inUse.set(secret, left)
+      else inUse.delete(secret)
+    },
     unknown: () => expectStatus('an unknown key', 401, send(url(), 'GET', '/data', strange.mint('live').secret)),
     malformed: () => expectStatus('a malformed key', 401, send(url(), 'GET', '/data', `sk_live_${randomUUID()}`)),
     async retired() {
@@ -161,10 +170,10 @@ async function soak(): Promise<boolean> {
 /** One key that is rotated over and over: by the dead secret again where the answer is taken for lost. */
 function rotating(url: () => string, secrets: string[]): () => Promise<void> {
   return async () => {
-    // Taken out while it is rotated, so that whoever sends valid keys is never early or late.
+    // Taken out first, so that nobody who sends valid keys is on the way with it when it dies.
     const [secret = ''] = secrets.splice(Math.floor(Math.random() * secrets.length), 1)
     const idempotencyKey = randomUUID()
-    await sleep(20)
+    while (inUse.has(secret)) await sleep(5)
     const first = await send(url(), 'POST', '/keys/self/rotate', secret, idempotencyKey)
     await expectStatus('a rotation', 200, Promise.resolve(first))
     counts.rotations++
