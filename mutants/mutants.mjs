@@ -45,7 +45,8 @@ if (options.help) {
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 const installed = 'mutants/node_modules'
-if (!existsSync(join(installed, '.package-lock.json'))) run('npm', ['ci', '--prefix', 'mutants', '--no-audit', '--no-fund', '--loglevel', 'error'])
+if (!existsSync(join(installed, '.package-lock.json')))
+  run('npm', ['ci', '--prefix', 'mutants', '--no-audit', '--no-fund', '--loglevel', 'error'])
 mkdirSync('.tmp', { recursive: true })
 
 const rows = []

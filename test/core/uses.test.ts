@@ -62,6 +62,9 @@ describe('the last use of a key', () => {
     await passes(1_000)
     expect(written.map(({ length }) => length)).toEqual([200, 200, 50])
     expect(new Set(written.flat().map(({ keyId }) => keyId)).size).toBe(450)
+    for (let n = 450; n < 650; n++) use(`key ${n}`)
+    await passes(1_000)
+    expect(written.map(({ length }) => length)).toEqual([200, 200, 50, 200])
   })
 
   test('is lost with a word where it cannot be written, and written again with the use of a later minute', async () => {
