@@ -1,5 +1,5 @@
 // npm run soak: mixed traffic at full speed over real servers, PostgreSQL and Redis, until it is clear that nothing grows.
-import { type ChildProcess, fork, spawn } from 'node:child_process'
+import { type ChildProcess, fork, spawn, spawnSync } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { Agent, request } from 'node:http'
@@ -327,9 +327,12 @@ async function startServer(env: Record<string, string>): Promise<string> {
   return `http://127.0.0.1:${port}`
 }
 
+/** A server of its own where there is one on PATH, or else the one at REDIS_URL. */
 async function startRedis(): Promise<string> {
+  const binary = ['redis-server', 'valkey-server'].find((name) => spawnSync(name, ['--version']).status === 0)
+  if (binary === undefined && process.env.REDIS_URL !== undefined) return process.env.REDIS_URL
   const port = await freePort()
-  const child = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'], {
+  const child = spawn(binary ?? 'redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'], {
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   children.push(child)
