@@ -9,7 +9,14 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   store: [/^store\//, /^errors\.ts$/, /^kysely$/, /^node:crypto$/],
   cache: [/^cache\//, /^errors\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^errors\.ts$/, /^node:/],
-  http: [/^http\//, /^core\//, /^cache\/cache\.ts$/, /^errors\.ts$/, /^(express|express-rate-limit|jsonwebtoken)$/, /^node:(http|crypto)$/],
+  http: [
+    /^http\//,
+    /^core\//,
+    /^cache\/cache\.ts$/,
+    /^errors\.ts$/,
+    /^(express|express-rate-limit|jsonwebtoken)$/,
+    /^node:(http|net|crypto)$/,
+  ],
   testing: [/^store\/store\.ts$/, /^errors\.ts$/, /^node:/],
 }
 

@@ -1,8 +1,10 @@
 // npm run soak: mixed traffic at full speed over real servers, PostgreSQL and Redis, until it is clear that nothing grows.
+
 import { type ChildProcess, fork, spawn, spawnSync } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { Agent, request } from 'node:http'
+import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Redis } from 'ioredis'
@@ -90,7 +92,7 @@ try {
 }
 
 async function soak(): Promise<boolean> {
-  await setUp()
+  await setUp({ rootDir: join(import.meta.dirname, '..', '..') })
   const STORE_URL = process.env.TEST_POSTGRES_URL ?? ''
   const REDIS_URL = await startRedis()
   const urls: string[] = []
