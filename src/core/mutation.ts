@@ -346,6 +346,8 @@ export function mutations(parts: MutationParts): Mutations {
     }
     const askedAt = clock.monotonicMs()
     const now = await tx.now()
+    // On the store's clock, and rather too early: what the store's answer took on its way counts for the client.
+    const arrivedAt = now - (clock.monotonicMs() - arrived)
     const principal = caller?.id ?? (operator === undefined ? undefined : `operator:${JSON.stringify([operator.issuer, operator.subject])}`)
     const actor =
       operator !== undefined ? `operator:${operator.subject}@${operator.issuer}` : caller === undefined ? 'system' : `key:${caller.id}`
@@ -383,7 +385,7 @@ export function mutations(parts: MutationParts): Mutations {
     if (record !== undefined) {
       const index = recordIds.indexOf(record.id)
       // A duplicate that came in before the first answer went out shares it, however long it queued since, and is not counted.
-      const counted = record.settledAt !== null && record.settledAt < now - (clock.monotonicMs() - arrived)
+      const counted = record.settledAt !== null && record.settledAt < arrivedAt
       const spent = counted && record.replays >= MAX_REPLAYS
       const replay = await decideReplay(tx, record, index, credentials, { active, spent, now }, requestOf(mutation, context))
       if (replay instanceof ApiKeyError) {

@@ -3,7 +3,7 @@ import { postgresStore } from 'express-api-keys/postgres'
 import { type Instance, serve } from '../support/instance.js'
 import { freshDatabase, type TestDatabase } from '../support/postgres.js'
 import { type Fate, throughProxy } from '../support/proxy.js'
-import { type Answer, call } from '../support/traffic.js'
+import { type Answer, call, verdict } from '../support/traffic.js'
 
 const FATES: readonly (readonly [what: string, fate: Fate])[] = [
   ['arrives, and the connection breaks before its answer', { arrives: true, line: 'cut' }],
@@ -77,8 +77,8 @@ test.each(FATES)('P1, P2: when COMMIT %s, every mutation answers 503 outcome_unk
     expect([name, again.status, again.headers.get('idempotent-replayed')]).toEqual([name, expected.status, fate.arrives ? 'true' : null])
     expect([name, third.status, third.body]).toEqual([name, expected.status, again.body])
     expect([name, await count(expected.type), generations]).toEqual([name, before + 1, expected.generations])
-    const alive = (await call(`${url}/data`, { secret: made.secret })).status
-    const used = renewed === undefined ? 200 : (await call(`${url}/data`, { secret: renewed })).status
+    const alive = await verdict(url, made.secret)
+    const used = renewed === undefined ? 200 : await verdict(url, renewed)
     expect([name, alive, used]).toEqual([name, expected.survives ? 200 : 401, 200])
   })
   for (const outcome of await Promise.allSettled(outcomes)) if (outcome.status === 'rejected') throw outcome.reason

@@ -6,7 +6,7 @@ import { dumpDatabase } from '../support/postgres.js'
 import { SERVER_SECRET, startServer, type TestProcess } from '../support/process.js'
 import { startRedis, type TestRedis } from '../support/redis.js'
 import { stores, type TestStore } from '../support/stores.js'
-import { type Answer, call, type Sent, steady } from '../support/traffic.js'
+import { type Answer, call, type Sent, steady, verdict } from '../support/traffic.js'
 
 /** Where a rotation is killed, by the steps of its protocol, and whether it has happened by then. */
 const STEPS: readonly (readonly [step: string, at: string, done: boolean | 'either'])[] = [
@@ -248,7 +248,7 @@ async function rotatesAgain(world: World, id: string, secret: string, generation
 
 async function accepted(server: TestProcess, secret: string): Promise<number> {
   secrets.push(secret)
-  return (await call(`${server.url}/data`, { secret })).status
+  return verdict(server.url, secret)
 }
 
 async function numbers({ query }: World, id: string): Promise<number[]> {

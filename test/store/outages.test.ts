@@ -15,7 +15,7 @@ import { startPostgres, startWithStandby } from '../support/own-postgres.js'
 import { freshDatabase } from '../support/postgres.js'
 import { throughProxy } from '../support/proxy.js'
 import { smallDisk } from '../support/small-disk.js'
-import { type Answer, call, steady } from '../support/traffic.js'
+import { type Answer, call, steady, verdict } from '../support/traffic.js'
 
 /** Well-formed, and known to nobody here. */
 const STRANGER = `sk_live_${'0'.repeat(43)}1Vxh1Z`
@@ -71,7 +71,7 @@ test.each(['immediate', 'fast'] as const)(
     }
     expect(unsure).toBeGreaterThan(0)
     expect((await keys.get(key.id))?.generation).toBe(rotations + 1)
-    for (const url of [one, other]) expect((await call(`${url}/data`, { secret })).status).toBe(200)
+    for (const url of [one, other]) expect(await verdict(url, secret)).toBe(200)
   },
 )
 
@@ -81,7 +81,7 @@ test('an exhausted pool answers 503 in time, carries out nothing of it later, an
   const { keys, url } = await serve(postgresStore(own, { readTimeoutMs: 300, transactionTimeoutMs: 600 }))
   const live = await keys.create({ ownerId: 'acme', name: 'live' })
   const rotated = await keys.create({ ownerId: 'acme', name: 'to be rotated' })
-  expect((await call(`${url}/data`, { secret: rotated.secret })).status).toBe(200)
+  expect(await verdict(url, rotated.secret)).toBe(200)
   const taken = [await own.connect(), await own.connect()]
   const release = (): void => {
     for (const client of taken.splice(0)) client.release()
@@ -124,14 +124,14 @@ test('a statement_timeout answers 503, and the connection serves on', async () =
     refused(answer)
   }
   await blocker.query('rollback')
-  expect((await call(`${url}/data`, { secret })).status).toBe(200)
+  expect(await verdict(url, secret)).toBe(200)
   expect([(await send()).status, (await keys.list({ ownerId: 'acme' })).items[0]?.generation]).toEqual([200, 2])
   expect(await backend()).toBe(before)
 })
 
 test('a row that somebody holds for ten seconds delays its own rotation only, which is told 503 meanwhile', async () => {
   const database = await freshDatabase()
-  const { keys, url } = await serve(postgresStore(pool(database.url)))
+  const { keys, url } = await serve(postgresStore(pool(database.url)), { leaseMs: 1_000 })
   const { key, secret } = await keys.create({ ownerId: 'acme', name: 'held' })
   const other = await keys.create({ ownerId: 'acme', name: 'other' })
   const rotate = (from: string, idempotencyKey: string): Promise<Answer> =>
@@ -161,7 +161,7 @@ test('a row that somebody holds for ten seconds delays its own rotation only, wh
   expect(statuses.get(200)).toBeGreaterThan(100)
   expect([...statuses.keys()].filter((status) => status !== 200 && status !== 401)).toEqual([])
   expect((await keys.get(key.id))?.generation).toBe(2)
-  const verdicts = [secret, secretOf(answer)].map(async (each) => (await call(`${url}/data`, { secret: each })).status)
+  const verdicts = [secret, secretOf(answer)].map((each) => verdict(url, each))
   expect(await Promise.all(verdicts)).toEqual([401, 200])
 })
 
@@ -172,7 +172,7 @@ test('P3: a standby that answers instead of the primary grants no lease, until i
   const direct = await serve(postgresStore(pool(primary.url)))
   const { key, secret: old } = await keys.create({ ownerId: 'acme', name: 'n' })
   const cold = await keys.create({ ownerId: 'acme', name: 'cold' })
-  expect((await call(`${url}/data`, { secret: old })).status).toBe(200)
+  expect(await verdict(url, old)).toBe(200)
 
   const replica = await session(standby.url)
   const has = async (id: string, generation: number): Promise<boolean> => {
@@ -203,8 +203,8 @@ test('P3: a standby that answers instead of the primary grants no lease, until i
   await primary.stop('immediate')
   await replica.query('select pg_promote()')
   await untilStatus(() => call(`${url}/data`, { secret: cold.secret }), 200)
-  expect((await call(`${url}/data`, { secret: old })).status).toBe(401)
-  expect((await call(`${url}/data`, { secret: secretOf(rotated) })).status).toBe(200)
+  expect(await verdict(url, old)).toBe(401)
+  expect(await verdict(url, secretOf(rotated))).toBe(200)
   const replayed = await call(`${url}/keys/self/rotate`, { method: 'POST', secret: old, idempotencyKey: 'k' })
   expect([replayed.status, replayed.body]).toEqual([200, rotated.body])
   expect((await call(`${url}/keys/self/rotate`, { method: 'POST', secret: cold.secret, idempotencyKey: 'c' })).status).toBe(200)
@@ -223,14 +223,14 @@ test('another process that holds the write lock of SQLite makes rotations answer
   const rotate = { method: 'POST', secret, idempotencyKey: 'k' }
   const answers = await Promise.all(Array.from({ length: 10 }, () => call(`${url}/keys/self/rotate`, rotate)))
   for (const answer of answers) refused(answer)
-  for (const each of [secret, cold.secret]) expect((await call(`${url}/data`, { secret: each })).status).toBe(200)
-  expect((await call(`${url}/data`, { secret: STRANGER })).status).toBe(401)
+  for (const each of [secret, cold.secret]) expect(await verdict(url, each)).toBe(200)
+  expect(await verdict(url, STRANGER)).toBe(401)
   holder.kill('SIGKILL')
   await gone
   const answer = await call(`${url}/keys/self/rotate`, rotate)
   expect(answer.status).toBe(200)
   expect((await keys.get(key.id))?.generation).toBe(2)
-  expect((await call(`${url}/data`, { secret: secretOf(answer) })).status).toBe(200)
+  expect(await verdict(url, secretOf(answer))).toBe(200)
 })
 
 const disk = smallDisk(32)
@@ -303,8 +303,8 @@ test.each(fullDisks)(
     }
     refused(answer)
     refused(await send())
-    for (const each of [secret, cold.secret]) expect((await call(`${url}/data`, { secret: each })).status).toBe(200)
-    expect((await call(`${url}/data`, { secret: STRANGER })).status).toBe(401)
+    for (const each of [secret, cold.secret]) expect(await verdict(url, each)).toBe(200)
+    expect(await verdict(url, STRANGER)).toBe(401)
     expect((await keys.get(key.id))?.generation).toBe(rotations + 1)
 
     await free()
@@ -312,7 +312,7 @@ test.each(fullDisks)(
     expect([renewed.status, renewed.headers.get('idempotent-replayed')]).toEqual([200, null])
     expect((await send()).body).toEqual(renewed.body)
     expect((await keys.get(key.id))?.generation).toBe(rotations + 2)
-    const verdicts = [secret, secretOf(renewed)].map(async (each) => (await call(`${url}/data`, { secret: each })).status)
+    const verdicts = [secret, secretOf(renewed)].map((each) => verdict(url, each))
     expect(await Promise.all(verdicts)).toEqual([401, 200])
   },
 )

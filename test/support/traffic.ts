@@ -30,6 +30,14 @@ export async function call(url: string, { method = 'GET', secret, idempotencyKey
   return { status: response.status, body: text === '' ? undefined : JSON.parse(text), headers: response.headers }
 }
 
+/** What a protected route says of a secret. A 503 is no verdict: on a machine that is busy enough, an answer can come after its lease. */
+export async function verdict(url: string, secret: string): Promise<number> {
+  for (;;) {
+    const { status } = await call(`${url}/data`, { secret })
+    if (status !== 503) return status
+  }
+}
+
 /** Sends the same request over and over, one after the other, until told to stop; resolves with how often each status came. */
 export function steady(send: () => Promise<Answer>): { stop(): Promise<Map<number, number>>; seen(count: number): Promise<void> } {
   const statuses = new Map<number, number>()
