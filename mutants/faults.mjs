@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import startPostgres from '../test/support/global-setup.ts'
-import stopPostgres from '../test/support/global-teardown.ts'
+import setUp, { buildServer } from '../test/support/global-setup.ts'
+import tearDown from '../test/support/global-teardown.ts'
 import { FAULTS } from './planted.mjs'
 
 const HELP = `npm run faults -- [options]
@@ -44,7 +44,7 @@ try {
 
 async function run() {
   const planted = faults.map((fault) => ({ ...fault, source: plant(fault) }))
-  await startPostgres()
+  await setUp({ rootDir: ROOT })
   const copies = Array.from({ length: Math.min(Number(options['at-once']), faults.length) }, (_, n) => copyOf(`copy-${n}`))
   if (!(await greenWithout(copies[0]))) return false
 
@@ -149,7 +149,9 @@ async function jest(copy, files, titles) {
     ...[`--globalSetup=${nothing}`, `--globalTeardown=${nothing}`, `--cacheDirectory=${join(folder, 'cache')}`],
     ...['--testTimeout=30000', '--testNamePattern', pattern, '--runTestsByPath', ...files],
   ]
-  const child = spawn(process.execPath, args, { cwd: copy, stdio: ['ignore', 'ignore', 'pipe'], detached: true })
+  // The servers that tests start have the fault in them too.
+  const env = { ...process.env, TEST_SERVER: await buildServer(copy) }
+  const child = spawn(process.execPath, args, { cwd: copy, stdio: ['ignore', 'ignore', 'pipe'], detached: true, env })
   running.add(child)
   let said = ''
   child.stderr.on('data', (chunk) => {
@@ -186,7 +188,7 @@ function killGroup(child) {
 
 async function end() {
   for (const child of running) killGroup(child)
-  await stopPostgres()
+  await tearDown()
   rmSync(folder, { recursive: true, force: true })
 }
 

@@ -215,8 +215,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'a lease counts from after the store has answered',
     file: 'src/core/lease.ts',
-    find: 'for (const { resolve } of batch) resolve({ answer, askedAt })',
-    replace: 'for (const { resolve } of batch) resolve({ answer, askedAt: instant(clock) })',
+    find: 'tell = ({ resolve }) => resolve({ answer, askedAt })',
+    replace: 'tell = ({ resolve }) => resolve({ answer, askedAt: instant(clock) })',
     tests: [['test/core/lease.test.ts', 'a lease counts from before the authority was asked']],
   },
   {
@@ -609,9 +609,9 @@ export const FAULTS = [
     promise: 'P5',
     name: 'with the store down a key is unknown',
     file: 'src/core/lease.ts',
-    find: 'for (const { reject } of batch) reject(storeFailure(error))',
+    find: 'tell = ({ reject }) => reject(storeFailure(error))',
     replace:
-      "void error\n          for (const { resolve } of batch) resolve({ answer: { at: clock.wallMs(), storeId: '', leaseMs: 1_000, found: [] }, askedAt })",
+      'tell = ({ resolve }) => resolve({ answer: { at: clock.wallMs(), storeId: String(error), leaseMs: 1_000, found: [] }, askedAt })',
     tests: [['test/core/lease.test.ts', 'P5: while the authority is away']],
   },
   {

@@ -46,7 +46,7 @@ const [MINUTES, SERVERS, EVERY] = [options.minutes, options.servers, options.eve
 }) as [number, number, number]
 const SERVER_SECRET = 'the-server-secret-of-the-soak-0123456789'
 /** A short lease makes many rotations, and small tables are full early: what still grows after a third of the time grows for ever. */
-const OPTIONS = { leaseMs: 250, maxLeases: 2_000 }
+const OPTIONS = { leaseMs: 250, maxLeases: 1_000 }
 const FIXED_KEYS = 500
 /** How many loops there are of each kind. Each sends its next request when the last is answered. */
 const LOOPS = { valid: 12, unknown: 3, malformed: 1, retired: 2, rotating: 10, living: 3 }

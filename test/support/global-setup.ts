@@ -11,17 +11,7 @@ declare global {
 
 /** Starts the one PostgreSQL of a test run; every test file makes a database of its own on it. */
 export default async function setUp({ rootDir }: { rootDir: string }): Promise<void> {
-  // As one file, the server that tests start and kill by the dozen is up in a fraction of the time.
-  process.env.TEST_SERVER = join(rootDir, '.tmp', 'server.mjs')
-  await build({
-    entryPoints: [join(rootDir, 'test', 'support', 'server.ts')],
-    outfile: process.env.TEST_SERVER,
-    bundle: true,
-    platform: 'node',
-    format: 'esm',
-    external: ['bcrypt', 'libsql'],
-    banner: { js: `import { createRequire } from 'node:module'; const require = createRequire(import.meta.url)` },
-  })
+  process.env.TEST_SERVER = await buildServer(rootDir)
   const folder = mkdtempSync(join(tmpdir(), 'api-keys-postgres-'))
   const port = await freePort()
   const said: string[] = []
@@ -50,4 +40,19 @@ export default async function setUp({ rootDir }: { rootDir: string }): Promise<v
     await server.stop()
     rmSync(folder, { recursive: true, force: true })
   }
+}
+
+/** As one file, the server that tests start and kill by the dozen is up in a fraction of the time. */
+export async function buildServer(rootDir: string): Promise<string> {
+  const outfile = join(rootDir, '.tmp', 'server.mjs')
+  await build({
+    entryPoints: [join(rootDir, 'test', 'support', 'server.ts')],
+    outfile,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    external: ['bcrypt', 'libsql'],
+    banner: { js: `import { createRequire } from 'node:module'; const require = createRequire(import.meta.url)` },
+  })
+  return outfile
 }
