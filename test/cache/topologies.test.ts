@@ -1,7 +1,6 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { connect } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Store } from 'express-api-keys'
@@ -243,7 +242,7 @@ interface Node {
 
 /** A server of its own, in a folder of its own. */
 async function startNode(...args: string[]): Promise<Node> {
-  const port = await portWithBus()
+  const port = await freePort()
   return startServer(port, folderOf(), ['--port', String(port), '--bind', '127.0.0.1', '--save', '', ...args])
 }
 
@@ -292,19 +291,6 @@ function folderOf(): string {
   const folder = mkdtempSync(join(tmpdir(), 'api-keys-redis-'))
   atEnd(async () => rmSync(folder, { recursive: true, force: true }))
   return folder
-}
-
-/** A free port whose neighbour of the cluster bus, 10,000 higher, is free too. */
-async function portWithBus(): Promise<number> {
-  for (;;) {
-    const port = await freePort()
-    if (port > 55_000) continue
-    const taken = await new Promise<boolean>((resolve) => {
-      const socket = connect(port + 10_000, '127.0.0.1', () => resolve(true))
-      socket.on('error', () => resolve(false)).on('close', () => socket.destroy())
-    })
-    if (!taken) return port
-  }
 }
 
 async function until(isSo: () => Promise<boolean>): Promise<void> {
