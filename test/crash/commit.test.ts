@@ -98,5 +98,5 @@ test.each(FATES)('a rotation without an Idempotency-Key is told to look before i
 /** An instance whose next COMMIT of a mutation may have a fate. */
 async function uncertain(): Promise<Instance & { commit(fate: Fate): void }> {
   const way = await throughProxy(database.url)
-  return { ...(await serve(postgresStore(way.pool, { transactionTimeoutMs: 2_000 }))), commit: way.commit }
+  return { ...(await serve(postgresStore(way.pool, { transactionTimeoutMs: 3_000 }))), commit: way.commit }
 }
