@@ -187,7 +187,8 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
       case 'list': {
         const { ownerId, ...page } = pageOf(req, contract.operators === true ? ['ownerId'] : [])
         const reader = await readerOf(caller, req, res)
-        return give(await keys.list({ ownerId: typeof reader === 'string' ? reader : ownerOf(caller, ownerId), ...page }))
+        const named = ownerOf(caller, ownerId)
+        return give(await keys.list({ ownerId: reader ?? named, ...page }))
       }
       case 'events': {
         const page = pageOf(req, [])

@@ -22,9 +22,9 @@ export default async function setUp({ rootDir }: { rootDir: string }): Promise<v
     port,
     persistent: false,
     // PostgreSQL refuses to run as root, as which containers like to run tests.
-    initdbFlags: ['--no-sync'],
     createPostgresUser: process.getuid?.() === 0,
     // Nobody pulls the plug of a test machine: processes that are killed lose nothing that was written.
+    initdbFlags: ['--no-sync'],
     postgresFlags: ['-c', 'fsync=off', '-c', 'max_connections=300', '-c', 'listen_addresses=127.0.0.1', '-c', 'unix_socket_directories='],
     onLog: (line) => said.push(line),
     onError: (line) => said.push(String(line)),
