@@ -108,7 +108,7 @@ export const FAULTS = [
     file: 'src/store/sql.ts',
     find: 'if (!answered(error)) throw outcomeUnknown(error)',
     replace: 'if (!answered(error)) throw unavailable(error)',
-    tests: [['test/store/faults.test.ts', 'P2: when the answer to COMMIT is lost']],
+    tests: [['test/crash/commit.test.ts', 'every mutation answers 503 outcome_unknown']],
   },
   {
     promise: 'P2',

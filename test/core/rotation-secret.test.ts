@@ -134,3 +134,38 @@ test('what has nothing to compare with takes as long as what has, and runs bcryp
   expect(new Set(slept.slice(2))).toEqual(new Set([900]))
   expect(compare).toHaveBeenCalledTimes(2)
 })
+
+test('what is feigned is one of the last 64 comparisons of the last ten seconds, also one that failed', async () => {
+  const clock = new TestClock()
+  let tookMs = 0
+  let error: Error | undefined
+  jest.spyOn(bcrypt, 'compare').mockImplementation((async () => {
+    clock.advance(tookMs)
+    if (error !== undefined) throw error
+    return false
+  }) as never)
+  const chance = jest.spyOn(Math, 'random')
+  const secrets = rotationSecrets(true, clock)
+  clock.sleep = async (ms) => void slept.push(ms)
+  const slept: number[] = []
+  const feigned = async (random: number): Promise<number | undefined> => {
+    chance.mockReturnValue(random)
+    await secrets.feign('rot')
+    return slept.at(-1)
+  }
+  for (tookMs = 1; tookMs <= 66; tookMs++) await secrets.matches('rot', null)
+  expect([await feigned(0), await feigned(0.5), await feigned(0.999)]).toEqual([3, 35, 66])
+  // What is ten seconds old is still in, and a millisecond more is out.
+  clock.advance(10_000 - (66 * 67) / 2 + (3 * 4) / 2)
+  expect(await feigned(0)).toBe(3)
+  clock.advance(1)
+  expect(await feigned(0)).toBe(4)
+  clock.advance(60_000)
+  expect([await feigned(0), await feigned(0.999)]).toEqual([66, 66])
+  tookMs = 5
+  error = new Error('no turn to be had')
+  await expect(secrets.matches('rot', null)).rejects.toBe(error)
+  chance.mockReturnValue(0)
+  await expect(secrets.feign('rot')).rejects.toBe(error)
+  expect(slept.at(-1)).toBe(5)
+})
