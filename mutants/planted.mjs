@@ -521,6 +521,14 @@ export const FAULTS = [
   },
   {
     promise: 'P4',
+    name: 'a store that takes its time makes replays look as if they had come in before the answer',
+    file: 'src/core/mutation.ts',
+    find: 'record.settledAt < arrivedAt',
+    replace: 'record.settledAt < now - (clock.monotonicMs() - arrived)',
+    tests: [['test/core/mutation.test.ts', 'P4: a store that takes its time']],
+  },
+  {
+    promise: 'P4',
     name: 'an answer is given after the replay window',
     file: 'src/core/mutation.ts',
     find: 'record.sealed === null || record.expiresAt <= now || spent',

@@ -89,6 +89,27 @@ test('P2: a secret that is dead by the end of the wait is not handed out', async
   expect((await second).key.generation).toBe(3)
 })
 
+test('P4: a store that takes its time gives an answer no more often', async () => {
+  const clock = new TestClock()
+  const store = memoryStore({ now: () => clock.wallMs() })
+  const { transaction } = store
+  store.transaction = (work) =>
+    transaction((tx) => {
+      const slowly = async (ids: readonly string[]): ReturnType<typeof tx.replay> => {
+        clock.advance(50)
+        return tx.replay(ids)
+      }
+      return work({ ...tx, replay: slowly })
+    })
+  const keys = createApiKeys({ store, secret: SECRET, clock })
+  const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  const first = await keys.rotate({ secret, idempotencyKey: 'k' })
+  // What comes in within the millisecond in which it was settled is not held against the client.
+  clock.advance(1)
+  for (let n = 0; n < 5; n++) expect((await keys.rotate({ secret, idempotencyKey: 'k' })).secret).toBe(first.secret)
+  await expect(keys.rotate({ secret, idempotencyKey: 'k' })).rejects.toMatchObject({ code: 'invalid_key' })
+})
+
 test('P4: an emergency leaves no answer behind, neither its own nor an earlier one', async () => {
   const store = memoryStore()
   const keys = createApiKeys({ store, secret: SECRET })
