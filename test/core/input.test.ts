@@ -165,6 +165,7 @@ test('a grace period is none, seven days at most, or until the first use', () =>
 
 test.each<[told: string, check: () => unknown]>([
   ['Nothing to change: give name, scopes, metadata or expiresAt.', () => changedFields({})],
+  ['name must be 1 to 255 characters.', () => changedFields({ name: '' })],
   ['A key has no field "owner".', () => changedFields({ owner: 1 } as object)],
   ['A key is described by an object.', () => changedFields(null as never)],
   ['A key is described by an object.', () => changedFields('name' as never)],
