@@ -52,6 +52,8 @@ const NEGATIVE_MS = 3_000
 const RETIRED_MS = 600_000
 /** Refused digests are what a stranger can make us remember, so their table is small. */
 const MAX_REFUSED = 10_000
+/** Of secrets whose first use was told; forgetting one costs a write that changes nothing. */
+const MAX_KNOWN_USED = 50_000
 
 /** Names the shape of an entry, as part of what its MAC depends on: a change of `Entry` needs another name. */
 const ENTRY = 'cache entry 2'
@@ -363,7 +365,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
         .markFirstUse(digest)
         .then(({ retired }) => {
           knownUsed.add(digest)
-          if (knownUsed.size > maxLeases) dropOldest(knownUsed)
+          if (knownUsed.size > MAX_KNOWN_USED) dropOldest(knownUsed)
           return retire(retired, 'rotated')
         })
         .catch(report)
