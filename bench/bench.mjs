@@ -72,10 +72,11 @@ async function measure() {
   const result = await compare({
     ...(only === undefined ? {} : { only }),
     rounds: number('rounds'),
-    sliceMs: number('slice', options.guard ? 600 : 1_000),
+    sliceMs: number('slice', options.guard ? 500 : 1_000),
     warmUpMs: number('warm-up'),
     connections: number('connections'),
     cpuProf: options['cpu-prof'],
+    halfLoad: !options.guard,
   })
   if (options.guard) {
     const said = complaints(result)

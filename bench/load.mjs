@@ -17,10 +17,14 @@ answer({
     const next = order === undefined ? tokens.length : order.length
     targets.set(name, { clients, headers, order, next, status, at: 0 })
   },
-  start({ name }) {
+  /** Without `perSecond` each connection sends its next request when the last is answered; with it, requests are sent when they are due. */
+  start({ name, perSecond }) {
     const target = targets.get(name)
     running = { stopped: false, recording: false, latencies: new Float64Array(MAX_LATENCIES), count: 0, failures: 0, last: undefined }
-    running.done = Promise.all(target.clients.map((client) => connection(client, target, running)))
+    running.done =
+      perSecond === undefined
+        ? Promise.all(target.clients.map((client) => connection(client, target, running)))
+        : paced(target, running, perSecond)
   },
   record() {
     running.recording = true
@@ -46,7 +50,36 @@ answer({
   },
 })
 
-function connection(client, target, run) {
+/** Latency counts from when a request was due, so that a server that stalls cannot make its load wait politely. */
+async function paced({ clients, ...target }, run, perSecond) {
+  const idle = [...clients]
+  const due = []
+  const under = new Set()
+  const began = performance.now()
+  let planned = 0
+  while (!run.stopped) {
+    const now = performance.now()
+    for (; began + (planned * 1_000) / perSecond <= now; planned++) due.push(began + (planned * 1_000) / perSecond)
+    pump()
+    await new Promise((resolve) => setTimeout(resolve, 1))
+  }
+  await Promise.all(under)
+
+  function pump() {
+    while (due.length > 0 && idle.length > 0) {
+      const client = idle.pop()
+      const one = connection(client, target, run, due.shift()).then(() => {
+        under.delete(one)
+        idle.push(client)
+        if (!run.stopped) pump()
+      })
+      under.add(one)
+    }
+  }
+}
+
+/** With `dueAt`, one request that was due then; else request after request until the run is stopped. */
+function connection(client, target, run, dueAt) {
   return new Promise((resolve) => {
     let status = 0
     let since = 0
@@ -65,12 +98,12 @@ function connection(client, target, run) {
           if (run.count < run.latencies.length) run.latencies[run.count] = performance.now() - since
           run.count++
         }
-        if (run.stopped) resolve()
+        if (run.stopped || dueAt !== undefined) resolve()
         else send()
       },
       onError(error) {
         fail(String(error))
-        if (run.stopped) resolve()
+        if (run.stopped || dueAt !== undefined) resolve()
         else setTimeout(send, 10)
       },
     }
@@ -80,7 +113,7 @@ function connection(client, target, run) {
     }
     const send = () => {
       const place = target.at++ % target.next
-      since = performance.now()
+      since = dueAt ?? performance.now()
       client.dispatch(
         { path: '/data', method: 'GET', headers: target.headers[target.order === undefined ? place : target.order[place]] },
         handler,
