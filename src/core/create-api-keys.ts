@@ -73,7 +73,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const maxLeases = integerOption('maxLeases', options.maxLeases, 50_000, 100, 1_000_000)
   const shared = cache?.counters?.bind(cache)
   // Two applications on one Redis must not count each other's clients.
-  const namespace = hmac(subkey(serverSecrets[0] ?? new Uint8Array(0), 'counters'), []).slice(0, 16)
+  const countersKey = subkey(serverSecrets[0] ?? new Uint8Array(0), 'counters')
+  const namespace = hmac(countersKey, []).slice(0, 16)
   instances.set(store, (instances.get(store) ?? 0) + 1)
   const othersHoldLeases = (): boolean => store.shared || (instances.get(store) ?? 0) > 1
   const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report })
@@ -179,7 +180,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       return listeners.on(name, listener)
     },
 
-    counters: shared === undefined ? undefined : (name, windowMs) => named(shared(windowMs), `${namespace}:${name}:`),
+    counters: shared === undefined ? undefined : (name, windowMs) => named(shared(windowMs), `${namespace}:${name}:`, countersKey),
 
     wellFormed: (secret) => format.wellFormed(secret),
 
@@ -307,9 +308,10 @@ function changed({ key, replayed, acceptedUntil }: Done): MutationResult {
   return { key: apiKey(key), replayed, ...(acceptedUntil === undefined ? {} : { acceptedUntil: iso(acceptedUntil) }) }
 }
 
-/** The same counters under other names. */
-function named(counters: Counters, prefix: string): Counters {
-  return { increment: (name) => counters.increment(prefix + name), decrement: (name) => counters.decrement(prefix + name) }
+/** The same counters under names that tell a reader of the cache nothing. */
+function named(counters: Counters, prefix: string, key: Uint8Array): Counters {
+  const hidden = (name: string): string => prefix + hmac(key, [name])
+  return { increment: (name) => counters.increment(hidden(name)), decrement: (name) => counters.decrement(hidden(name)) }
 }
 
 function visible(key: KeyRow, ownerId: string | undefined): boolean {

@@ -440,29 +440,43 @@ function dropOldest(table: Map<string, unknown> | Set<string>): void {
  */
 function batchedRead(store: Store, clock: Clock, familiar: (digest: string) => boolean): (digest: string) => Promise<Asked> {
   interface Waiting {
-    readonly digest: string
     resolve(outcome: Asked): void
     reject(error: unknown): void
   }
-  const clients: Waiting[] = []
-  const strangers: Waiting[] = []
+  /** Who waits for what, in the order of asking; whoever asks for the same is answered together. */
+  interface Queue {
+    readonly digests: Map<string, Waiting[]>
+    waiting: number
+  }
+  const clients: Queue = { digests: new Map(), waiting: 0 }
+  const strangers: Queue = { digests: new Map(), waiting: 0 }
   let reads = 0
 
   return (digest) =>
     new Promise((resolve, reject) => {
       const queue = familiar(digest) ? clients : strangers
-      if (queue === strangers && strangers.length >= MAX_WAITING) {
+      if (queue.waiting >= MAX_WAITING) {
         reject(new ApiKeyError('store_unavailable', 'More secrets are waiting for the store than it can answer for.'))
         return
       }
-      queue.push({ digest, resolve, reject })
-      if (reads < READS_AT_ONCE && clients.length + strangers.length === 1) queueMicrotask(next)
+      queue.waiting++
+      const together = queue.digests.get(digest)
+      if (together === undefined) queue.digests.set(digest, [{ resolve, reject }])
+      else together.push({ resolve, reject })
+      if (reads < READS_AT_ONCE && clients.waiting + strangers.waiting === 1) queueMicrotask(next)
     })
 
   function next(): void {
-    if (reads >= READS_AT_ONCE || clients.length + strangers.length === 0) return
-    const batch = clients.splice(0, BATCH)
-    batch.push(...strangers.splice(0, BATCH - batch.length))
+    if (reads >= READS_AT_ONCE || clients.waiting + strangers.waiting === 0) return
+    const batch = new Map<string, Waiting[]>()
+    for (const queue of [clients, strangers]) {
+      for (const [digest, together] of queue.digests) {
+        if (batch.size === BATCH) break
+        batch.set(digest, [...(batch.get(digest) ?? []), ...together])
+        queue.digests.delete(digest)
+        queue.waiting -= together.length
+      }
+    }
     reads++
     void read(batch).then(() => {
       reads--
@@ -471,16 +485,16 @@ function batchedRead(store: Store, clock: Clock, familiar: (digest: string) => b
     next()
   }
 
-  async function read(batch: readonly Waiting[]): Promise<void> {
+  async function read(batch: ReadonlyMap<string, readonly Waiting[]>): Promise<void> {
     const askedAt = instant(clock)
     let tell: (one: Waiting) => void
     try {
-      const answer = await store.read(batch.map(({ digest }) => digest))
+      const answer = await store.read([...batch.keys()])
       tell = ({ resolve }) => resolve({ answer, askedAt })
     } catch (error) {
       tell = ({ reject }) => reject(storeFailure(error))
     }
-    for (const [index, one] of batch.entries()) {
+    for (const [index, one] of [...batch.values()].flat().entries()) {
       if (index > 0 && index % ANSWERS_A_TURN === 0) await new Promise(setImmediate)
       tell(one)
     }

@@ -33,6 +33,7 @@ const NO_HASH = `$2b$${COST}$abcdefghijklmnopqrstuuzRrkYDxm2eYXPjVT4FlxZkGoC2pnX
 /** `environmentInSecret` as in `ApiKeysOptions`. The bcrypt library is loaded at the first use. */
 export function rotationSecrets(environmentInSecret: boolean, clock: Clock): RotationSecrets {
   const format = secretFormat('rot', environmentInSecret)
+  let measuring: Promise<boolean> | undefined
   const recent: { readonly at: number; readonly tookMs: number; readonly error?: unknown }[] = []
   const inTurn = semaphore(AT_ONCE, MAX_QUEUED, 'More rotation secrets are waiting to be checked than can be.')
 
@@ -44,9 +45,18 @@ export function rotationSecrets(environmentInSecret: boolean, clock: Clock): Rot
     },
     matches,
     async feign(rotationSecret) {
-      if (recent.length === 0) await matches(rotationSecret, null)
       const from = clock.monotonicMs() - REMEMBERED_MS
-      while (recent.length > 1 && (recent[0]?.at ?? from) < from) recent.shift()
+      while (recent.length > 0 && (recent[0]?.at ?? 0) < from) recent.shift()
+      if (recent.length === 0) {
+        // None lately: one real comparison says how long they take now, to all who ask meanwhile.
+        measuring ??= matches(rotationSecret, null)
+          .catch(() => false)
+          .finally(() => {
+            measuring = undefined
+          })
+        await measuring
+        return
+      }
       const { tookMs = 0, error } = recent[Math.floor(Math.random() * recent.length)] ?? {}
       await clock.sleep(tookMs)
       if (error !== undefined) throw error

@@ -11,7 +11,7 @@ import type { Answers, Contract, Route } from './contract.js'
 import { contracts } from './contracts.js'
 import { bearerSecret, headerValues, MAX_TOKEN_LENGTH } from './credential.js'
 import { readIdempotencyKey } from './idempotency-key.js'
-import { type Bucket, DEFAULT_LIMIT, failureGuard, network, routeBuckets } from './limit.js'
+import { DEFAULT_LIMIT, failureGuard, network, type RouteBuckets, routeBuckets } from './limit.js'
 import { openApiDocument } from './openapi.js'
 import type { Operators } from './operator-jwt.js'
 import { type FailureContext, failureStatus, refuse } from './problem.js'
@@ -95,7 +95,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
 
   async function answer(
     route: Route,
-    buckets: ({ requests: Bucket; replays: Bucket } & { by: 'ip' | 'credential' }) | undefined,
+    buckets: (RouteBuckets & { by: 'ip' | 'credential' }) | undefined,
     req: Request,
     res: Response,
     said: { retryAfterSeconds?: number },
@@ -103,7 +103,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     // Limits first, then all that can be refused without I/O, then the credential, then the rest.
     const found = attempt(() => callerOf(req))
     const mayReplay = headerValues(req, 'idempotency-key')[0]
-    // Whoever may be asking for an answer that was lost is not held up here: that question costs the store no more than a share in a read.
+    // Whoever may be asking for an answer that was lost is not held up here, or a flood from beside a client could lock it out; the limits hold it.
     if ('value' in found && mayReplay === undefined) refuseFlood(found.value, req, said)
     let takeBack = async (): Promise<void> => {}
     let replayOnly = false
@@ -114,9 +114,15 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
       said.retryAfterSeconds = retryAfterSeconds
       if (!within) {
         // Whoever asks for an answer that was lost is not to be locked out by having asked too often; whoever asks for anything else gets nothing.
-        const asked = 'value' in found && mayReplay !== undefined ? digestOf(`${nameOf(found.value)} ${mayReplay}`) : undefined
-        if (asked === undefined || !(await buckets.replays.hit(req, res, asked)).within)
-          throw new ApiKeyError('rate_limited', 'Too many requests; try again later.')
+        const who = 'value' in found && mayReplay !== undefined ? nameOf(found.value) : undefined
+        if (who === undefined || !(await buckets.replays.hit(req, res, digestOf(`${who} ${mayReplay}`))).within) throw tooMany()
+        // Taken back from whoever finds what it asks for.
+        const seeker = `${network(req)} ${who}`
+        if (!(await buckets.misses.hit(req, res, seeker)).within) throw tooMany()
+        takeBack = async () => {
+          await buckets.misses.takeBack(seeker)
+          await buckets.requests.takeBack(name)
+        }
         replayOnly = true
       }
     }
@@ -125,8 +131,10 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     } catch (error) {
       if ('value' in found && error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
       const serverSide = !(error instanceof ApiKeyError) || failureStatus(error.code) >= 500
+      // A request that found the store away is to be repeated, and is not held against whoever repeats it.
+      if (serverSide) await takeBack()
       if (!replayOnly || serverSide) throw error
-      throw new ApiKeyError('rate_limited', 'Too many requests; try again later.', { cause: error })
+      throw tooMany(error)
     }
   }
 
@@ -271,6 +279,10 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     res.setHeader('X-Request-Id', id)
     return id
   }
+}
+
+function tooMany(cause?: unknown): ApiKeyError {
+  return new ApiKeyError('rate_limited', 'Too many requests; try again later.', { cause })
 }
 
 type Attempt<T> = { readonly value: T } | { readonly error: unknown }

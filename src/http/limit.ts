@@ -14,6 +14,12 @@ export const DEFAULT_LIMIT: Limit = { max: 120, windowMs: 60_000, by: 'credentia
  */
 const REPLAYS = 30
 
+/**
+ * How often somebody over the limit may ask for an answer that is not there. Counted by who asks and from where: a stranger with a dead
+ * secret uses up their own, and each miss costs a transaction.
+ */
+const MISSES = 30
+
 /** Requests with one name, counted. */
 export interface Bucket {
   /** Counts a request; `within` says whether the limit allows it. */
@@ -22,10 +28,17 @@ export interface Bucket {
   takeBack(name: string): Promise<void>
 }
 
-/** The two buckets of a route: `requests`, and `replays` for whoever is over its limit and asks for an answer that was lost. */
-export function routeBuckets(keys: ApiKeys, name: string, limit: Limit): { readonly requests: Bucket; readonly replays: Bucket } {
+/** The buckets of a route: `requests`, and for whoever is over its limit and asks for an answer that was lost, `replays` of it and `misses`. */
+export interface RouteBuckets {
+  readonly requests: Bucket
+  readonly replays: Bucket
+  readonly misses: Bucket
+}
+
+export function routeBuckets(keys: ApiKeys, name: string, limit: Limit): RouteBuckets {
   return {
     requests: bucket(keys, name, limit, true),
+    misses: bucket(keys, `${name}-misses`, { ...limit, max: MISSES }, false),
     replays: bucket(keys, `${name}-replays`, { ...limit, max: REPLAYS }, false),
   }
 }

@@ -5,7 +5,9 @@ import type { Store } from './store.js'
 
 /** What the store needs of a `pg` Pool. */
 export interface PgPool {
-  connect(callback: (error: Error | undefined, client: PgClient | undefined) => void): void
+  /** Calls back; what returns a promise instead will do, but see `connected`. */
+  // biome-ignore lint/suspicious/noExplicitAny: a pool that calls back returns nothing, one that somebody wrapped may return a promise
+  connect(callback: (error: Error | undefined, client: PgClient | undefined) => void): any
 }
 
 export interface PgClient {
@@ -43,10 +45,12 @@ export function postgresStore(pool: PgPool, options: PostgresStoreOptions = {}):
  */
 function connected(pool: PgPool, ms: number): Promise<PgClient> {
   return new Promise((resolve, reject) => {
-    pool.connect((error, client) => {
-      if (client === undefined) reject(error ?? new Error('The pool gave no connection.'))
+    const take = (error: Error | null | undefined, client?: PgClient | null): void => {
+      if (error || !client) reject(error ?? new Error('The pool gave no connection.'))
       else resolve(bounded(client, ms))
-    })
+    }
+    const promised: unknown = pool.connect(take)
+    if (promised instanceof Promise) promised.then((client?: PgClient) => take(undefined, client), take)
   })
 }
 

@@ -185,6 +185,29 @@ test('a client goes with the next read, however many strangers are waiting, also
   expect([answered + refused, refused > 1_000]).toEqual([25_000, true])
 })
 
+test('one secret that is looked up over and over takes one place in a read, and more of it than can be answered is refused', async () => {
+  const { authority, table } = world()
+  await table.verify(DIGEST)
+  const release = authority.hold()
+  const ask = (): Promise<string> =>
+    table.look(DIGEST).then(
+      ({ found }) => found?.key.id ?? 'nothing',
+      ({ code }) => code,
+    )
+  // Two reads under way, and then those that wait.
+  const asked = [ask()]
+  await new Promise(setImmediate)
+  asked.push(ask())
+  await new Promise(setImmediate)
+  const reads = authority.reads
+  asked.push(...Array.from({ length: 20_500 }, ask))
+  release()
+  const answers = await Promise.all(asked)
+  expect(answers.filter((one) => one === 'store_unavailable')).toHaveLength(500)
+  expect(answers.filter((one) => one === authority.key.id)).toHaveLength(20_002)
+  expect(authority.reads).toBeLessThanOrEqual(reads + 1)
+})
+
 test('the answers of one read go out in parts, between which the event loop turns', async () => {
   const { table } = world()
   let answered = 0

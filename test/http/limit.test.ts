@@ -231,6 +231,41 @@ describe('a limit', () => {
     expect((await here.send({ ...ROTATE, secret: calm })).status).toBe(200)
   })
 
+  test('P2: is not used up by asking a store that is away', async () => {
+    const inner = memoryStore()
+    let away = true
+    const transaction: Store['transaction'] = (work) => (away ? Promise.reject(new Error('away')) : inner.transaction(work))
+    const here = await serveContract(narrow({ max: 3, windowMs: 60_000, by: 'ip' }), { ...inner, transaction })
+    away = false
+    const secret = await issue(here)
+    away = true
+    const asked = []
+    for (let n = 0; n < 5; n++) asked.push((await here.send({ ...ROTATE, secret, idempotencyKey: 'k' })).status)
+    expect(asked).toEqual([503, 503, 503, 503, 503])
+    away = false
+    expect((await here.send({ ...ROTATE, secret, idempotencyKey: 'k' })).status).toBe(200)
+  })
+
+  test('is not got round by asking for one answer after the other that was never given', async () => {
+    const inner = memoryStore()
+    let transactions = 0
+    const transaction: Store['transaction'] = (work) => {
+      transactions++
+      return inner.transaction(work)
+    }
+    const store = { ...inner, transaction }
+    const here = await serveContract(narrow({ max: 3, windowMs: 60_000, by: 'credential' }), store, { trustProxy: true })
+    const dead = await issue(here)
+    const ask = (idempotencyKey: string, from: string): Promise<Checked> =>
+      here.send({ ...ROTATE, secret: dead, idempotencyKey, headers: ['X-Forwarded-For', from] })
+    const lost = await ask('lost', ELSEWHERE)
+    transactions = 0
+    for (let n = 0; n < 200; n++) expect([401, 429]).toContain((await ask(`guess-${n}`, HERE)).status)
+    expect(transactions).toBeLessThanOrEqual(2 + 30 + 1)
+    // Whoever asks for what there is, from somewhere else, is not held up by it.
+    for (let n = 0; n < 5; n++) expect((await ask('lost', ELSEWHERE)).body).toEqual(lost.body)
+  })
+
   test('counts what is asked with a dead secret on its own, and not as the key it was of', async () => {
     const here = await serveContract(narrow({ max: 3, windowMs: 60_000, by: 'credential' }), memoryStore())
     const dead = await issue(here)
