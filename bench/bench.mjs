@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { NAMES } from './names.mjs'
 
 const HELP = `npm run bench -- [options]
 
@@ -22,27 +23,9 @@ Without one of the next five it measures the table: ours, what others use, and f
   --json             JSON instead of Markdown
   --cpu-prof row     leave a CPU profile of that row's server in .tmp`
 
-const { values: options } = parseArgs({
-  options: {
-    help: { type: 'boolean' },
-    guard: { type: 'boolean' },
-    traffic: { type: 'boolean' },
-    growth: { type: 'boolean' },
-    full: { type: 'boolean' },
-    micro: { type: 'boolean' },
-    json: { type: 'boolean' },
-    only: { type: 'string' },
-    rounds: { type: 'string', default: '20' },
-    slice: { type: 'string' },
-    'warm-up': { type: 'string', default: '2000' },
-    connections: { type: 'string', default: '32' },
-    'cpu-prof': { type: 'string' },
-  },
-})
-if (options.help) {
-  console.log(HELP)
-  process.exit()
-}
+const options = readFlags()
+const only = options.only?.split(',')
+const number = (name, fallback) => Number(options[name] ?? fallback)
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 if (!existsSync('bench/node_modules/.package-lock.json')) run('npm', 'ci', '--prefix', 'bench', '--no-audit', '--no-fund')
@@ -50,11 +33,6 @@ run('npm', 'run', '--silent', 'build')
 run(process.execPath, 'scripts/ensure-redis.mjs')
 
 const { endAll } = await import('./services.mjs')
-const number = (name, fallback) => {
-  const value = Number(options[name] ?? fallback)
-  if (Number.isInteger(value) && value > 0) return value
-  throw new Error(`--${name} must be a whole number above 0.`)
-}
 
 try {
   const { result, text } = await measure()
@@ -68,9 +46,8 @@ async function measure() {
   if (options.growth) return (await import('./growth.mjs')).growth({ full: options.full === true })
   if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections') })
   const { compare, complaints, GUARDED, table } = await import('./compare.mjs')
-  const only = options.guard ? GUARDED : options.only?.split(',')
   const result = await compare({
-    ...(only === undefined ? {} : { only }),
+    only: options.guard ? GUARDED : only,
     rounds: number('rounds'),
     sliceMs: number('slice', options.guard ? 500 : 1_000),
     warmUpMs: number('warm-up'),
@@ -84,6 +61,50 @@ async function measure() {
     if (said.length > 0) process.exitCode = 1
   }
   return { result, text: table(result) }
+}
+
+/** Ends the process with the help where that is asked for, or with 2 where a flag is wrong. */
+function readFlags() {
+  const options = {
+    help: { type: 'boolean' },
+    guard: { type: 'boolean' },
+    traffic: { type: 'boolean' },
+    growth: { type: 'boolean' },
+    full: { type: 'boolean' },
+    micro: { type: 'boolean' },
+    json: { type: 'boolean' },
+    only: { type: 'string' },
+    rounds: { type: 'string', default: '20' },
+    slice: { type: 'string' },
+    'warm-up': { type: 'string', default: '2000' },
+    connections: { type: 'string', default: '32' },
+    'cpu-prof': { type: 'string' },
+  }
+  const { values, positionals } = parseArgs({ options, strict: false })
+  for (const [name, value] of Object.entries(values)) {
+    if (!Object.hasOwn(options, name)) refuse(`There is no flag ${name.length === 1 ? '-' : '--'}${name}.`)
+    if (options[name].type === 'boolean' && typeof value !== 'boolean') refuse(`--${name} takes no value.`)
+  }
+  if (positionals.length > 0) refuse(`"${positionals[0]}" belongs to no flag.`)
+  if (values.help) {
+    console.log(HELP)
+    process.exit()
+  }
+  for (const [name, usual] of Object.entries({ rounds: 20, slice: 1000, 'warm-up': 2000, connections: 32 })) {
+    // A flag without its value is `true`.
+    const value = values[name] === true ? Number.NaN : Number(values[name] ?? usual)
+    if (!Number.isSafeInteger(value) || value < 1) refuse(`--${name} takes a whole number above 0, such as --${name} ${usual}.`)
+  }
+  const names = values.only === undefined ? [] : String(values.only).split(',')
+  if (!names.every((name) => NAMES.includes(name))) refuse(`--only takes rows with a comma between them, out of ${NAMES.join(', ')}.`)
+  const profiled = values['cpu-prof']
+  if (profiled !== undefined && !NAMES.includes(profiled)) refuse(`--cpu-prof takes one of the rows ${NAMES.join(', ')}.`)
+  return values
+}
+
+function refuse(sentence) {
+  console.error(`${sentence}\nTry --help.`)
+  process.exit(2)
 }
 
 function run(command, ...args) {

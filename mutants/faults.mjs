@@ -4,9 +4,9 @@ import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writ
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { parseArgs } from 'node:util'
 import setUp, { buildServer } from '../test/support/global-setup.ts'
 import tearDown from '../test/support/global-teardown.ts'
+import { readFlags, refuse, wholeNumber } from './command-line.mjs'
 import { FAULTS } from './planted.mjs'
 
 const HELP = `npm run faults -- [options]
@@ -18,19 +18,16 @@ Ends with 1 when one survives, when its place in the code is not found, or when 
   --at-once 2        how many are tried at once
   --help`
 
-const { values: options } = parseArgs({
-  options: { help: { type: 'boolean' }, only: { type: 'string', default: '' }, 'at-once': { type: 'string', default: '2' } },
-})
-if (options.help) {
-  console.log(HELP)
-  process.exit()
-}
+const flags = readFlags(HELP, { only: { type: 'string', default: '' }, 'at-once': { type: 'string', default: '2' } })
+const atOnce = wholeNumber(flags, 'at-once')
+const faults = FAULTS.filter(({ name, promise }) => `${promise} ${name}`.includes(flags.only))
+if (flags.only === true || faults.length === 0)
+  refuse('--only takes a text that the name or the promise of a fault holds, such as --only P3.')
+await import('../scripts/ensure-redis.mjs')
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
 /** A test that has not ended by then hangs, which no client would put up with either. */
 const LONGEST_MS = 90_000
-const faults = FAULTS.filter(({ name, promise }) => `${promise} ${name}`.includes(options.only))
-if (faults.length === 0) throw new Error(`No fault is called "${options.only}".`)
 const folder = mkdtempSync(join(tmpdir(), 'api-keys-faults-'))
 const started = performance.now()
 const running = new Set()
@@ -45,7 +42,7 @@ try {
 async function run() {
   const planted = faults.map((fault) => ({ ...fault, source: plant(fault) }))
   await setUp({ rootDir: ROOT })
-  const copies = Array.from({ length: Math.min(Number(options['at-once']), faults.length) }, (_, n) => copyOf(`copy-${n}`))
+  const copies = Array.from({ length: Math.min(atOnce, faults.length) }, (_, n) => copyOf(`copy-${n}`))
   if (!(await greenWithout(copies[0]))) return false
 
   const results = []

@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { parseArgs } from 'node:util'
+import { readFlags, refuse, wholeNumber } from './command-line.mjs'
 
 const HELP = `npm run mutants -- [options]
 
@@ -30,18 +30,15 @@ const GROUPS = {
 }
 const ENOUGH = 90
 
-const { values: options } = parseArgs({
-  options: {
-    help: { type: 'boolean' },
-    only: { type: 'string', default: Object.keys(GROUPS).join(',') },
-    concurrency: { type: 'string', default: '2' },
-    survivors: { type: 'boolean' },
-  },
+const flags = readFlags(HELP, {
+  only: { type: 'string', default: Object.keys(GROUPS).join(',') },
+  concurrency: { type: 'string', default: '2' },
+  survivors: { type: 'boolean' },
 })
-if (options.help) {
-  console.log(HELP)
-  process.exit()
-}
+const concurrency = wholeNumber(flags, 'concurrency')
+const names = String(flags.only).split(',')
+if (!names.every((name) => Object.hasOwn(GROUPS, name)))
+  refuse(`--only takes groups with a comma between them, out of ${Object.keys(GROUPS).join(', ')}.`)
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 const installed = 'mutants/node_modules'
@@ -49,11 +46,7 @@ if (!existsSync(join(installed, '.package-lock.json')))
   run('npm', ['ci', '--prefix', 'mutants', '--no-audit', '--no-fund', '--loglevel', 'error'])
 mkdirSync('.tmp', { recursive: true })
 
-const rows = []
-for (const name of options.only.split(',')) {
-  if (GROUPS[name] === undefined) throw new Error(`There is no group "${name}"; there is ${Object.keys(GROUPS).join(', ')}.`)
-  rows.push(...tried(name, GROUPS[name]))
-}
+const rows = names.flatMap((name) => tried(name, GROUPS[name]))
 const total = rows.reduce((sum, row) => ({ caught: sum.caught + row.caught, all: sum.all + row.all }), { caught: 0, all: 0 })
 console.log('\n| file | changes | caught | of which by time-out | not caught | share |\n|---|---:|---:|---:|---:|---:|')
 for (const { file, all, caught, timeouts } of rows)
@@ -77,7 +70,7 @@ function tried(name, { mutate, tests }) {
     ignorePatterns: ['dist', 'bench', 'docs', 'example-app', 'mutants/node_modules'],
     // It would rewrite the one there is with a compiler API that TypeScript 7 has not.
     tsconfigFile: 'none',
-    concurrency: Number(options.concurrency),
+    concurrency,
     // What has not ended by then hangs: the slowest of these tests takes a second.
     timeoutMS: 8_000,
   }
@@ -94,7 +87,7 @@ function tried(name, { mutate, tests }) {
     // What does not compile or load at all says nothing about the tests.
     const counted = mutants.filter(({ status }) => !['RuntimeError', 'CompileError', 'Ignored', 'Pending'].includes(status))
     const caught = counted.filter(({ status }) => status === 'Killed' || status === 'Timeout')
-    if (options.survivors) for (const mutant of counted) if (!caught.includes(mutant)) show(file, source, mutant)
+    if (flags.survivors) for (const mutant of counted) if (!caught.includes(mutant)) show(file, source, mutant)
     return { file, all: counted.length, caught: caught.length, timeouts: caught.filter(({ status }) => status === 'Timeout').length }
   })
 }

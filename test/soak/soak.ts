@@ -26,24 +26,9 @@ Prints what the servers hold on to, and ends with 1 when an answer was wrong or 
   --every 30       how many seconds there are between two lines
   --help`
 
-const { values: options } = parseArgs({
-  options: {
-    help: { type: 'boolean' },
-    minutes: { type: 'string', default: '10' },
-    servers: { type: 'string', default: '2' },
-    every: { type: 'string', default: '30' },
-  },
-})
-if (options.help) {
-  console.log(HELP)
-  process.exit()
-}
+const { minutes: MINUTES, servers: SERVERS, every: EVERY } = readFlags()
+await import(new URL('../../scripts/ensure-redis.mjs', import.meta.url).href)
 
-const [MINUTES, SERVERS, EVERY] = [options.minutes, options.servers, options.every].map((text) => {
-  const value = Number(text)
-  if (value > 0 && Number.isFinite(value)) return value
-  throw new Error(`"${text}" is not a number above 0.`)
-}) as [number, number, number]
 const SERVER_SECRET = 'the-server-secret-of-the-soak-0123456789'
 /** A short lease makes many rotations, and small tables are full early: what still grows after a third of the time grows for ever. */
 const OPTIONS = { leaseMs: 250, maxLeases: 1_000 }
@@ -89,6 +74,38 @@ try {
   process.exitCode = (await soak()) ? 0 : 1
 } finally {
   await end()
+}
+
+/** Ends the process with the help where that is asked for, or with 2 where a flag is wrong. */
+function readFlags(): { minutes: number; servers: number; every: number } {
+  const options = {
+    help: { type: 'boolean' },
+    minutes: { type: 'string', default: '10' },
+    servers: { type: 'string', default: '2' },
+    every: { type: 'string', default: '30' },
+  } as const
+  const { values, positionals } = parseArgs({ options, strict: false })
+  const stranger = Object.keys(values).find((name) => !Object.hasOwn(options, name))
+  if (stranger !== undefined) refuse(`There is no flag ${stranger.length === 1 ? '-' : '--'}${stranger}.`)
+  if (positionals.length > 0) refuse(`"${positionals[0]}" belongs to no flag.`)
+  if (typeof values.help === 'string') refuse('--help takes no value.')
+  if (values.help) {
+    console.log(HELP)
+    process.exit()
+  }
+  // A flag without its value is `true`.
+  const [minutes, servers, every] = [values.minutes, values.servers, values.every].map((text) =>
+    text === true ? Number.NaN : Number(text),
+  ) as [number, number, number]
+  if (!(minutes > 0 && Number.isFinite(minutes))) refuse('--minutes takes a number above 0, such as --minutes 10.')
+  if (!(Number.isSafeInteger(servers) && servers > 0)) refuse('--servers takes a whole number above 0, such as --servers 2.')
+  if (!(every > 0 && Number.isFinite(every))) refuse('--every takes a number of seconds above 0, such as --every 30.')
+  return { minutes, servers, every }
+}
+
+function refuse(sentence: string): never {
+  console.error(`${sentence}\nTry --help.`)
+  process.exit(2)
 }
 
 async function soak(): Promise<boolean> {
