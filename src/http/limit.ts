@@ -21,7 +21,7 @@ const REPLAYS = 30
 const MISSES = 30
 
 /** Requests with one name, counted. */
-export interface Bucket {
+interface Bucket {
   /** Counts a request; `within` says whether the limit allows it. */
   hit(req: Request, res: Response, name: string): Promise<{ readonly within: boolean; readonly retryAfterSeconds: number }>
   /** Takes a request back, which turns out not to have been one that counts. */
