@@ -67,6 +67,16 @@ test('acceptedUntil is on the clock of the store, whatever the machine thinks th
   expect(acceptedUntil).toBe(new Date(storeClock.wallMs() + 1_050).toISOString())
 })
 
+test('P3: acceptedUntil counts from after COMMIT, however long that took', async () => {
+  const clock = new TestClock()
+  const { keys, commits } = await sharedStore(clock, { waitForLease: false })
+  const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  const asked = clock.wallMs()
+  commits.take = () => clock.advance(700)
+  const { acceptedUntil } = await keys.rotate({ secret, idempotencyKey: 'k' })
+  expect(acceptedUntil).toBe(new Date(asked + 700 + 1_050).toISOString())
+})
+
 test('a store in memory that nobody shares needs no wait', async () => {
   const clock = new TestClock()
   const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock })

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { postgresStore } from 'express-api-keys/postgres'
 import { sqliteStore } from 'express-api-keys/sqlite'
 import Database from 'libsql'
-import { Pool } from 'pg'
+import { Pool, type PoolClient } from 'pg'
 import { atEnd } from '../support/cleanup.js'
 import { freshDatabase } from '../support/postgres.js'
 import { throughProxy } from '../support/proxy.js'
@@ -133,3 +133,78 @@ test('tables that were never made are told apart from a database that is away', 
   const away = new Pool({ connectionString: 'postgres://postgres@127.0.0.1:1/none' })
   await expect(postgresStore(away).read([])).rejects.toMatchObject({ code: 'store_unavailable', cause: { code: 'ECONNREFUSED' } })
 })
+
+test('P3: PostgreSQL reads the clock before it looks, or a lease would outlive what was committed in between', async () => {
+  const { pool } = await freshDatabase()
+  const store = postgresStore(pool, { readTimeoutMs: 60_000 })
+  await store.migrate()
+  const holder = await pool.connect()
+  await holder.query('begin; lock table express_api_key_generations in access exclusive mode')
+  const read = store.read([])
+  await aSessionWaits(pool)
+  const { rows } = await pool.query<{ at: number }>('select extract(epoch from clock_timestamp())::float8 * 1000 as at')
+  // Long enough to tell the two apart, at a clock that is read in whole milliseconds.
+  await holder.query('select pg_sleep(0.02); commit')
+  holder.release()
+  expect((await read).at).toBeLessThanOrEqual(rows[0]?.at ?? 0)
+})
+
+test.each([
+  ['off', 'on'],
+  ['remote_apply', 'remote_apply'],
+])('what a transaction has committed survives a crash: synchronous_commit %s becomes %s', async (set, used) => {
+  const { pool, url } = await freshDatabase()
+  await pool.query(`alter database ${new URL(url).pathname.slice(1)} set synchronous_commit = ${set}`)
+  const later = new Pool({ connectionString: url })
+  atEnd(() => later.end())
+  const sessions: PoolClient[] = []
+  later.on('acquire', (client) => sessions.push(client))
+  const seen = await postgresStore(later).transaction(async () => {
+    const { rows } = (await sessions.at(-1)?.query('show synchronous_commit')) ?? {}
+    return rows
+  })
+  expect([seen, (await later.query('show synchronous_commit')).rows]).toEqual([
+    [{ synchronous_commit: used }],
+    [{ synchronous_commit: set }],
+  ])
+  expect(sessions[0]).toBe(sessions[1])
+})
+
+test('P3: a lease becomes no longer while a transaction is open that goes by the one before', async () => {
+  const { pool } = await freshDatabase()
+  const [store, sibling] = [postgresStore(pool, { transactionTimeoutMs: 60_000 }), postgresStore(pool)]
+  await store.migrate()
+  let changed = false
+  let end = (): void => {}
+  const open = new Promise<void>((resolve) => {
+    end = resolve
+  })
+  let lease: Promise<void> = Promise.resolve()
+  const waits = store.transaction(async (tx) => {
+    const waitMs = await tx.waitMs()
+    lease = sibling.setLease(9_000).then(() => {
+      changed = true
+    })
+    await open
+    return waitMs
+  })
+  try {
+    await aSessionWaits(pool, () => changed)
+    expect(changed).toBe(false)
+  } finally {
+    end()
+  }
+  expect(await waits).toBe(50)
+  await lease
+  expect((await store.read([])).leaseMs).toBe(9_000)
+})
+
+/** Resolves when a session waits for a lock, or when there is no more point in that. */
+async function aSessionWaits(pool: Pool, over = (): boolean => false): Promise<void> {
+  const end = performance.now() + 15_000
+  while (!over()) {
+    const { rowCount } = await pool.query("select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'")
+    if (rowCount !== 0) return
+    if (performance.now() > end) throw new Error('No session waits for a lock.')
+  }
+}
