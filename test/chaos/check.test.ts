@@ -1,4 +1,4 @@
-import { type Created, check, count, duringFaults, type Final, type Op, type Read, type Revoke, type Rotate, type Rule } from './check.js'
+import { type Create, check, count, duringFaults, type Final, type Op, type Read, type Revoke, type Rotate, type Rule } from './check.js'
 
 const urgent = { retire: 'now', emergency: true } as const
 /** The new secret is used for the first time in a rotation of its own. */
@@ -9,7 +9,7 @@ const spent = rotate('k2', 's2', 31, 32, { ...urgent, status: 409, code: 'idempo
 test('passes a history in which every promise is kept', () => {
   expect(check(good())).toEqual([])
   expect(count(good())).toEqual({
-    operations: { 'read fail': 1, 'read info': 1, 'read ok': 3, 'rotate info': 1, 'rotate ok': 3 },
+    operations: { 'read fail': 2, 'read info': 1, 'read ok': 4, 'rotate info': 1, 'rotate ok': 3 },
     faults: { reset: 1 },
     rotations: 2,
     retirements: { now: 2 },
@@ -50,6 +50,14 @@ describe('gives the benefit of the doubt', () => {
       'to an emergency whose answer was lost',
       [...emergency(), rotate('k2', 's2', 29, 60, { ...urgent, status: 409, code: 'idempotency_key_spent' })],
     ],
+    ['to a server that says once more what is so when it was in trouble', [...good(), read('s3', 1_890, 1_895, { status: 503 })]],
+    ['to a server that is in trouble until the last fault ends', [...good(), fault(50, 1_880), read('s3', 100, 1_870, { status: 0 })]],
+    [
+      'to a server that refuses a secret just before it has to',
+      [...later(1_890).filter((op) => op.f !== 'read' || op.digest !== 's1'), read('s1', 1_895, 1_896, { status: 401 })],
+    ],
+    ['to a request for a key that is answered at last', [...good(), asked('c1', 503), asked('c1', 0), asked('c1', 201)]],
+    ['to an answer with a key that was already given and is asked for again', [...good(), asked('c1', 201), asked('c1', 409, 60)]],
     ['to a secret whose revocation was asked for', [...revoked(), read('s1', 12, 13, { status: 401 })]],
   ])('%s', (_what, history) => {
     expect(check(history)).toEqual([])
@@ -78,6 +86,7 @@ describe('catches', () => {
       [...emergency(), rotate('k3', 's2', 45, 55, { ...urgent, made: 's4', generation: 4 })],
     ],
     ['one-secret', 'one request that made two keys', [created('a', 's1', 'c1'), created('b', 't1', 'c1')]],
+    ['one-secret', 'a 201 without a key', [...good(), asked('c1', 201, 50, {})]],
     ['generations', 'one request that rotated twice', good({ generations: 4 })],
     ['generations', 'a rotation that was answered and then lost', good({ generations: 2 })],
     [
@@ -107,6 +116,8 @@ describe('catches', () => {
       [created('a', 's1'), revoke('r1', 10, 15, 503), final({ held: 's1', active: ['s1'], generations: 1 })],
     ],
     ['locked-out', 'a key that is there after its revocation', revoked().map((op) => (op.f === 'final' ? { ...op, revoked: false } : op))],
+    ['locked-out', 'a request for a key that is refused', [...good(), asked('c1', 401), asked('c1', 201, 60)]],
+    ['locked-out', 'a request for a key that is never answered', [...good(), asked('c1', 503), asked('c1', 0)]],
     ['live-refused', 'a 401 to a new secret', [...good(), read('s2', 23, 24, { status: 401 })]],
     ['live-refused', 'a 429 to a new secret', [...good(), read('s2', 23, 24, { status: 429 })]],
     ['live-refused', 'a 401 to a secret that was never rotated', [...good(), read('s3', 41, 42, { status: 401 })]],
@@ -120,11 +131,21 @@ describe('catches', () => {
     ['live-refused', 'a 401 to a secret that an emergency has made', [...emergency(), read('s4', 61, 62, { status: 401 })]],
     ['live-refused', 'a 401 before a revocation', [...revoked(), read('s1', 5, 9, { status: 401 })]],
     ['wrong-answer', 'a 500', [...good(), read('s3', 41, 42, { status: 500 })]],
+    ['wrong-answer', 'a 500 to a request for a key', [...good(), asked('c1', 500), asked('c1', 201, 60)]],
     ['wrong-answer', 'a 500 to a revocation', [...revoked(), revoke('r1', 11, 12, 500)]],
     ['wrong-answer', 'a secret that is taken for the one before', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 1 } })]],
     ['wrong-answer', 'a secret that is taken for the one after', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 3 } })]],
     ['wrong-answer', 'a secret that is taken for another key’s', [...good(), read('s2', 23, 24, { seen: { key: 'b', generation: 2 } })]],
     ['wrong-answer', 'a dead secret that is handed out', [...good(), rotate('k1', 's1', 42, 43, { made: 's2', generation: 2 })]],
+    ['not-healed', 'a system that answers nothing', silent()],
+    ['not-healed', 'a server that stays at 503 after a fault', [...good(), ...stuck({ status: 503 })]],
+    ['not-healed', 'a server that does not answer any more', [...good(), ...stuck({ status: 0 })]],
+    ['not-healed', 'a server that refuses the secret that is held', [...good(), ...stuck({ status: 401 })]],
+    ['not-healed', 'a server that nobody asks after the last fault', [...good(), fault(1_950, 1_960)]],
+    ['not-healed', 'a server that nobody asks about the secret that is held', good().filter((op) => op.f !== 'read' || op.digest !== 's3')],
+    ['not-healed', 'a 503 to the secret before', [...good(), read('s2', 1_950, 1_951, { status: 503 })]],
+    ['not-healed', 'a 429 to the secret before', [...good(), read('s2', 1_950, 1_951, { status: 429 })]],
+    ['not-healed', 'a 503 to the secret before an emergency', [...emergency(), read('s2', 1_950, 1_951, { status: 503 })]],
   ])('%s: %s', (rule, _what, history) => {
     const violations = check(history)
     expect(violations.map((violation) => violation.rule)).toContain(rule)
@@ -140,6 +161,13 @@ test('does not take one key’s history for another’s', () => {
     op.f === 'fault' ? op : { ...op, key: 'b', ...(op.f === 'read' ? { seen: { ...op.seen, key: 'b' } } : {}) },
   )
   expect(check([...good(), ...(other as Op[])])).toEqual([])
+})
+
+test('says which server has not healed, and of which secret', () => {
+  expect(check([...good(), ...stuck({ status: 503 })])).toMatchObject([
+    { rule: 'not-healed', what: 'After the last fault, server 1 answered 503 in the end about the secret that is held, and not 200.' },
+  ])
+  expect(check(silent()).map(({ rule }) => rule)).toEqual(['not-healed', 'not-healed', 'not-healed'])
 })
 
 test('tells what went on during a fault', () => {
@@ -166,19 +194,21 @@ function good(end: Partial<Final> = {}, caller?: string): Op[] {
     rotate('k2', 's2', 31, 41, { made: 's3', generation: 3, ...by }),
     read('s2', 32, 33),
     read('s3', 42, 43, { status: 0 }),
+    ...healed('s3', 's2'),
     final({ held: 's3', generations: 3, active: ['s3'], ...end }),
   ]
 }
 
 /** A rotation at 20 leaves generation 1 alive until 1,000. */
-function later(): Op[] {
+function later(graceEndsAt = 1_000): Op[] {
   return [
     created('a', 's1'),
-    rotate('k1', 's1', 10, 20, { retire: { afterMs: 985 }, graceEndsAt: 1_000, made: 's2', generation: 2 }),
+    rotate('k1', 's1', 10, 20, { retire: { afterMs: graceEndsAt - 15 }, graceEndsAt, made: 's2', generation: 2 }),
     read('s1', 30, 31),
     graced('s1', 900, 910),
     read('s2', 950, 951),
-    read('s1', 1_020, 1_021, { status: 401 }),
+    read('s1', graceEndsAt + 20, graceEndsAt + 21, { status: 401 }),
+    ...healed('s2', 's1'),
     final({ held: 's2', generations: 2, active: ['s2'] }),
   ]
 }
@@ -189,6 +219,7 @@ function tardy(start: number): Op[] {
     created('a', 's1'),
     rotate('k1', 's1', 10, 1_300, { retire: { afterMs: 400 }, graceEndsAt: 1_000, made: 's2', generation: 2 }),
     read('s1', start, start + 10),
+    ...healed('s2', 's1'),
     final({ held: 's2', generations: 2, active: ['s2'] }),
   ]
 }
@@ -202,6 +233,7 @@ function onFirstUse(uses: Op[] = [read('s2', 30, 40)]): Op[] {
     read('s1', 21, 22),
     graced('s1', 25, 32),
     ...uses,
+    ...(uses.includes(used) ? healed('s3', 's2') : healed('s2', 's1')),
     final(next),
   ]
 }
@@ -217,6 +249,7 @@ function emergency(): Op[] {
     rotate('k3', 's2', 40, 60, { ...urgent, made: 's4', generation: 4 }),
     read('s1', 61, 62, { status: 401 }),
     read('s4', 61, 62),
+    ...healed('s4', 's2'),
     final({ held: 's4', generations: 4, active: ['s4'] }),
   ]
 }
@@ -235,8 +268,40 @@ function revoked(rotated = false): Op[] {
   ]
 }
 
-function created(key: string, digest: string, idempotencyKey?: string): Created {
-  return { f: 'create', key, digest, start: 0, end: 1, ...(idempotencyKey === undefined ? {} : { idempotencyKey }) }
+/** A system of three servers that says nothing, after a key was made. */
+function silent(): Op[] {
+  const reads = Array.from({ length: 500 }, (_, n) => read('s1', n + 2, n + 3, { server: n % 3, status: n % 2 === 0 ? 503 : 0 }))
+  return [created('a', 's1'), ...reads, final({})]
+}
+
+/** Another server, that does well until it does not; about the secret before it goes on saying what is so. */
+function stuck(more: Partial<Read>): Op[] {
+  return [
+    read('s3', 44, 45, { server: 1 }),
+    fault(50, 60),
+    read('s3', 1_900, 1_901, { server: 1, ...more }),
+    read('s2', 1_900, 1_901, { server: 1, status: 401 }),
+  ]
+}
+
+/** What the server says when all is over: the one secret is good, and the other is not. */
+function healed(held: string, dead: string): Op[] {
+  return [read(held, 1_900, 1_901), read(dead, 1_902, 1_903, { status: 401 })]
+}
+
+function fault(start: number, end: number): Op {
+  return { f: 'fault', kind: 'reset', target: 'server 1 to Postgres', start, end }
+}
+
+function created(key: string, digest: string, idempotencyKey?: string): Create {
+  const http = idempotencyKey === undefined ? {} : { idempotencyKey, server: 0 }
+  return { f: 'create', type: 'ok', status: 201, key, digest, start: 0, end: 1, ...http }
+}
+
+/** An attempt to have a key made, beside all others. */
+function asked(idempotencyKey: string, status: number, start = 50, made: Partial<Create> = { key: 'c', digest: 't1' }): Create {
+  const more = status === 201 ? made : {}
+  return { f: 'create', idempotencyKey, server: 0, start, end: start + 1, status, type: ending(status), ...more }
 }
 
 function final(end: Partial<Final>): Final {
@@ -279,5 +344,5 @@ function revoke(idempotencyKey: string, start: number, end: number, status = 200
 
 function ending(status: number): Read['type'] {
   if (status === 0 || status >= 500) return 'info'
-  return status === 200 ? 'ok' : 'fail'
+  return status < 300 ? 'ok' : 'fail'
 }

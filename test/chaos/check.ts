@@ -57,14 +57,22 @@ export interface Revoke extends Request {
   readonly idempotencyKey: string
 }
 
-/** A key at its birth: one 201. */
-export interface Created extends Span {
+/** A request to make a key. */
+export interface Create extends Span {
   readonly f: 'create'
-  readonly key: string
-  readonly digest: string
-  /** Where it was asked for over HTTP. */
+  readonly type: Ending
+  readonly status: number
+  readonly code?: string
+  /** Only where it was asked for over HTTP. */
   readonly idempotencyKey?: string
+  readonly server?: number
+  /** What was made, and the digest of its secret: only where there was a 201. */
+  readonly key?: string
+  readonly digest?: string
 }
+
+/** A key at its birth: one 201. */
+type Created = Create & { readonly key: string; readonly digest: string }
 
 /** Something that was done to the system. */
 export interface Fault extends Span {
@@ -85,7 +93,7 @@ export interface Final extends Span {
   readonly revoked: boolean
 }
 
-export type Op = Read | Rotate | Revoke | Created | Fault | Final
+export type Op = Read | Rotate | Revoke | Create | Fault | Final
 
 /** The rules, in the order of the promises that they hold. */
 export const rules = {
@@ -96,6 +104,7 @@ export const rules = {
     'P3: after a rotation or revocation was answered 200, and its grace period is over, no request that starts later is accepted with the old secret.',
   'live-refused': 'P5: a secret is not refused while it is live, whatever is down.',
   'wrong-answer': 'P5: a request is let in as the key it is of, and trouble is 503.',
+  'not-healed': 'P5: after the last fault, every server ends up letting in the secret that is held and answering 401 to the one before.',
 } as const
 
 export type Rule = keyof typeof rules
@@ -125,11 +134,26 @@ export interface Counts {
  * Where an operation overlaps with another that could explain it either way, it is given the benefit of the doubt.
  */
 export function check(history: readonly Op[]): readonly Violation[] {
-  const keys = groups(
-    history.filter((op) => op.f !== 'fault'),
-    ({ key }) => key,
+  const keys = groups(history.filter(isOfOneKey), ({ key }) => key)
+  const creates = groups(
+    history.filter((op) => op.f === 'create').filter(({ idempotencyKey }) => idempotencyKey !== undefined),
+    ({ idempotencyKey }) => idempotencyKey,
   )
-  return [...oneKey(history), ...[...keys.values()].flatMap((ops) => checkKey(ops))]
+  const system: System = {
+    servers: [...new Set(history.flatMap((op) => (isRequest(op) && op.server !== undefined ? [op.server] : [])))].toSorted(),
+    healedAt: Math.max(0, ...history.flatMap((op) => (op.f === 'fault' ? [op.end] : []))),
+  }
+  return [...[...creates.values()].flatMap(creation), ...[...keys.values()].flatMap((ops) => checkKey(ops, system))]
+}
+
+/** Who could be asked, and from when on nothing was done to them any more. */
+interface System {
+  readonly servers: readonly number[]
+  readonly healedAt: number
+}
+
+function isOfOneKey(op: Op): op is Exclude<Op, Fault | Create> | Created {
+  return op.f === 'create' ? op.key !== undefined && op.digest !== undefined : op.f !== 'fault'
 }
 
 export function count(history: readonly Op[]): Counts {
@@ -170,11 +194,11 @@ export function duringFaults(history: readonly Op[], violations: readonly Violat
   )
 }
 
-function isRequest(op: Op): op is Read | Rotate | Revoke {
-  return op.f === 'read' || op.f === 'rotate' || op.f === 'revoke'
+function isRequest(op: Op): op is Read | Rotate | Revoke | Create {
+  return op.f === 'read' || op.f === 'rotate' || op.f === 'revoke' || (op.f === 'create' && op.idempotencyKey !== undefined)
 }
 
-function checkKey(ops: readonly Exclude<Op, Fault>[]): Violation[] {
+function checkKey(ops: readonly (Exclude<Op, Fault | Create> | Created)[], system: System): Violation[] {
   const created = ops.filter((op) => op.f === 'create')
   const finals = ops.filter((op) => op.f === 'final')
   const reads = ops.filter((op) => op.f === 'read')
@@ -191,6 +215,7 @@ function checkKey(ops: readonly Exclude<Op, Fault>[]): Violation[] {
     ...deadAccepted(lives, reads, byRequest),
     ...liveRefused(lives, reads),
     ...wrongAnswers(lives, reads, rotates, revokes),
+    ...finals.flatMap((final) => notHealed(final, lives, reads, system)),
   ]
 }
 
@@ -303,15 +328,28 @@ function oneSecret({ idempotencyKey, emergency, oks }: RotationRequest): Violati
   return [{ rule: 'one-secret', what: `The answer of the emergency ${idempotencyKey} was given twice.`, ops: [first, second] }]
 }
 
-/** One request to make a key makes one, whatever is retried. */
-function oneKey(history: readonly Op[]): Violation[] {
-  const created = history.filter((op) => op.f === 'create').filter(({ idempotencyKey }) => idempotencyKey !== undefined)
-  return [...groups(created, ({ idempotencyKey }) => idempotencyKey).values()].flatMap((oks): Violation[] => {
-    const [first] = oks
-    const other = oks.find(({ key, digest }) => key !== first?.key || digest !== first.digest)
-    if (first === undefined || other === undefined) return []
-    return [{ rule: 'one-secret', what: `Two 201s for ${first.idempotencyKey} carry different keys.`, ops: [first, other] }]
-  })
+/** One request to make a key makes one, whatever is retried, and its client is told so. */
+function creation(attempts: readonly Create[]): Violation[] {
+  const name = attempts[0]?.idempotencyKey
+  const oks = attempts.filter(({ type }) => type === 'ok')
+  const [first] = oks
+  const answered = earliest(oks.map(({ end }) => end))
+  const violations: Violation[] = attempts
+    .filter(({ status }) => isUnforeseen(status))
+    .map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} answered ${op.status}.`, ops: [op] }))
+  const bare = oks.find((op) => !isOfOneKey(op))
+  if (bare !== undefined) violations.push({ rule: 'one-secret', what: `A 201 for ${name} carries no key.`, ops: [bare] })
+  const other = oks.find(({ key, digest }) => key !== first?.key || digest !== first?.digest)
+  if (first !== undefined && other !== undefined)
+    violations.push({ rule: 'one-secret', what: `Two 201s for ${name} carry different keys.`, ops: [first, other] })
+  const refused = attempts.find(({ type, end }) => type === 'fail' && end < answered)
+  if (refused !== undefined) {
+    const what = `Who asked for a key with ${name} was answered ${refused.status} ${refused.code ?? ''} before any 201.`
+    violations.push({ rule: 'locked-out', what, ops: attempts })
+  } else if (first === undefined) {
+    violations.push({ rule: 'locked-out', what: `Who asked for a key with ${name} never got a 201.`, ops: attempts })
+  }
+  return violations
 }
 
 function generations(finals: readonly Final[], requests: readonly RotationRequest[], created: readonly Created[]): Violation[] {
@@ -413,7 +451,7 @@ function wrongAnswers(
   rotates: readonly Rotate[],
   revokes: readonly Revoke[],
 ): Violation[] {
-  const unforeseen = [...reads, ...rotates, ...revokes].filter(({ status }) => status >= 500 && status !== 503)
+  const unforeseen = [...reads, ...rotates, ...revokes].filter(({ status }) => isUnforeseen(status))
   const mistaken = reads.filter(({ route, type, digest, key, seen }) => {
     const life = lives.get(digest)
     if (route !== 'whoami' || type !== 'ok' || life === undefined) return false
@@ -429,6 +467,36 @@ function wrongAnswers(
     ...unforeseen.map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} answered ${op.status}.`, ops: [op] }) as const),
     ...mistaken.map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} took a secret for another's.`, ops: [op] }) as const),
   ]
+}
+
+/** When all is whole again and who asks is patient, each server knows the secret that is held, and that the one before is dead. */
+function notHealed(final: Final, lives: Map<string, Life>, reads: readonly Read[], { servers, healedAt }: System): Violation[] {
+  const held = lives.get(final.held)
+  if (final.revoked || held === undefined) return []
+  const [before] = [...lives]
+    .filter(([, { generation }]) => generation < held.generation)
+    .toSorted(([, one], [, other]) => other.generation - one.generation)
+  const asked: { digest: string; since: number; wanted: number; which: string }[] = [
+    { digest: final.held, since: Math.max(healedAt, held.bornAt), wanted: 200, which: 'the secret that is held' },
+  ]
+  if (before !== undefined && before[1].deadAt < final.start)
+    asked.push({ digest: before[0], since: healedAt, wanted: 401, which: 'the one before it' })
+  return asked.flatMap(({ digest, since, wanted, which }) =>
+    servers.flatMap((server): Violation[] => {
+      const last = reads
+        .filter((op) => op.route === 'whoami' && op.digest === digest && op.server === server && op.start >= since)
+        .reduce<Read | undefined>((latest, op) => (latest === undefined || op.start > latest.start ? op : latest), undefined)
+      if (last?.status === wanted) return []
+      const how = last === undefined ? 'was not asked' : last.status === 0 ? 'gave no answer' : `answered ${last.status}`
+      const what = `After the last fault, server ${server} ${how} in the end about ${which}, and not ${wanted}.`
+      return [{ rule: 'not-healed', what, ops: [...(last === undefined ? [] : [last]), final] }]
+    }),
+  )
+}
+
+/** Trouble is 503, and nothing else. */
+function isUnforeseen(status: number): boolean {
+  return status >= 500 && status !== 503
 }
 
 function groups<Key, Item>(items: readonly Item[], keyOf: (item: Item) => Key): Map<Key, Item[]> {

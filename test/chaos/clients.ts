@@ -1,6 +1,6 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
-import { type Ending, type Op, type Read, type Retire, type Revoke, ROUNDING_MS, type Rotate } from './check.js'
+import { type Create, type Ending, type Op, type Read, type Retire, type Revoke, ROUNDING_MS, type Rotate } from './check.js'
 import type { Random } from './random.js'
 import { type Answer, type Question, requests, type Way, ways } from './requests.js'
 
@@ -32,8 +32,11 @@ export interface Traffic {
   stopRotating(withinMs: number): Promise<void>
   /** Stops everything. */
   stop(): Promise<void>
-  /** Asks every server about the secret that the client holds, and about one that is dead, until it has an answer. */
-  askOnceMore(key: ClientKey, withinMs: number): Promise<void>
+  /**
+   * Lets every other request end, and asks every server about the secret that each client holds, and about the last one that is dead,
+   * until it has said what is so.
+   */
+  askOnceMore(withinMs: number): Promise<void>
 }
 
 /** Longer than the server's own limits taken together, so that most answers arrive; a server may be stopped for good, though. */
@@ -44,6 +47,7 @@ const EARLY_LOSSES = 2
 /** A client waits twice as long after each failure, up to this: the same five answers must outlast a line that loses them. */
 const LONGEST_BACKOFF_MS = 1_600
 const REMEMBERED = 3
+const LONGEST_GRACE_MS = 2_000
 /** How many clients have keys made, and end them. */
 const COME_AND_GO = 2
 
@@ -88,16 +92,22 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       while (loose.size > 0) await Promise.all(loose)
       http.close()
     },
-    async askOnceMore(key, withinMs) {
+    async askOnceMore(withinMs) {
+      reading = false
+      await Promise.all(readers)
+      while (loose.size > 0) await Promise.all(loose)
       const until = now() + withinMs
-      const last = key.dead[0]
-      await Promise.all(
-        servers.flatMap((_, server) =>
-          [key.secret, ...(last === undefined ? [] : [last])].map(async (secret) => {
-            while ((await read(key, secret, server)).type === 'info' && now() < until) await pause(50)
-          }),
-        ),
-      )
+      const graceIsOver = now() + LONGEST_GRACE_MS + ROUNDING_MS
+      const answered = ({ type }: Read): boolean => type !== 'info'
+      const refused = ({ type, start }: Read): boolean => type === 'fail' || (type === 'ok' && start > graceIsOver)
+      const ask = async (key: ClientKey, secret: string, server: number, enough: (op: Read) => boolean): Promise<void> => {
+        while (!enough(await read(key, secret, server)) && now() < until) await pause(50)
+      }
+      const each = (key: ClientKey, server: number): Promise<void>[] => [
+        ask(key, key.secret, server, answered),
+        ...key.dead.slice(0, 1).map((last) => ask(key, last, server, refused)),
+      ]
+      await Promise.all(keys.flatMap((key) => servers.flatMap((_, server) => each(key, server))))
     },
   }
 
@@ -141,7 +151,7 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
   /** Mostly at once. An emergency is not for a client that may lose its answer: it is never given again. */
   function nextWay({ rotatedWith }: ClientKey): How {
     if (rotatedWith !== undefined && random.chance(0.3)) return { retire: 'now', emergency: true }
-    if (random.chance(0.2)) return { retire: { afterMs: Math.round(random.between(400, 2_000)) }, emergency: false }
+    if (random.chance(0.2)) return { retire: { afterMs: Math.round(random.between(400, LONGEST_GRACE_MS)) }, emergency: false }
     return random.chance(0.25) ? { retire: 'on-first-use', emergency: false } : AT_ONCE
   }
 
@@ -204,21 +214,20 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
   async function createUntilAnswered(): Promise<ClientKey | undefined> {
     const idempotencyKey = randomUUID()
     for (let tries = 0; now() < giveUpAt; tries++) {
+      const server = anyServer()
       const start = now()
-      const question = {
-        method: 'POST',
-        path: '/keys',
-        secret: admin,
-        patienceMs: PATIENCE_MS,
-        idempotencyKey,
-        body: { name: 'comes and goes' },
+      const body = { name: 'comes and goes' }
+      const answer = await send(server, { method: 'POST', path: '/keys', secret: admin, patienceMs: PATIENCE_MS, idempotencyKey, body })
+      const { key, secret } = (answer.body ?? {}) as { key?: { id: string }; secret?: string }
+      const made = answer.status === 201 && key !== undefined && secret !== undefined ? { id: key.id, secret } : undefined
+      const op: Create = {
+        f: 'create',
+        ...{ idempotencyKey, server, start, end: now(), status: answer.status, type: ending(answer.status) },
+        ...codeOf(answer.body),
+        ...(made === undefined ? {} : { key: made.id, digest: digestOf(made.secret) }),
       }
-      const { status, body } = await send(anyServer(), question as Question)
-      const { key, secret } = (body ?? {}) as { key?: { id: string }; secret?: string }
-      if (status === 201 && key !== undefined && secret !== undefined) {
-        record({ f: 'create', key: key.id, digest: digestOf(secret), idempotencyKey, start, end: now() })
-        return { id: key.id, secret, dead: [] }
-      }
+      record(op)
+      if (op.type !== 'info') return made && { ...made, dead: [] }
       await backOff(tries)
     }
     return undefined

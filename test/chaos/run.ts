@@ -93,7 +93,7 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
       throw error
     })
     await traffic.stopRotating(LAST_WORDS_MS)
-    for (const key of keys) await traffic.askOnceMore(key, LAST_WORDS_MS)
+    await traffic.askOnceMore(LAST_WORDS_MS)
     await traffic.stop()
     for (const final of await lookInside(database.pool, admin.id, keys, now)) record(final)
     throwIfCrashed(servers)
@@ -184,7 +184,7 @@ async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void)
   for (let n = 1; n <= KEYS; n++) {
     const start = now()
     const { key, secret } = await keys.create({ ownerId: 'acme', name: `chaos ${n}` })
-    record({ f: 'create', key: key.id, digest: digestOf(secret), start, end: now() })
+    record({ f: 'create', type: 'ok', status: 201, key: key.id, digest: digestOf(secret), start, end: now() })
     made.push({ id: key.id, secret, dead: [], ...(n === KEYS ? { rotatedWith: admin.secret } : {}) })
   }
   await keys.close()
