@@ -24,6 +24,7 @@ export const plants = {
   'not-idempotent': { what: 'a repeated rotation is carried out again', breaks: 'generations' },
   'regenerated-on-replay': { what: 'a replay carries another secret than the first answer', breaks: 'one-secret' },
   '401-on-store-down': { what: 'a secret that cannot be looked up counts as unknown', breaks: 'live-refused' },
+  'stays-down': { what: 'a server that once could not ask its store never asks it again', breaks: 'not-healed' },
 } as const
 
 export type Plant = keyof typeof plants

@@ -90,6 +90,17 @@ function plantedStore(store: Store): Store {
       return plant({ read: async (digests) => ({ ...(await store.read(digests)), leaseMs: leaseMs * 3 }) })
     case '401-on-store-down':
       return plant({ read: (digests) => store.read(digests).catch(() => ({ at: Date.now(), storeId: 'none', leaseMs, found: [] })) })
+    case 'stays-down': {
+      let failed: Promise<never> | undefined
+      return plant({
+        read: (digests) =>
+          failed ??
+          store.read(digests).catch((error: unknown) => {
+            failed = Promise.reject(error)
+            return failed
+          }),
+      })
+    }
     case 'grace-outlived':
       return plant({ read: async (digests) => later(await store.read(digests)) })
     case 'first-use-ignored':
