@@ -487,8 +487,8 @@ function notHealed(final: Final, lives: Map<string, Life>, reads: readonly Read[
         .filter((op) => op.route === 'whoami' && op.digest === digest && op.server === server && op.start >= since)
         .reduce<Read | undefined>((latest, op) => (latest === undefined || op.start > latest.start ? op : latest), undefined)
       if (last?.status === wanted) return []
-      const how = last === undefined ? 'was not asked' : last.status === 0 ? 'gave no answer' : `answered ${last.status}`
-      const what = `After the last fault, server ${server} ${how} in the end about ${which}, and not ${wanted}.`
+      const how = last === undefined ? 'was not asked' : last.status === 0 ? 'at last said nothing' : `at last answered ${last.status}`
+      const what = `After the last fault, server ${server} ${how} about ${which}: ${wanted} is right.`
       return [{ rule: 'not-healed', what, ops: [...(last === undefined ? [] : [last]), final] }]
     }),
   )
