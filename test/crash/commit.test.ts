@@ -51,8 +51,9 @@ beforeAll(async () => {
 })
 
 test.each(FATES)('P1, P2: when COMMIT %s, every mutation answers 503 outcome_unknown, and its retry finds out', async (what, fate) => {
-  const outcomes = Object.entries(MUTATIONS).map(async ([name, { asks, ...expected }]) => {
-    const { commit, keys, url } = await uncertain()
+  // All of them first: a session whose COMMIT is lost goes on holding the lease in force, which an instance that starts declares.
+  const cases = await Promise.all(Object.entries(MUTATIONS).map(async ([name, how]) => ({ name, ...how, ...(await uncertain()) })))
+  const outcomes = cases.map(async ({ name, asks, commit, keys, url, ...expected }) => {
     const ownerId = `${name}: ${what}`
     const made = await keys.create({ ownerId, name: 'n', scopes: ['api_keys:write'] })
     const { path, ...rest } = { method: 'POST', ...asks(made) }
