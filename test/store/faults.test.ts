@@ -52,6 +52,15 @@ test('a session that is ended together with its greeting is a store that cannot 
   await expect(store.transaction((tx) => tx.now())).rejects.toMatchObject({ code: 'store_unavailable' })
 })
 
+test('a pool that promises its connections, as one that somebody wrapped does, is as good', async () => {
+  const { pool } = await freshDatabase()
+  const store = postgresStore({ connect: () => pool.connect() })
+  await store.migrate()
+  expect(await store.transaction((tx) => tx.now())).toBeGreaterThan(0)
+  const away = postgresStore({ connect: async () => Promise.reject(new Error('away')) })
+  await expect(away.read([])).rejects.toMatchObject({ code: 'store_unavailable' })
+})
+
 test('a black hole is given up in time, its connection is not used again, and nothing is committed later', async () => {
   const { pool, url: direct } = await freshDatabase()
   const way = await throughProxy(direct)
