@@ -1,4 +1,4 @@
-import { type Kysely, sql } from 'kysely'
+import { type CompiledQuery, type Kysely, sql } from 'kysely'
 import { ApiKeyError } from '../errors.js'
 import { migrations } from './migrations.js'
 import type { EventRow, GenerationRow, JsonObject, KeyRow, ReplayRow, Store, StoreTransaction } from './store.js'
@@ -109,6 +109,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
     const { rows } = await sql<{ at: number }>`select ${clock} as at`.execute(on)
     return Number(rows[0]?.at)
   }
+  const readQuery = readQueries(db, postgres)
   const bounded = <T>(work: Promise<T>): Promise<T> => within(readTimeoutMs, work).catch((error) => Promise.reject(unavailable(error)))
 
   return {
@@ -142,28 +143,17 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       bounded(
         (async () => {
           const before = Date.now()
-          const at = postgres ? sql<number>`floor(extract(epoch from now()) * 1000)::bigint` : sql<number>`${before}`
-          const standby = postgres ? sql<boolean>`pg_is_in_recovery()` : sql<boolean>`0`
-          const rows = await db
-            .selectFrom('express_api_key_settings as s')
-            .leftJoin('express_api_key_generations as g', (join) => join.on('g.digest', 'in', digests.length > 0 ? [...digests] : ['']))
-            .leftJoin('express_api_keys as k', 'k.id', 'g.key_id')
-            .where('s.id', '=', 1)
-            .select(['s.lease_ms', 's.store_id', at.as('at'), standby.as('standby')])
-            .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
-            .select(KEY.map((column) => `k.${column} as k_${column}` as const))
-            .execute()
+          const rows = (await db.executeQuery(readQuery(digests))).rows
           const [first] = rows
           if (first === undefined) throw new ApiKeyError('store_unavailable', 'The settings row is missing; call keys.migrate() first.')
           if (first.standby)
             throw new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.')
-          const found = rows.flatMap((row) => {
-            const part = (prefix: string): Record<string, unknown> =>
-              Object.fromEntries(Object.entries(row).flatMap(([name, value]) => (name.startsWith(prefix) ? [[name.slice(2), value]] : [])))
-            if (row.g_digest === null || row.k_id === null) return []
-            return [{ key: keyRow(part('k_') as unknown as KeyTable), generation: generationRow(part('g_') as unknown as GenerationTable) }]
-          })
-          return { at: Number(first.at), storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
+          const found = rows.flatMap((row) =>
+            row.g_digest === null || row.k_id === null
+              ? []
+              : [{ key: keyRow(part(row, KEY_PART)), generation: generationRow(part(row, GENERATION_PART)) }],
+          )
+          return { at: postgres ? Number(first.at) : before, storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
         })(),
       ),
 
@@ -529,6 +519,42 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
   }
 }
 
+/**
+ * Makes the query that verifying reads with. Compiled once for 1, 2, 4, … digests, with the last one repeated up to there: compiling it each time
+ * would cost the process more than the answer does.
+ */
+function readQueries(db: Kysely<Tables>, postgres: boolean): (digests: readonly string[]) => CompiledQuery<ReadRow> {
+  const compiled = new Map<number, CompiledQuery<ReadRow>>()
+  const at = postgres ? sql<number | null>`floor(extract(epoch from now()) * 1000)::bigint` : sql<number | null>`null`
+  const standby = postgres ? sql<boolean>`pg_is_in_recovery()` : sql<boolean>`0`
+
+  return (digests) => {
+    const parameters = digests.length > 0 ? [...digests] : ['']
+    const size = 2 ** Math.ceil(Math.log2(parameters.length))
+    while (parameters.length < size) parameters.push(parameters[0] as string)
+    const query = compiled.get(size) ?? compile(parameters)
+    compiled.set(size, query)
+    return { ...query, parameters }
+  }
+
+  function compile(parameters: readonly string[]): CompiledQuery<ReadRow> {
+    return db
+      .selectFrom('express_api_key_settings as s')
+      .leftJoin('express_api_key_generations as g', (join) => join.on('g.digest', 'in', parameters))
+      .leftJoin('express_api_keys as k', 'k.id', 'g.key_id')
+      .where('s.id', '=', sql.lit(1))
+      .select(['s.lease_ms', 's.store_id', at.as('at'), standby.as('standby')])
+      .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
+      .select(KEY.map((column) => `k.${column} as k_${column}` as const))
+      .compile()
+  }
+}
+
+/** A row of that query: the settings, and a key with one of its generations if there is one. */
+type ReadRow = { lease_ms: number; store_id: string; at: number | null; standby: boolean } & {
+  [column in keyof GenerationTable as `g_${column}`]: GenerationTable[column] | null
+} & { [column in keyof KeyTable as `k_${column}`]: KeyTable[column] | null }
+
 const KEY = [
   'id',
   'owner_id',
@@ -565,6 +591,16 @@ const GENERATION = [
   'retires_earlier',
   'rotation_secret_hash',
 ] as const satisfies readonly (keyof GenerationTable)[]
+
+/** The columns of one table in the answer of `readQueries`, by what they are called there. */
+const KEY_PART = KEY.map((column) => [column, `k_${column}`] as const)
+const GENERATION_PART = GENERATION.map((column) => [column, `g_${column}`] as const)
+
+function part<Table>(row: ReadRow, columns: readonly (readonly [keyof Table, keyof ReadRow])[]): Table {
+  const own: Partial<Record<keyof Table, unknown>> = {}
+  for (const [column, there] of columns) own[column] = row[there]
+  return own as Table
+}
 
 // PostgreSQL drivers hand out int8 as strings, hence the conversions.
 
