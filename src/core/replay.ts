@@ -122,14 +122,18 @@ function associatedData(context: SealedContext): Buffer {
 
 /** Joins parts so that no two different lists give the same bytes. */
 function lengthPrefixed(parts: readonly (string | Uint8Array)[]): Buffer {
-  return Buffer.concat(
-    parts.flatMap((part) => {
-      const bytes = Buffer.from(part as string)
-      const length = Buffer.alloc(4)
-      length.writeUInt32BE(bytes.length)
-      return [length, bytes]
-    }),
-  )
+  const lengths = parts.map((part) => Buffer.byteLength(part))
+  const all = Buffer.allocUnsafe(lengths.reduce((sum, length) => sum + 4 + length, 0))
+  let end = 0
+  for (const [index, part] of parts.entries()) {
+    end = all.writeUInt32BE(lengths[index] ?? 0, end)
+    if (typeof part === 'string') end += all.write(part, end)
+    else {
+      all.set(part, end)
+      end += part.length
+    }
+  }
+  return all
 }
 
 /** JSON with the members of every object in code-unit order; undefined as the empty string. */
