@@ -28,22 +28,43 @@ const LONGEST_PAUSE_MS = 10_000
 /** The longest wait between two attempts to connect. A Redis that comes back is in use again about this soon. */
 const LONGEST_RETRY_MS = 1_000
 
-/** Guarantees that the entry and the time are of one node and one moment. */
-const GET = `return { redis.call('GET', KEYS[1]), redis.call('TIME') }`
+/** What is asked in one turn of the event loop goes in commands of at most this many keys. */
+const MOST_KEYS = 100
+
+/** Guarantees that the entries and the time are of one node and one moment. For what is no string it answers 0: its neighbours are not to blame. */
+const GET = `
+local entries = {}
+for i, key in ipairs(KEYS) do
+  local entry = redis.pcall('GET', key)
+  if type(entry) == 'table' then
+    if not string.find(entry.err, 'WRONGTYPE', 1, true) then return entry end
+    entry = 0
+  end
+  entries[i] = entry
+end
+return { entries, redis.call('TIME') }`
 
 /**
- * Guarantees that a tombstone stays and that a write that lands late stores nothing: ARGV[2] is an instant on this server's clock. The rest
- * of a life is counted here, at the moment of writing, since SET knows PXAT only from 6.2 on.
+ * Guarantees that a tombstone stays and that a write that lands late stores nothing: the second of each key's two arguments is an instant on
+ * this server's clock. The rest of a life is counted here, at the moment of writing, since SET knows PXAT only from 6.2 on.
  */
 const FILL = `
-local there = redis.call('GET', KEYS[1])
-if there and string.sub(there, 1, 1) == 'r' then return 0 end
 local time = redis.call('TIME')
-local left = tonumber(ARGV[2]) - (time[1] * 1000 + math.ceil(time[2] / 1000))
-if left <= 0 then return 0 end
-if there and redis.call('PTTL', KEYS[1]) >= left then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', left)
-return 1`
+local now = time[1] * 1000 + math.ceil(time[2] / 1000)
+local filled = {}
+for i, key in ipairs(KEYS) do
+  local left = tonumber(ARGV[2 * i]) - now
+  local there = redis.pcall('GET', key)
+  local foreign = type(there) == 'table'
+  if foreign and not string.find(there.err, 'WRONGTYPE', 1, true) then return there end
+  local kept = foreign or there and (string.sub(there, 1, 1) == 'r' or redis.call('PTTL', key) >= left)
+  filled[i] = 0
+  if left > 0 and not kept then
+    redis.call('SET', key, ARGV[2 * i - 1], 'PX', left)
+    filled[i] = 1
+  end
+end
+return filled`
 
 /** Guarantees that a tombstone is not dug up. */
 const FORGET = `
@@ -51,11 +72,16 @@ local there = redis.call('GET', KEYS[1])
 if there and string.sub(there, 1, 1) ~= 'r' then return redis.call('DEL', KEYS[1]) end
 return 0`
 
-/** The commands that the scripts become on a client. */
+/** The commands that the scripts become on a client. Without a cluster the number of keys goes before them. */
 interface Scripts {
-  apiKeysGet(key: string): Promise<unknown>
-  apiKeysFill(key: string, value: string, expiresAtMs: number): Promise<unknown>
+  apiKeysGet(...keys: (number | string)[]): Promise<unknown>
+  apiKeysFill(...keysAndArguments: (number | string)[]): Promise<unknown>
   apiKeysForget(key: string): Promise<unknown>
+}
+interface Entry {
+  readonly key: string
+  readonly value: string
+  readonly expiresAtMs: number
 }
 type Connection = (Redis | Cluster) & Scripts
 
@@ -75,13 +101,30 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
   let closed = false
   let state: 'up' | 'down' = 'up'
 
+  // A cluster takes the keys of one slot at a time, and so does a proxy that hides one; ioredis then puts the commands together.
+  let mostKeys = isCluster(client) ? 1 : MOST_KEYS
+  const get = together((keys: readonly string[]) =>
+    run(
+      (redis) => redis.apiKeysGet(...countOf(redis, keys), ...keys).catch(apartFromNowOn),
+      (reply) => readEntries(reply, keys.length),
+      keys.length,
+    ),
+  )
+  const fill = together((entries: readonly Entry[]) => {
+    const keys = entries.map(({ key }) => key)
+    const rest = entries.flatMap(({ value, expiresAtMs }) => [value, Math.floor(expiresAtMs)])
+    return run(
+      (redis) => redis.apiKeysFill(...countOf(redis, keys), ...keys, ...rest).catch(apartFromNowOn),
+      (reply) => readCounts(reply, keys.length),
+      keys.length,
+    )
+  })
+
   return {
-    get(digest) {
-      return run((redis) => redis.apiKeysGet(PREFIX + digest), readEntry)
-    },
+    get: (digest) => get(PREFIX + digest),
     async fill(digest, value, expiresAtMs) {
       if (!Number.isFinite(expiresAtMs) || value.length > MAX_ENTRY_LENGTH) return
-      await run((redis) => redis.apiKeysFill(PREFIX + digest, value, Math.floor(expiresAtMs)), readCount)
+      await fill({ key: PREFIX + digest, value, expiresAtMs })
     },
     async bury(digest, value, ttlMs) {
       if (!(ttlMs > 0 && ttlMs <= Number.MAX_SAFE_INTEGER)) return false
@@ -116,10 +159,48 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
   }
 
   /**
-   * What `read` makes of the reply, or undefined when there is none in time or one that makes no sense. Never rejects. A reply that comes
-   * later is lost; its command may still be carried out, so each command is one that may come late.
+   * Gathers what is asked in one turn of the event loop and sends it as one. A command for each would cost the process several times what
+   * the lines of its request do, pipelined or not.
    */
-  async function run<T>(command: (redis: Connection) => Promise<unknown>, read: (reply: unknown) => T | undefined): Promise<T | undefined> {
+  function together<Item, Answer>(
+    send: (items: readonly Item[]) => Promise<readonly (Answer | undefined)[] | undefined>,
+  ): (item: Item) => Promise<Answer | undefined> {
+    let waiting: { readonly item: Item; readonly resolve: (answer: Answer | undefined) => void }[] = []
+    const sendOff = (): void => {
+      const batch = waiting
+      waiting = []
+      if (batch.length === 0) return
+      void send(batch.map(({ item }) => item)).then((answers) => {
+        for (const [index, { resolve }] of batch.entries()) resolve(answers?.[index])
+      })
+    }
+    return (item) =>
+      new Promise((resolve) => {
+        waiting.push({ item, resolve })
+        // In trouble, one is enough to find out whether it is over; the others need not wait for the answer.
+        if (waiting.length >= (breaker.isOpen() ? 1 : mostKeys)) sendOff()
+        else if (waiting.length === 1) setImmediate(sendOff)
+      })
+  }
+
+  function countOf(redis: Connection, keys: readonly string[]): number[] {
+    return isCluster(redis) ? [] : [keys.length]
+  }
+
+  function apartFromNowOn(error: unknown): never {
+    if (error instanceof Error && error.message.includes('CROSSSLOT')) mostKeys = 1
+    throw error
+  }
+
+  /**
+   * What `read` makes of the reply, or undefined when there is none in time or one that makes no sense. Never rejects. A reply that comes
+   * later is lost; its command may still be carried out, so each command is one that may come late. `asking` wait for the reply.
+   */
+  async function run<T>(
+    command: (redis: Connection) => Promise<unknown>,
+    read: (reply: unknown) => T | undefined,
+    asking = 1,
+  ): Promise<T | undefined> {
     const redis = connected()
     if (redis === undefined) return undefined
     const pass = breaker.enter()
@@ -131,7 +212,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       tell('up')
       return answer
     } catch (cause) {
-      if (!breaker.failed(pass)) return undefined
+      if (!breaker.failed(pass, asking)) return undefined
       tell('down', cause)
       // A connection that went silent may stay so for a quarter of an hour, until TCP gives up: a new one knows better.
       if (cause instanceof NoAnswer && !closed) {
@@ -260,12 +341,15 @@ function duplicate(client: Redis | Cluster, timeoutMs: number): Connection {
     : client.duplicate({
         ...clientRules,
         ...connectionRules,
+        // These gather by themselves.
+        autoPipeliningIgnoredCommands: ['apiKeysGet', 'apiKeysFill'],
         role: 'master',
         retryStrategy: retryDelayMs,
         sentinelRetryStrategy: retryDelayMs,
       })
-  opened.defineCommand('apiKeysGet', { numberOfKeys: 1, lua: GET })
-  opened.defineCommand('apiKeysFill', { numberOfKeys: 1, lua: FILL })
+  const numberOfKeys = isCluster(opened) ? { numberOfKeys: 1 } : {}
+  opened.defineCommand('apiKeysGet', { ...numberOfKeys, lua: GET })
+  opened.defineCommand('apiKeysFill', { ...numberOfKeys, lua: FILL })
   opened.defineCommand('apiKeysForget', { numberOfKeys: 1, lua: FORGET })
   return opened as Connection
 }
@@ -282,11 +366,13 @@ function isCluster(client: Redis | Cluster): client is Cluster {
 type Pass = 'through' | 'probe'
 
 interface Breaker {
+  /** Whether Redis is left alone but for one command now and then. */
+  isOpen(): boolean
   /** Undefined while Redis is left alone. */
   enter(): Pass | undefined
   succeeded(): void
-  /** Whether Redis is left alone from now on because of it. */
-  failed(pass: Pass): boolean
+  /** Whether Redis is left alone from now on because of it. `asking` is how many waited for the command. */
+  failed(pass: Pass, asking: number): boolean
   /** We are about to cut the connection. */
   droppedConnection(): void
   /** Whether it was us who cut it. */
@@ -307,6 +393,7 @@ function createBreaker(): Breaker {
   let reviveAt = 0
 
   return {
+    isOpen: () => pauseMs > 0,
     enter() {
       if (pauseMs === 0) return 'through'
       if (probing || performance.now() < resumeAt) return undefined
@@ -318,11 +405,12 @@ function createBreaker(): Breaker {
       pauseMs = 0
       probing = false
     },
-    failed(pass) {
+    failed(pass, asking) {
       if (pass === 'probe') probing = false
       // Sent before the pause began, and no news.
       else if (pauseMs > 0) return false
-      if (pauseMs === 0 && ++failures < FAILURES) return false
+      failures += asking
+      if (pauseMs === 0 && failures < FAILURES) return false
       failures = 0
       pauseMs = Math.min(pauseMs === 0 ? FIRST_PAUSE_MS : pauseMs * 2, LONGEST_PAUSE_MS)
       resumeAt = performance.now() + pauseMs
@@ -363,19 +451,28 @@ function inTime<T>(work: Promise<T>, ms: number): Promise<T> {
 }
 
 /** Takes nothing on trust, like its neighbours: a reply of another shape is no answer. */
-function readEntry(reply: unknown): { value: string | null; timeMs: number } | undefined {
+function readEntries(reply: unknown, count: number): ({ value: string | null; timeMs: number } | undefined)[] | undefined {
   if (!Array.isArray(reply) || reply.length !== 2) return undefined
-  const [value, time] = reply as unknown[]
-  if (value !== null && (typeof value !== 'string' || value.length > MAX_ENTRY_LENGTH)) return undefined
+  const [values, time] = reply as unknown[]
+  if (!Array.isArray(values) || values.length !== count) return undefined
   if (!Array.isArray(time) || time.length !== 2) return undefined
   const [seconds, micros] = time as unknown[]
   if (typeof seconds !== 'string' || typeof micros !== 'string') return undefined
   if (!/^\d{1,12}$/.test(seconds) || !/^\d{1,6}$/.test(micros)) return undefined
-  return { value, timeMs: Number(seconds) * 1_000 + Math.floor(Number(micros) / 1_000) }
+  const timeMs = Number(seconds) * 1_000 + Math.floor(Number(micros) / 1_000)
+  return (values as unknown[]).map((value) =>
+    value === null || (typeof value === 'string' && value.length <= MAX_ENTRY_LENGTH) ? { value, timeMs } : undefined,
+  )
+}
+
+function readCounts(reply: unknown, count: number): (0 | 1)[] | undefined {
+  if (!Array.isArray(reply) || reply.length !== count) return undefined
+  const counts = (reply as unknown[]).map(readCount)
+  return counts.every((each) => each !== undefined) ? counts : undefined
 }
 
 /** An integer; a string where the application's client has `stringNumbers`. */
-function readCount(reply: unknown): number | undefined {
+function readCount(reply: unknown): 0 | 1 | undefined {
   return reply === 0 || reply === '0' ? 0 : reply === 1 || reply === '1' ? 1 : undefined
 }
 

@@ -110,6 +110,23 @@ describe('an entry', () => {
     await admin.del(KEY + list, KEY + long)
   })
 
+  test('that is asked for beside others goes with them, and gets its own answer', async () => {
+    const all = Array.from({ length: 250 }, digest)
+    const now = await serverTime()
+    const scripts = await commandsSeen('evalsha')
+    await Promise.all(all.map((it, i) => cache.fill(it, `a.${i}`, now + (i % 5 === 0 ? -1 : LONG_MS))))
+    const [list, long] = [digest(), digest()]
+    await admin.rpush(KEY + list, 'x')
+    await admin.set(KEY + long, 'x'.repeat(32_769))
+    const answers = await Promise.all([list, ...all, long].map((it) => cache.get(it)))
+    expect(answers.map((answer) => answer?.value)).toEqual([undefined, ...all.map((_, i) => (i % 5 === 0 ? null : `a.${i}`)), undefined])
+    expect(new Set(answers.slice(1, 11).map((answer) => answer?.timeMs)).size).toBe(1)
+    // In hundreds; a script that the server has to be told first counts as another command.
+    expect((await commandsSeen('evalsha')) - scripts).toBeLessThanOrEqual(6)
+    await cache.fill(list, ACTIVE, now + LONG_MS)
+    expect(await admin.type(KEY + list)).toBe('list')
+  })
+
   test('is known by its digest under the name of this package', async () => {
     const it = digest()
     await cache.bury(it, TOMBSTONE, LONG_MS)
@@ -461,6 +478,19 @@ describe('a Cluster', () => {
     for (const hits of [1, 2]) expect((await counters?.increment(it))?.hits).toBe(hits)
     expect(client.status).toBe('wait')
     client.disconnect()
+  })
+
+  ifServer()('behind an address that looks like a single server is soon read and written like one', async () => {
+    const url = await ownServer('--cluster-enabled', 'yes')
+    await connect(url).call('CLUSTER', 'ADDSLOTSRANGE', '0', '16383')
+    const cache = await open(url)
+    const digests = Array.from({ length: 20 }, () => digest())
+    const read = (): Promise<(string | null | undefined)[]> => Promise.all(digests.map(async (it) => (await cache.get(it))?.value))
+    // The first that go together are refused, since they are in several slots.
+    expect(new Set(await read())).toEqual(new Set([undefined]))
+    await until(async () => (await read()).every((value) => value === null))
+    await Promise.all(digests.map((it) => cache.fill(it, `a.${it}`, Date.now() + LONG_MS)))
+    expect(await read()).toEqual(digests.map((it) => `a.${it}`))
   })
 
   test('is duplicated with its nodes and our rules, also for each node, and its own options stay', async () => {
