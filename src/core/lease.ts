@@ -45,6 +45,8 @@ export interface Leases {
 /** A hot verdict is renewed at this part of its life, so that steady traffic never waits; the jitter makes it earlier, never later. */
 const REFRESH_AT = 0.6
 const REFRESH_JITTER = 0.1
+/** Renewals that fall due within this part of a lease go together: alone, each would cost a command and a query of its own. */
+const REFRESH_ROUND = 0.02
 
 /** How long "unknown" is believed. Seconds: a mistake in the store can be mended. */
 const NEGATIVE_MS = 3_000
@@ -146,6 +148,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   const firstUses = new Set<string>()
   /** Secrets whose use the store has been told of: an entry in the cache from before that goes on saying otherwise. */
   const knownUsed = new Set<string>()
+  /** Ends when the renewals gathered meanwhile set out. */
+  let round: Promise<void> | undefined
   let leaseDeclared = false
   /** Known from the first answer of the authority on; before it no entry of the cache is believed. */
   let storeId: string | undefined
@@ -204,12 +208,20 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
 
   function refreshAhead(digest: string, lease: Held): void {
     lease.refreshing = true
+    round ??= new Promise((resolve) => {
+      setTimeout(() => {
+        round = undefined
+        resolve()
+      }, leaseMs * REFRESH_ROUND).unref()
+    })
     inBackground(
-      singleFlight(digest, true).catch(() => {
-        // The lease in hand goes on until its deadline; the next attempt comes a tenth of a life later.
-        lease.refreshMs = elapsedMs(clock, lease) + lease.lifeMs / 10
-        lease.refreshing = false
-      }),
+      round
+        .then(() => singleFlight(digest, true))
+        .catch(() => {
+          // The lease in hand goes on until its deadline; the next attempt comes a tenth of a life later.
+          lease.refreshMs = elapsedMs(clock, lease) + lease.lifeMs / 10
+          lease.refreshing = false
+        }),
     )
   }
 

@@ -234,6 +234,23 @@ test('a hot lease is renewed ahead of its end, and no request waits for it', asy
   expect(authority.reads).toBeLessThanOrEqual(21)
 })
 
+test('renewals that fall due together are one question, and none is asked twice', async () => {
+  const { authority, table, clock } = world()
+  const digests = [DIGEST, ...Array.from({ length: 30 }, (_, n) => `${n}`.padStart(43, 'x'))]
+  authority.answerAll = true
+  await Promise.all(digests.map((digest) => table.verify(digest)))
+  expect(authority.reads).toBe(1)
+  clock.advance(0.6 * LEASE)
+  for (const digest of [...digests, ...digests]) {
+    expect(table.peek(digest)).toMatchObject({ ok: true })
+    await Promise.resolve()
+  }
+  await table.idle()
+  expect([authority.reads, authority.largestBatch]).toEqual([2, 31])
+  clock.advance(0.5 * LEASE)
+  for (const digest of digests) expect(table.peek(digest)).toMatchObject({ ok: true })
+})
+
 test('P5: while the authority is away a lease in hand lasts to its deadline, and not a millisecond longer', async () => {
   const { authority, table, clock } = world()
   await table.verify(DIGEST)
