@@ -16,9 +16,9 @@ Without one of the next five it measures the table: ours, what others use, and f
   --help
 
   --only a,b         these rows only (and the empty middlewares that they are compared with)
-  --rounds 20        how often each row has its turn
-  --slice 1000       how long a turn is, in milliseconds
-  --warm-up 2000     how long each row is warmed up before the first round, in milliseconds
+  --rounds 20        how often each row is measured (--guard: 12)
+  --slice 1000       how long each row is measured in a round, in milliseconds (--guard: 900)
+  --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds (--guard: 1000)
   --connections 32   how many requests are under way at once
   --json             JSON instead of Markdown
   --cpu-prof row     leave a CPU profile of that row's server in .tmp`
@@ -48,9 +48,9 @@ async function measure() {
   const { compare, complaints, GUARDED, table } = await import('./compare.mjs')
   const result = await compare({
     only: options.guard ? GUARDED : only,
-    rounds: number('rounds'),
-    sliceMs: number('slice', options.guard ? 500 : 1_000),
-    warmUpMs: number('warm-up'),
+    rounds: number('rounds', options.guard ? 12 : 20),
+    sliceMs: number('slice', options.guard ? 900 : 1_000),
+    warmUpMs: number('warm-up', options.guard ? 1_000 : 2_000),
     connections: number('connections'),
     cpuProf: options['cpu-prof'],
     halfLoad: !options.guard,
@@ -74,9 +74,9 @@ function readFlags() {
     micro: { type: 'boolean' },
     json: { type: 'boolean' },
     only: { type: 'string' },
-    rounds: { type: 'string', default: '20' },
+    rounds: { type: 'string' },
     slice: { type: 'string' },
-    'warm-up': { type: 'string', default: '2000' },
+    'warm-up': { type: 'string' },
     connections: { type: 'string', default: '32' },
     'cpu-prof': { type: 'string' },
   }
