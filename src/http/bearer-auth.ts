@@ -7,12 +7,13 @@ import { ApiKeyError } from '../errors.js'
 import { bearerSecret } from './credential.js'
 import { DEFAULT_FAILURES_PER_MINUTE, failureGuard } from './limit.js'
 import { refuse } from './problem.js'
+import { setApiKey } from './request.js'
 
 declare global {
   namespace Express {
     interface Request {
-      /** The key that this request was let in with; set by `bearerAuth`. */
-      apiKey?: ApiKey
+      /** The key that this request was let in with; set by `bearerAuth`. Inherited, so give it `undefined` to take it away. */
+      apiKey?: ApiKey | undefined
     }
   }
 }
@@ -100,7 +101,7 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
     for (const wanted of scopes) {
       if (!result.key.scopes.includes(wanted)) throw new ApiKeyError('insufficient_scope', `This needs the scope ${scope}.`)
     }
-    req.apiKey = result.key
+    setApiKey(req, result.key)
     if (result.grace !== undefined) announceEnd(res, result.grace, deprecation)
     keys.used(result.key.id, () => originOf(req))
   }

@@ -19,13 +19,11 @@ export function bearerSecret(req: IncomingMessage, bareToken = false, maxLength:
   if (more.length > 0) throw malformed('Send one Authorization header, not two.')
   if (header === undefined) throw missing()
   if (header.length > maxLength) throw malformed(`The Authorization header is longer than ${maxLength} characters.`)
-  if (!BEARER_SCHEME.test(header)) {
-    if (bareToken && BARE.test(header)) return header
-    throw missing()
-  }
   const secret = BEARER.exec(header)?.[1]
-  if (secret === undefined) throw malformed('Send the API key as: Authorization: Bearer <key>.')
-  return secret
+  if (secret !== undefined) return secret
+  if (BEARER_SCHEME.test(header)) throw malformed('Send the API key as: Authorization: Bearer <key>.')
+  if (bareToken && BARE.test(header)) return header
+  throw missing()
 }
 
 /** Every value of a header as it came in: Node drops a second `Authorization` and joins a second `Idempotency-Key`, silently. */

@@ -37,6 +37,48 @@ describe.each([
       expect([answer.status, answer.body]).toEqual([200, { id: worker.id }])
     })
 
+    test('gives the request its key and no other, whoever looks at it how', async () => {
+      const app = framework()
+      const seen: (string | undefined)[][] = []
+      const look: express5.RequestHandler = (req, _res, next) => {
+        const [derived, proxy] = [Object.create(req), new Proxy(req, {})]
+        seen.push([req, derived, proxy].map((each) => each.apiKey?.id))
+        next()
+      }
+      const inner = framework()
+      inner.use(look, bearerAuth(here.keys), look)
+      app.use('/guarded', inner, look)
+      app.use(look, (req, res) => {
+        req.apiKey = undefined
+        look(req, res, () => res.end())
+      })
+      const [without, other] = [await supertest(app).get('/'), await here.keys.create({ ownerId: 'acme', name: 'another' })]
+      expect(without.status).toBe(200)
+      for (const { secret } of [worker, other]) await supertest(app).get('/guarded').auth(secret, { type: 'bearer' }).expect(200)
+      const none = [undefined, undefined, undefined]
+      const through = (id: string): (string | undefined)[][] => [none, [id, id, id], [id, id, id], [id, id, id], none]
+      expect(seen).toEqual([none, none, ...through(worker.id), ...through(other.key.id)])
+      // One request, two applications of two copies of Express: each has the property of its own.
+      const [five, four] = [express5(), express4()]
+      four.use(bearerAuth(here.keys), (req, res) => res.json(req.apiKey?.id))
+      five.use(bearerAuth(here.keys), (req, res, next) => (req.query.on === undefined ? res.json(req.apiKey?.id) : next()), four)
+      for (const path of ['/', '/?on']) {
+        const { body } = await supertest(five).get(path).auth(worker.secret, { type: 'bearer' })
+        expect(body).toBe(worker.id)
+      }
+    })
+
+    test('gives its key also to what only looks like a request of Express, and leaves an apiKey of others alone', async () => {
+      await here.keys.verify(worker.secret)
+      for (const prototype of [Object.prototype, { apiKey: 'of others' }]) {
+        const req = Object.assign(Object.create(prototype), { rawHeaders: ['authorization', `Bearer ${worker.secret}`], headers: {} })
+        const next = jest.fn()
+        bearerAuth(here.keys)(req, {} as never, next)
+        expect([next.mock.calls.length, Object.hasOwn(req, 'apiKey'), req.apiKey.id]).toEqual([1, true, worker.id])
+      }
+      expect('apiKey' in {}).toBe(false)
+    })
+
     test.each([
       ['no header', [], 401, 'credential_missing', 'Bearer realm="api"'],
       ['another scheme', ['Basic YTpi'], 401, 'credential_missing', 'Bearer realm="api"'],
