@@ -17,15 +17,10 @@ answer({
     const next = order === undefined ? tokens.length : order.length
     targets.set(name, { clients, headers, order, next, status, at: 0 })
   },
-  /**
-   * Without `perSecond` each connection sends its next request when the last is answered; with it, requests are sent when they are due. With
-   * `goOn` the latencies are added to those of the last time.
-   */
-  start({ name, perSecond, goOn = false }) {
+  /** Without `perSecond` each connection sends its next request when the last is answered; with it, requests are sent when they are due. */
+  start({ name, perSecond }) {
     const target = targets.get(name)
-    target.latencies ??= new Float64Array(MAX_LATENCIES)
-    const count = goOn ? target.count : 0
-    running = { target, stopped: false, recording: false, latencies: target.latencies, count, failures: 0, last: undefined }
+    running = { stopped: false, recording: false, latencies: new Float64Array(MAX_LATENCIES), count: 0, failures: 0, last: undefined }
     running.done =
       perSecond === undefined
         ? Promise.all(target.clients.map((client) => connection(client, target, running)))
@@ -37,8 +32,7 @@ answer({
   /** Stops asking, waits for what is under way, and says how it went. */
   async stop() {
     running.stopped = true
-    const { target, latencies, count, failures, last } = running
-    target.count = count
+    const { latencies, count, failures, last } = running
     await running.done
     const kept = latencies.subarray(0, Math.min(count, MAX_LATENCIES))
     return { count, failures, last, p50: quantile(kept, 0.5), p99: quantile(kept, 0.99) }

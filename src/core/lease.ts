@@ -1,4 +1,5 @@
 import { timingSafeEqual } from 'node:crypto'
+import { crc32 } from 'node:zlib'
 import type { Cache } from '../cache/cache.js'
 import { ApiKeyError } from '../errors.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../store/store.js'
@@ -98,6 +99,8 @@ interface Held {
   readonly monotonicMs: number
   readonly wallMs: number
   readonly lifeMs: number
+  /** Of the entry in the cache that this lease came from or went to: CRC-32 tells it from a later one, which may be more use. */
+  readonly entryCrc: number | undefined
   refreshMs: number
   refreshing: boolean
 }
@@ -225,16 +228,18 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     )
   }
 
-  /** Asks the cache, then the authority. `ahead` passes over a cached lease that is itself due for renewal. */
+  /** Asks the cache, then the authority. `ahead` passes over the lease in hand, and over another that is itself due for renewal. */
   async function ask(digest: string, ahead: boolean, flight: Flight): Promise<VerifyResult> {
     const since = instant(clock)
     const cached = await cache?.get(digest)
     if (flight.stale) return singleFlight(digest, ahead)
-    if (cached !== undefined && cached.value !== null && storeId !== undefined) {
+    const entryCrc = typeof cached?.value === 'string' ? crc32(cached.value) : undefined
+    const inHand = ahead && entryCrc !== undefined && held.get(digest)?.entryCrc === entryCrc
+    if (cached !== undefined && cached.value !== null && storeId !== undefined && !inHand) {
       const entry = entries.open(storeId, digest, cached.value)
       if (entry === 'rotated' || entry === 'revoked') return refuse(digest, entry, RETIRED_MS)
       if (entry !== undefined) {
-        const relayed = relay(digest, entry, since, cached.timeMs, ahead)
+        const relayed = relay(digest, entry, since, cached.timeMs, ahead, entryCrc)
         if (relayed !== undefined) return relayed
       }
     }
@@ -258,13 +263,16 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     const lifeMs = keyLife(key, grace, answer.leaseMs, answer.at)
     const used = generation.firstUsedAt !== null
     if (!used) noteFirstUse(digest)
+    let filledCrc: number | undefined
     if (cache !== undefined && cached !== undefined) {
       // Counted from the cache's own clock before the authority was asked: a fill that lands late is born dead.
       const cacheExpiry = Math.floor(cached.timeMs + lifeMs)
       const entry: Entry = { key, ...(grace && { grace }), used, grantedAt: answer.at, leaseMs: answer.leaseMs, cacheExpiry }
-      inBackground(cache.fill(digest, entries.active(answer.storeId, digest, entry), cacheExpiry))
+      const value = entries.active(answer.storeId, digest, entry)
+      filledCrc = crc32(value)
+      inBackground(cache.fill(digest, value, cacheExpiry))
     }
-    return hold(digest, key, grace, askedAt, lifeMs, lifeMs)
+    return hold(digest, key, grace, askedAt, lifeMs, lifeMs, filledCrc)
   }
 
   function introduce(digest: string, keyId: string): void {
@@ -316,7 +324,14 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
    * that a cache cannot bend: a server restored from an old snapshot, promoted with a late clock, or lying outright
    * brings back only leases that are long over.
    */
-  function relay(digest: string, entry: Entry, since: Instant, cacheNow: number, ahead: boolean): VerifyResult | undefined {
+  function relay(
+    digest: string,
+    entry: Entry,
+    since: Instant,
+    cacheNow: number,
+    ahead: boolean,
+    entryCrc?: number,
+  ): VerifyResult | undefined {
     const authorityNow = authorityClock.latest(since)
     if (authorityNow === undefined) return undefined
     const leftMs = Math.min(entry.leaseMs, entry.cacheExpiry - cacheNow, entry.grantedAt + entry.leaseMs - authorityNow)
@@ -325,16 +340,25 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     if (ahead && lifeMs < (1 - REFRESH_AT) * entry.leaseMs) return undefined
     if (!entry.used && !knownUsed.has(digest)) noteFirstUse(digest)
     introduce(digest, entry.key.id)
-    return hold(digest, entry.key, entry.grace, since, lifeMs, entry.leaseMs)
+    return hold(digest, entry.key, entry.grace, since, lifeMs, entry.leaseMs, entryCrc)
   }
 
-  function hold(digest: string, row: KeyRow, grace: Grace | undefined, since: Instant, lifeMs: number, wholeMs: number): Verified {
+  function hold(
+    digest: string,
+    row: KeyRow,
+    grace: Grace | undefined,
+    since: Instant,
+    lifeMs: number,
+    wholeMs: number,
+    entryCrc?: number,
+  ): Verified {
     const jitter = 1 - Math.random() * REFRESH_JITTER
     const lease: Held = {
       result: verified(apiKey(row), grace, () => elapsedMs(clock, lease) < lease.lifeMs),
       monotonicMs: since.monotonicMs,
       wallMs: since.wallMs,
       lifeMs,
+      entryCrc,
       // A relayed lease has part of its life behind it: its renewal is due when that of the whole lease is.
       refreshMs: lifeMs - (1 - REFRESH_AT * jitter) * wholeMs,
       refreshing: false,

@@ -251,6 +251,38 @@ test('renewals that fall due together are one question, and none is asked twice'
   for (const digest of digests) expect(table.peek(digest)).toMatchObject({ ok: true })
 })
 
+test('a renewal does not take the entry of the lease in hand for news, and takes that of a later lease', async () => {
+  const chance = jest.spyOn(Math, 'random').mockReturnValue(1)
+  const { authority, cache, table, clock } = world({ cached: true })
+  const other = world({ clock, authority, cache })
+  const renew = async (part: number, who = table): Promise<void> => {
+    clock.advance(part * LEASE)
+    expect(who.peek(DIGEST)).toMatchObject({ ok: true })
+    await who.idle()
+  }
+  for (const again of [false, true]) {
+    // The second time the other one knows the store, and takes the word of the cache.
+    if (again) clock.advance(2 * LEASE)
+    for (const who of [table, other.table]) {
+      await who.verify(DIGEST)
+      await who.idle()
+    }
+  }
+  const reads = authority.reads
+  expect(reads).toBe(3)
+  // As early as may be: more than the part is left that would do for a renewal, had somebody else been granted it.
+  await renew(0.55)
+  expect(authority.reads).toBe(reads + 1)
+  // The other one's lease is of the first entry, and there is a second by now.
+  await renew(0.01, other.table)
+  expect(authority.reads).toBe(reads + 1)
+  await renew(0.55, other.table)
+  expect(authority.reads).toBe(reads + 2)
+  await renew(0.01)
+  expect(authority.reads).toBe(reads + 2)
+  chance.mockRestore()
+})
+
 test('P5: while the authority is away a lease in hand lasts to its deadline, and not a millisecond longer', async () => {
   const { authority, table, clock } = world()
   await table.verify(DIGEST)
