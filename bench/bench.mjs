@@ -11,7 +11,8 @@ Without one of the next five it measures the table: ours, what others use, and f
 
   --guard            few rows in under three minutes; ends with 1 when a local lease has become slow
   --traffic          one key, 1,000 keys evenly, 100,000 keys by Zipf, over leases of 250 ms, 1 s and 5 s, with 1 and 2 processes
-  --growth           1,000 and 100,000 keys in PostgreSQL (--full: 5,000,000 too), rotations by 1, 8 and 64 clients, a herd on a cold key
+  --growth           1,000 and 100,000 keys in PostgreSQL (--full: 5,000,000 too), rotations by 1, 8 and 64 clients, a herd on a cold key,
+                     100,000 refused secrets (--full: a million)
   --micro            the parts of the hot path, and sealing
   --help
 

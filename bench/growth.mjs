@@ -25,6 +25,7 @@ export async function growth({ full }) {
   for (const count of full ? [1_000, 100_000, 5_000_000] : [1_000, 100_000]) sizes.push(await size(server, count))
   const rotations = await rotating(server)
   const herds = await herd(server, redis)
+  const refusals = await strangers(server, full ? 1_000_000 : 100_000)
 
   const text = [
     markdown(
@@ -53,8 +54,19 @@ export async function growth({ full }) {
       ['herd', 'requests', 'authority reads', 'slowest ms'],
       herds.map((row) => [row.what, number(row.requests), number(row.reads), number(row.slowestMs)]),
     ),
+    markdown(
+      ['refused', 'secrets', 'heap MB before', 'heap MB after', 'authority reads', 'CPU µs/refusal'],
+      refusals.map((row) => [
+        row.what,
+        number(row.secrets),
+        number(row.before / 1e6),
+        number(row.after / 1e6),
+        number(row.reads),
+        number(row.cpuMicros),
+      ]),
+    ),
   ].join('\n\n')
-  return { result: { sizes, rotations, herds }, text }
+  return { result: { sizes, rotations, herds, refusals }, text }
 }
 
 async function size(server, count) {
@@ -190,5 +202,53 @@ async function herd(server, redis) {
     reads: after.reads - before.reads,
     slowestMs: slowest,
   })
+  return results
+}
+
+/** What is left in memory of secrets that were refused, each another one. */
+async function strangers(server, count) {
+  const { url } = await databaseOf(server, [])
+  const pool = new pg.Pool({ connectionString: url })
+  const results = []
+  for (const [what, spoil] of [
+    ['well formed and unknown', (secret) => secret],
+    ['mistyped', (secret) => secret.slice(0, -1) + (secret.endsWith('0') ? '1' : '0')],
+  ]) {
+    console.error(`refusing ${count} secrets that are ${what}`)
+    const store = postgresStore(pool)
+    let reads = 0
+    const keys = createApiKeys({
+      store: {
+        ...store,
+        read(digests) {
+          reads++
+          return store.read(digests)
+        },
+      },
+      secret: SERVER_SECRET,
+    })
+    let cpuMicros = 0
+    const some = async (number) => {
+      for (let left = number; left > 0; left -= 1_000) {
+        const secrets = mintSecrets(1_000).map(spoil)
+        const cpu = process.cpuUsage()
+        const verdicts = await Promise.all(secrets.map((secret) => keys.verify(secret)))
+        const { user, system } = process.cpuUsage(cpu)
+        cpuMicros += user + system
+        if (verdicts.some(({ ok }) => ok)) throw new Error('A key that is in no table was accepted.')
+      }
+    }
+    // The first of them fill the table of refusals, which keeps ten thousand.
+    await some(20_000)
+    collect()
+    const before = process.memoryUsage().heapUsed
+    reads = 0
+    cpuMicros = 0
+    await some(count)
+    collect()
+    results.push({ what, secrets: count, before, after: process.memoryUsage().heapUsed, reads, cpuMicros: cpuMicros / count })
+    await keys.close()
+  }
+  await pool.end()
   return results
 }

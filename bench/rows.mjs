@@ -107,7 +107,7 @@ export const rows = [
     title: '**ours, refuses unknown secrets, each another one**',
     status: 401,
     // Twice as many as a process remembers.
-    start: (env) => ours(env, { tokens: async () => mintSecrets(20_000) }),
+    start: (env) => ours(env, { auth: { failuresPerMinute: false }, tokens: async () => mintSecrets(20_000) }),
   },
   {
     name: 'retired',
@@ -223,7 +223,16 @@ function app(middleware, framework = express5) {
 
 async function ours(
   env,
-  { framework = express5, store = postgres, database, cached = true, options = {}, count = 1, tokens = async (_, made) => made } = {},
+  {
+    framework = express5,
+    store = postgres,
+    database,
+    cached = true,
+    options = {},
+    auth = {},
+    count = 1,
+    tokens = async (_, made) => made,
+  } = {},
 ) {
   const counters = { reads: 0, digests: 0, misses: 0, relays: 0 }
   const inner = await store(env, database)
@@ -256,7 +265,11 @@ async function ours(
       return keys.verify(secret)
     },
   }
-  return { tokens: await tokens(keys, made), listener: app(bearerAuth(guarded, { scope: SCOPE }), framework), counts: () => counters }
+  return {
+    tokens: await tokens(keys, made),
+    listener: app(bearerAuth(guarded, { scope: SCOPE, ...auth }), framework),
+    counts: () => counters,
+  }
 
   function counted(entry) {
     if (entry !== undefined && entry.value !== null) counters.relays++

@@ -46,8 +46,9 @@ export interface Leases {
 /** A hot verdict is renewed at this part of its life, so that steady traffic never waits; the jitter makes it earlier, never later. */
 const REFRESH_AT = 0.6
 const REFRESH_JITTER = 0.1
-/** Renewals that fall due within this part of a lease go together: alone, each would cost a command and a query of its own. */
+/** Renewals that fall due within this part of a lease, and no longer than this, go together: alone, each would cost a command and a query. */
 const REFRESH_ROUND = 0.02
+const REFRESH_ROUND_MS = 20
 
 /** How long "unknown" is believed. Seconds: a mistake in the store can be mended. */
 const NEGATIVE_MS = 3_000
@@ -215,7 +216,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
       setTimeout(() => {
         round = undefined
         resolve()
-      }, leaseMs * REFRESH_ROUND).unref()
+      }, Math.min(leaseMs * REFRESH_ROUND, REFRESH_ROUND_MS)).unref()
     })
     inBackground(
       round
