@@ -19,7 +19,7 @@ const COUNTER_PREFIX = 'express-api-keys:count:'
 /** Our entries are some 1,000 characters; with 8 KiB of metadata some 12,000, with the longest list of scopes besides some 30,000. */
 const MAX_ENTRY_LENGTH = 32_768
 
-/** After this many failures in a row Redis is left alone: fewer, and one lost connection would do it; more, and requests wait in vain. */
+/** After this many requests in a row had no answer Redis is left alone: fewer, and one lost command would do it; more, and requests wait in vain. */
 const FAILURES = 5
 /** One command then tries again after this long, which doubles each time it fails, up to the longest. */
 const FIRST_PAUSE_MS = 1_000
@@ -31,16 +31,24 @@ const LONGEST_RETRY_MS = 1_000
 /** What is asked in one turn of the event loop goes in commands of at most this many keys. */
 const MOST_KEYS = 100
 
-/** Guarantees that the entries and the time are of one node and one moment. For what is no string it answers 0: its neighbours are not to blame. */
+/**
+ * Guarantees that the entries and the time are of one node and one moment. For what is no entry of ours, by its type or its length, it answers 0,
+ * and does not send it. (Some clusters want to see KEYS itself in each call.)
+ */
 const GET = `
 local entries = {}
-for i, key in ipairs(KEYS) do
-  local entry = redis.pcall('GET', key)
-  if type(entry) == 'table' then
-    if not string.find(entry.err, 'WRONGTYPE', 1, true) then return entry end
-    entry = 0
+for i = 1, #KEYS do
+  local length = redis.pcall('STRLEN', KEYS[i])
+  if type(length) == 'table' then
+    if not string.find(length.err, 'WRONGTYPE', 1, true) then return length end
+    entries[i] = 0
+  elseif length == 0 then
+    entries[i] = false
+  elseif length > ${MAX_ENTRY_LENGTH} then
+    entries[i] = 0
+  else
+    entries[i] = redis.call('GET', KEYS[i])
   end
-  entries[i] = entry
 end
 return { entries, redis.call('TIME') }`
 
@@ -52,15 +60,15 @@ const FILL = `
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.ceil(time[2] / 1000)
 local filled = {}
-for i, key in ipairs(KEYS) do
+for i = 1, #KEYS do
   local left = tonumber(ARGV[2 * i]) - now
-  local there = redis.pcall('GET', key)
+  local there = redis.pcall('GET', KEYS[i])
   local foreign = type(there) == 'table'
   if foreign and not string.find(there.err, 'WRONGTYPE', 1, true) then return there end
-  local kept = foreign or there and (string.sub(there, 1, 1) == 'r' or redis.call('PTTL', key) >= left)
+  local kept = foreign or there and (string.sub(there, 1, 1) == 'r' or redis.call('PTTL', KEYS[i]) >= left)
   filled[i] = 0
   if left > 0 and not kept then
-    redis.call('SET', key, ARGV[2 * i - 1], 'PX', left)
+    redis.call('SET', KEYS[i], ARGV[2 * i - 1], 'PX', left)
     filled[i] = 1
   end
 end
@@ -78,8 +86,8 @@ interface Scripts {
   apiKeysFill(...keysAndArguments: (number | string)[]): Promise<unknown>
   apiKeysForget(key: string): Promise<unknown>
 }
-interface Entry {
-  readonly key: string
+interface Filling {
+  readonly name: string
   readonly value: string
   readonly expiresAtMs: number
 }
@@ -110,13 +118,12 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       keys.length,
     ),
   )
-  const fill = together((entries: readonly Entry[]) => {
-    const keys = entries.map(({ key }) => key)
-    const rest = entries.flatMap(({ value, expiresAtMs }) => [value, Math.floor(expiresAtMs)])
+  const fill = together((fillings: readonly Filling[]) => {
+    const keys = fillings.map(({ name }) => name)
+    const rest = fillings.flatMap(({ value, expiresAtMs }) => [value, Math.floor(expiresAtMs)])
     return run(
       (redis) => redis.apiKeysFill(...countOf(redis, keys), ...keys, ...rest).catch(apartFromNowOn),
       (reply) => readCounts(reply, keys.length),
-      keys.length,
     )
   })
 
@@ -124,7 +131,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
     get: (digest) => get(PREFIX + digest),
     async fill(digest, value, expiresAtMs) {
       if (!Number.isFinite(expiresAtMs) || value.length > MAX_ENTRY_LENGTH) return
-      await fill({ key: PREFIX + digest, value, expiresAtMs })
+      await fill({ name: PREFIX + digest, value, expiresAtMs })
     },
     async bury(digest, value, ttlMs) {
       if (!(ttlMs > 0 && ttlMs <= Number.MAX_SAFE_INTEGER)) return false
@@ -188,7 +195,10 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
   }
 
   function apartFromNowOn(error: unknown): never {
-    if (error instanceof Error && error.message.includes('CROSSSLOT')) mostKeys = 1
+    if (error instanceof Error && /cross-?slot|same slot/i.test(error.message)) {
+      mostKeys = 1
+      Object.assign(connection?.options ?? {}, { autoPipeliningIgnoredCommands: [] })
+    }
     throw error
   }
 
@@ -212,7 +222,9 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       tell('up')
       return answer
     } catch (cause) {
-      if (!breaker.failed(pass, asking)) return undefined
+      // A refusal is an answer too, if a bad one: nobody has waited in vain.
+      const refused = cause instanceof Error && cause.name === 'ReplyError'
+      if (!breaker.failed(pass, refused ? 1 : asking)) return undefined
       tell('down', cause)
       // A connection that went silent may stay so for a quarter of an hour, until TCP gives up: a new one knows better.
       if (cause instanceof NoAnswer && !closed) {

@@ -152,8 +152,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   const firstUses = new Set<string>()
   /** Secrets whose use the store has been told of: an entry in the cache from before that goes on saying otherwise. */
   const knownUsed = new Set<string>()
-  /** Ends when the renewals gathered meanwhile set out. */
-  let round: Promise<void> | undefined
+  /** The renewals that are being gathered: when they set out, and how to have them do so at once. */
+  let round: { readonly ends: Promise<void>; readonly end: () => void } | undefined
   let leaseDeclared = false
   /** Known from the first answer of the authority on; before it no entry of the cache is believed. */
   let storeId: string | undefined
@@ -212,21 +212,30 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
 
   function refreshAhead(digest: string, lease: Held): void {
     lease.refreshing = true
-    round ??= new Promise((resolve) => {
-      setTimeout(() => {
-        round = undefined
-        resolve()
-      }, Math.min(leaseMs * REFRESH_ROUND, REFRESH_ROUND_MS)).unref()
-    })
+    round ??= gatherRenewals()
     inBackground(
-      round
-        .then(() => singleFlight(digest, true))
+      round.ends
+        // Not for one that was dropped, renewed or evicted meanwhile: what is asked for again would be taken for good again.
+        .then(() => (held.get(digest) === lease ? singleFlight(digest, true) : undefined))
         .catch(() => {
           // The lease in hand goes on until its deadline; the next attempt comes a tenth of a life later.
           lease.refreshMs = elapsedMs(clock, lease) + lease.lifeMs / 10
           lease.refreshing = false
         }),
     )
+  }
+
+  function gatherRenewals(): { readonly ends: Promise<void>; readonly end: () => void } {
+    let end = (): void => {}
+    const ends = new Promise<void>((resolve) => {
+      const timer = setTimeout(() => end(), Math.min(leaseMs * REFRESH_ROUND, REFRESH_ROUND_MS)).unref()
+      end = () => {
+        clearTimeout(timer)
+        round = undefined
+        resolve()
+      }
+    })
+    return { ends, end: () => end() }
   }
 
   /** Asks the cache, then the authority. `ahead` passes over the lease in hand, and over another that is itself due for renewal. */
@@ -427,7 +436,11 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   }
 
   async function idle(): Promise<void> {
-    while (background.size > 0) await Promise.allSettled([...background])
+    while (background.size > 0) {
+      // The timer alone would not keep the process alive for those who wait here.
+      round?.end()
+      await Promise.allSettled([...background])
+    }
   }
 
   function inBackground(work: Promise<unknown>): void {

@@ -2,9 +2,10 @@ import { IncomingMessage } from 'node:http'
 import type { Request } from 'express'
 import type { ApiKey } from '../core/key.js'
 
-/** By the list of headers, which belongs to one request and is also that of a proxy around it, or of an object derived from it. */
-const keys = new WeakMap<object, ApiKey | undefined>()
-const met = new WeakSet<object>()
+/** The key of each request, by its list of headers, which is also that of a proxy around the request and of an object derived from it. */
+const keyOf = new WeakMap<object, ApiKey | undefined>()
+/** Prototypes of requests that have been looked at. */
+const prepared = new WeakSet<object>()
 
 /**
  * Sets `req.apiKey`. Express gives each request another prototype, and from then on V8 makes a hidden class of its own, that lives until the next
@@ -13,8 +14,8 @@ const met = new WeakSet<object>()
  */
 export function setApiKey(req: Request, key: ApiKey): void {
   const prototype: object = Object.getPrototypeOf(req)
-  if (!met.has(prototype)) {
-    met.add(prototype)
+  if (!prepared.has(prototype)) {
+    prepared.add(prototype)
     extend(prototype)
   }
   req.apiKey = key
@@ -30,10 +31,12 @@ function extend(prototype: object): void {
     configurable: true,
     enumerable: true,
     get(this: Request) {
-      return keys.get(this.rawHeaders)
+      return keyOf.get(this.rawHeaders)
     },
     set(this: Request, key: ApiKey | undefined) {
-      keys.set(this.rawHeaders, key)
+      // A derived object gets a property of its own, as it always did: another key on it is not to become the request's.
+      if (Object.hasOwn(this, 'rawHeaders')) keyOf.set(this.rawHeaders, key)
+      else Object.defineProperty(this, 'apiKey', { value: key, writable: true, enumerable: true, configurable: true })
     },
   })
 }

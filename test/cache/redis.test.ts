@@ -121,8 +121,17 @@ describe('an entry', () => {
     const answers = await Promise.all([list, ...all, long].map((it) => cache.get(it)))
     expect(answers.map((answer) => answer?.value)).toEqual([undefined, ...all.map((_, i) => (i % 5 === 0 ? null : `a.${i}`)), undefined])
     expect(new Set(answers.slice(1, 11).map((answer) => answer?.timeMs)).size).toBe(1)
+    // Too long an entry is not even sent.
+    await admin.set(KEY + long, 'x'.repeat(64_000_000))
+    expect((await Promise.all([long, ...all.slice(0, 3)].map((it) => cache.get(it)))).map((answer) => answer?.value)).toEqual([
+      undefined,
+      null,
+      'a.1',
+      'a.2',
+    ])
+    await admin.del(KEY + long)
     // In hundreds; a script that the server has to be told first counts as another command.
-    expect((await commandsSeen('evalsha')) - scripts).toBeLessThanOrEqual(6)
+    expect((await commandsSeen('evalsha')) - scripts).toBeLessThanOrEqual(7)
     await cache.fill(list, ACTIVE, now + LONG_MS)
     expect(await admin.type(KEY + list)).toBe('list')
   })

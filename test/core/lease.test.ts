@@ -251,6 +251,39 @@ test('renewals that fall due together are one question, and none is asked twice'
   for (const digest of digests) expect(table.peek(digest)).toMatchObject({ ok: true })
 })
 
+test('P3: a renewal that was due when the key was rotated does not bring back what is dead', async () => {
+  const { authority, cache, table, clock } = world({ cached: true })
+  for (let again = 0; again < 2; again++) {
+    await table.verify(DIGEST)
+    await table.idle()
+    clock.advance(again === 0 ? LEASE : 0.55 * LEASE)
+  }
+  // Another one has renewed it meanwhile, so there is an entry that is worth taking.
+  const other = world({ clock, authority, cache })
+  await other.table.verify(DIGEST)
+  await other.table.idle()
+  clock.advance(0.05 * LEASE)
+  expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+  const entries = new Map(cache?.entries)
+  await table.retire([DIGEST], 'rotated')
+  // The tombstone is lost.
+  for (const [digest, entry] of entries) cache?.entries.set(digest, entry)
+  await table.idle()
+  expect(table.peek(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
+})
+
+test('whoever waits for the background work to end does not wait for a timer', async () => {
+  const { authority, table, clock } = world()
+  await table.verify(DIGEST)
+  clock.advance(0.6 * LEASE)
+  const timer = jest.spyOn(globalThis, 'setTimeout').mockReturnValue({ unref: () => undefined } as never)
+  table.peek(DIGEST)
+  expect(timer).toHaveBeenCalledTimes(1)
+  timer.mockRestore()
+  await table.idle()
+  expect(authority.reads).toBe(2)
+})
+
 test('a renewal does not take the entry of the lease in hand for news, and takes that of a later lease', async () => {
   const chance = jest.spyOn(Math, 'random').mockReturnValue(1)
   const { authority, cache, table, clock } = world({ cached: true })

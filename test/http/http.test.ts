@@ -43,6 +43,9 @@ describe.each([
       const look: express5.RequestHandler = (req, _res, next) => {
         const [derived, proxy] = [Object.create(req), new Proxy(req, {})]
         seen.push([req, derived, proxy].map((each) => each.apiKey?.id))
+        // Stays on the derived object.
+        derived.apiKey = { id: 'another key' }
+        expect(derived.apiKey.id).toBe('another key')
         next()
       }
       const inner = framework()
