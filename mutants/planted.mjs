@@ -364,8 +364,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'a fill digs up a tombstone',
     file: 'src/cache/redis.ts',
-    find: "(string.sub(there, 1, 1) == 'r' or redis.call('PTTL', key) >= left)",
-    replace: "redis.call('PTTL', key) >= left",
+    find: "(string.sub(there, 1, 1) == 'r' or redis.call('PTTL', KEYS[i]) >= left)",
+    replace: "redis.call('PTTL', KEYS[i]) >= left",
     tests: [['test/cache/redis.test.ts', 'a tombstone stays, whatever is filled']],
   },
   {
