@@ -17,9 +17,9 @@ Without one of the next five it measures the table: ours, what others use, and f
   --help
 
   --only a,b         these rows only (and the empty middlewares that they are compared with)
-  --rounds 20        how often each row is measured (--guard: 12)
-  --slice 1000       how long each row is measured in a round, in milliseconds (--guard: 900)
-  --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds (--guard: 1000)
+  --rounds 20        how often each row is measured (--guard: 10)
+  --slice 1000       how long each row is measured in a round, in milliseconds (--guard: 650)
+  --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds (--guard: 500)
   --connections 32   how many requests are under way at once
   --json             JSON instead of Markdown
   --cpu-prof row     leave a CPU profile of that row's server in .tmp`
@@ -49,9 +49,9 @@ async function measure() {
   const { compare, complaints, GUARDED, table } = await import('./compare.mjs')
   const result = await compare({
     only: options.guard ? GUARDED : only,
-    rounds: number('rounds', options.guard ? 12 : 20),
-    sliceMs: number('slice', options.guard ? 900 : 1_000),
-    warmUpMs: number('warm-up', options.guard ? 1_000 : 2_000),
+    rounds: number('rounds', options.guard ? 10 : 20),
+    sliceMs: number('slice', options.guard ? 650 : 1_000),
+    warmUpMs: number('warm-up', options.guard ? 500 : 2_000),
     connections: number('connections'),
     cpuProf: options['cpu-prof'],
     halfLoad: !options.guard,

@@ -3,8 +3,11 @@ import { rows as allRows } from './rows.mjs'
 import { leaveCoresTo, pinning, redisCounter, startPostgres, startProcess, startRedis } from './services.mjs'
 import { isTie, markdown, number, spread, withSpread } from './stats.mjs'
 
-/** How long a server gets to settle before anything is measured: connections wake up, expired leases are renewed. */
-const LEAD_IN_MS = 250
+/**
+ * How long a server gets to settle before anything is measured: expired leases are renewed, and a process that was idle while others had their turn
+ * needs some 500 to 750 ms until a request costs what it did before, whatever it does.
+ */
+const LEAD_IN_MS = 750
 /**
  * Servers are started anew half-way: two processes of one program can differ by some per cent for as long as they live, as the compiler and the
  * allocator happened to go about it, and that is no news about the program.
@@ -79,11 +82,11 @@ export async function compare({ only, rounds, sliceMs, warmUpMs, connections, cp
     }
   }
 
-  async function slice({ name, leadInMs = LEAD_IN_MS }, ms, perSecond) {
+  async function slice({ name }, ms, perSecond) {
     const server = servers.get(name)
     const [idle, commandsSent] = await Promise.all([server.ask('usage'), countCommands()])
     await load.ask('start', { name, perSecond })
-    await pause(leadInMs)
+    await pause(LEAD_IN_MS)
     const [before] = await Promise.all([server.ask('usage'), load.ask('record')])
     await pause(ms)
     const [after, { p50, p99, failures, last }] = await Promise.all([server.ask('usage'), load.ask('stop')])
