@@ -46,6 +46,8 @@ export interface Leases {
 /** A hot verdict is renewed at this part of its life, so that steady traffic never waits; the jitter makes it earlier, never later. */
 const REFRESH_AT = 0.6
 const REFRESH_JITTER = 0.1
+/** A lease from another process is renewed this part of its life later: by then the process it was granted to has left a new one in the cache. */
+const RELAYED_LATER = 0.08
 /** Renewals that fall due within this part of a lease, and no longer than this, go together: alone, each would cost a command and a query. */
 const REFRESH_ROUND = 0.02
 const REFRESH_ROUND_MS = 20
@@ -282,7 +284,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
       filledCrc = crc32(value)
       inBackground(cache.fill(digest, value, cacheExpiry))
     }
-    return hold(digest, key, grace, askedAt, lifeMs, lifeMs, filledCrc)
+    return hold(digest, key, grace, askedAt, lifeMs, restAtRenewal() * lifeMs, filledCrc)
   }
 
   function introduce(digest: string, keyId: string): void {
@@ -350,7 +352,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     if (ahead && lifeMs < (1 - REFRESH_AT) * entry.leaseMs) return undefined
     if (!entry.used && !knownUsed.has(digest)) noteFirstUse(digest)
     introduce(digest, entry.key.id)
-    return hold(digest, entry.key, entry.grace, since, lifeMs, entry.leaseMs, entryCrc)
+    // A part of its life is behind it: its renewal is due soon after that of the whole lease is.
+    return hold(digest, entry.key, entry.grace, since, lifeMs, (restAtRenewal() - RELAYED_LATER) * entry.leaseMs, entryCrc)
   }
 
   function hold(
@@ -359,18 +362,16 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     grace: Grace | undefined,
     since: Instant,
     lifeMs: number,
-    wholeMs: number,
+    restMs: number,
     entryCrc?: number,
   ): Verified {
-    const jitter = 1 - Math.random() * REFRESH_JITTER
     const lease: Held = {
       result: verified(apiKey(row), grace, () => elapsedMs(clock, lease) < lease.lifeMs),
       monotonicMs: since.monotonicMs,
       wallMs: since.wallMs,
       lifeMs,
       entryCrc,
-      // A relayed lease has part of its life behind it: its renewal is due when that of the whole lease is.
-      refreshMs: lifeMs - (1 - REFRESH_AT * jitter) * wholeMs,
+      refreshMs: lifeMs - restMs,
       refreshing: false,
     }
     // Deleted first, so that the map's order is the order of granting and the oldest goes first.
@@ -461,6 +462,11 @@ export function endedBecause(key: KeyRow, generation: GenerationRow, at: number)
 /** A lease outlives neither its key nor a grace period. */
 function keyLife(key: KeyRow, grace: Grace | undefined, leaseMs: number, at: number): number {
   return Math.min(leaseMs, (key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace?.endsAt ?? Number.POSITIVE_INFINITY) - at)
+}
+
+/** Which part of a lease is left when its renewal falls due. */
+function restAtRenewal(): number {
+  return 1 - REFRESH_AT * (1 - Math.random() * REFRESH_JITTER)
 }
 
 function graceOf({ retiredAt, graceEndsAt }: GenerationRow): Grace | undefined {

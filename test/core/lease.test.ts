@@ -307,12 +307,41 @@ test('a renewal does not take the entry of the lease in hand for news, and takes
   await renew(0.55)
   expect(authority.reads).toBe(reads + 1)
   // The other one's lease is of the first entry, and there is a second by now.
-  await renew(0.01, other.table)
+  await renew(0.08, other.table)
   expect(authority.reads).toBe(reads + 1)
   await renew(0.55, other.table)
   expect(authority.reads).toBe(reads + 2)
   await renew(0.01)
   expect(authority.reads).toBe(reads + 2)
+  chance.mockRestore()
+})
+
+test.each([1_000, 250])('five processes that use one key read it no oftener than one does, at a lease of %d ms', async (leaseMs) => {
+  let seed = 1
+  const chance = jest.spyOn(Math, 'random').mockImplementation(() => {
+    seed = (seed * 48_271) % 2_147_483_647
+    return seed / 2_147_483_647
+  })
+  const first = world({ cached: true, leaseMs })
+  const { authority, cache, clock } = first
+  authority.leaseMs = leaseMs
+  const tables = [first.table, ...Array.from({ length: 4 }, () => world({ clock, authority, cache, leaseMs }).table)]
+  const use = async (leases: number): Promise<number> => {
+    const { reads } = authority
+    for (let step = 0; step < leases * 100; step++) {
+      clock.advance(leaseMs / 100)
+      // At once: whoever is due has not seen what another one is being granted.
+      for (const table of tables) expect(table.peek(DIGEST)).toMatchObject({ ok: true })
+      await Promise.all(tables.map((table) => table.idle()))
+    }
+    return authority.reads - reads
+  }
+  for (const table of tables) await table.verify(DIGEST)
+  await use(5)
+  // A lease lasts for 54 to 60 steps, and its renewal is noticed at the next one.
+  const reads = await use(20)
+  expect(reads).toBeGreaterThanOrEqual(33)
+  expect(reads).toBeLessThanOrEqual(38)
   chance.mockRestore()
 })
 
