@@ -9,20 +9,24 @@ const HELP = `npm run bench -- [options]
 
 Without one of the next five it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
 
-  --guard            few rows in under three minutes; ends with 1 when a local lease has become slow
+  --guard            few rows in under three minutes; ends with 1 when one costs more than it may
   --traffic          one key, 1,000 keys evenly, 100,000 keys by Zipf, over leases of 250 ms, 1 s and 5 s, with 1 and 2 processes
   --growth           1,000 and 100,000 keys in PostgreSQL (--full: 5,000,000 too), rotations by 1, 8 and 64 clients, a herd on a cold key,
                      100,000 refused secrets (--full: a million)
   --micro            the parts of the hot path, and sealing
   --help
 
-  --only a,b         these rows only (and the empty middlewares that they are compared with)
-  --rounds 20        how often each row is measured (--guard: 10)
-  --slice 1000       how long each row is measured in a round, in milliseconds (--guard: 650)
-  --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds (--guard: 500)
   --connections 32   how many requests are under way at once
   --json             JSON instead of Markdown
+
+For the table alone:
+
+  --only a,b         these rows only (and the empty middlewares that they are compared with)
+  --rounds 20        how often each row is measured
+  --slice 1000       how long each row is measured in a round, in milliseconds
+  --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds
   --cpu-prof row     leave a CPU profile of that row's server in .tmp`
+const FOR_THE_TABLE = ['only', 'rounds', 'slice', 'warm-up', 'cpu-prof']
 
 const options = readFlags()
 const only = options.only?.split(',')
@@ -52,17 +56,17 @@ async function measure() {
   if (options.micro) return (await import('./micro.mjs')).micro()
   if (options.growth) return (await import('./growth.mjs')).growth({ full: options.full === true })
   if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections') })
-  const { compare, complaints, GUARDED, table } = await import('./compare.mjs')
+  const { compare, guard, table } = await import('./compare.mjs')
+  if (options.guard) return guard({ connections: number('connections') })
   const result = await compare({
-    only: options.guard ? GUARDED : only,
-    rounds: number('rounds', options.guard ? 10 : 20),
-    sliceMs: number('slice', options.guard ? 650 : 1_000),
-    warmUpMs: number('warm-up', options.guard ? 500 : 2_000),
+    only,
+    rounds: number('rounds', 20),
+    sliceMs: number('slice', 1_000),
+    warmUpMs: number('warm-up', 2_000),
     connections: number('connections'),
     cpuProf: options['cpu-prof'],
-    halfLoad: !options.guard,
   })
-  return { result, text: table(result), ...(options.guard ? { short: complaints(result) } : {}) }
+  return { result, text: table(result) }
 }
 
 /** Ends the process with the help where that is asked for, or with 2 where a flag is wrong. */
@@ -92,6 +96,9 @@ function readFlags() {
     console.log(HELP)
     process.exit()
   }
+  const other = ['guard', 'traffic', 'growth', 'micro'].find((name) => values[name])
+  const lost = other && FOR_THE_TABLE.find((name) => values[name] !== undefined)
+  if (lost) refuse(`--${lost} is for the table, not for --${other}.`)
   for (const [name, usual] of Object.entries({ rounds: 20, slice: 1000, 'warm-up': 2000, connections: 32 })) {
     // A flag without its value is `true`.
     const value = values[name] === true ? Number.NaN : Number(values[name] ?? usual)
