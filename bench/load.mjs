@@ -32,8 +32,9 @@ answer({
   /** Stops asking, waits for what is under way, and says how it went. */
   async stop() {
     running.stopped = true
-    const { latencies, count, failures, last } = running
+    const { latencies, count } = running
     await running.done
+    const { failures, last } = running
     const kept = latencies.subarray(0, Math.min(count, MAX_LATENCIES))
     return { count, failures, last, p50: quantile(kept, 0.5), p99: quantile(kept, 0.99) }
   },

@@ -247,6 +247,7 @@ async function ours(
     },
     ...(outer === undefined ? {} : { cache: { ...outer, get: (digest) => outer.get(digest).then(counted) } }),
     secret: SERVER_SECRET,
+    ...(env.LEASE_MS !== undefined && { leaseMs: Number(env.LEASE_MS) }),
     ...options,
   })
   await keys.migrate()

@@ -46,7 +46,7 @@ export interface Leases {
 /** A hot verdict is renewed at this part of its life, so that steady traffic never waits; the jitter makes it earlier, never later. */
 const REFRESH_AT = 0.6
 const REFRESH_JITTER = 0.1
-/** A lease from another process is renewed this part of its life later: by then the process it was granted to has left a new one in the cache. */
+/** A lease from another process is renewed this part of its life later: by then the process it was granted to has, as a rule, left a new one in the cache. */
 const RELAYED_LATER = 0.08
 /** Renewals that fall due within this part of a lease, and no longer than this, go together: alone, each would cost a command and a query. */
 const REFRESH_ROUND = 0.02
@@ -157,6 +157,10 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   /** The renewals that are being gathered: when they set out, and how to have them do so at once. */
   let round: { readonly ends: Promise<void>; readonly end: () => void } | undefined
   let leaseDeclared = false
+  /** As the authority last said. */
+  let inForceMs = leaseMs
+  /** When this process last changed a key. */
+  let changedAt: Instant | undefined
   /** Known from the first answer of the authority on; before it no entry of the cache is believed. */
   let storeId: string | undefined
   const readAuthority = batchedRead(store, clock, (digest) => met.has(digest))
@@ -205,6 +209,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
 
   /** Ends what this process knows of a digest, and what is still on its way to being known. */
   function drop(digest: string): void {
+    changedAt = instant(clock)
     const flight = flights.get(digest)
     if (flight !== undefined) flight.stale = true
     flights.delete(digest)
@@ -230,7 +235,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   function gatherRenewals(): { readonly ends: Promise<void>; readonly end: () => void } {
     let end = (): void => {}
     const ends = new Promise<void>((resolve) => {
-      const timer = setTimeout(() => end(), Math.min(leaseMs * REFRESH_ROUND, REFRESH_ROUND_MS)).unref()
+      const timer = setTimeout(() => end(), Math.min(inForceMs * REFRESH_ROUND, REFRESH_ROUND_MS)).unref()
       end = () => {
         clearTimeout(timer)
         round = undefined
@@ -304,6 +309,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
       throw new ApiKeyError('store_unavailable', 'The store answered with a lease or a time that makes no sense.')
     }
     storeId = answer.storeId
+    inForceMs = answer.leaseMs
     authorityClock.take(answer.at, askedAt)
     declareLease(answer.leaseMs)
     const found = answer.found.find(({ generation }) => generation.digest === digest)
@@ -346,6 +352,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   ): VerifyResult | undefined {
     const authorityNow = authorityClock.latest(since)
     if (authorityNow === undefined) return undefined
+    // Where no change waits for leases to end, one of before it may still be in a cache that lost its tombstone.
+    if (!othersHoldLeases() && changedAt !== undefined && elapsedMs(clock, changedAt) < LONGEST_LEASE_MS) return undefined
     const leftMs = Math.min(entry.leaseMs, entry.cacheExpiry - cacheNow, entry.grantedAt + entry.leaseMs - authorityNow)
     const lifeMs = keyLife(entry.key, entry.grace, leftMs, authorityNow)
     if (!(lifeMs > 0 && lifeMs > elapsedMs(clock, since))) return undefined
