@@ -256,9 +256,10 @@ test('renewals that fall due together are one question, and none is asked twice'
 test.each(['retire', 'forget'] as const)(
   'P3: where no change waits for leases, none of before it comes back from a cache that does not %s',
   async (what) => {
-    const { authority, cache, table, clock } = world({ cached: true, alone: true })
-    authority.leaseMs = 60_000
-    const before = world({ clock, authority, cache, alone: true })
+    const leaseMs = 60_000
+    const { authority, cache, table, clock } = world({ cached: true, alone: true, leaseMs })
+    authority.leaseMs = leaseMs
+    const before = world({ clock, authority, cache, alone: true, leaseMs })
     for (const who of [table, before.table]) {
       await who.verify(DIGEST)
       await who.idle()
