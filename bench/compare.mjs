@@ -221,9 +221,17 @@ export function table({ node, pinning, rounds, same, results }) {
  * @returns {Promise<{ result: object, text: string, complaints: string[] }>} `complaints` says what costs more than it may; empty is good news.
  */
 export async function guard({ connections }) {
-  const usual = { connections, warmUpMs: 2_500, halfLoad: false }
-  const leased = await compare({ ...usual, only: ['local', ...Object.keys(AT_LEAST)], rounds: 4, sliceMs: 150, turns: 16 })
-  const thousand = await compare({ ...usual, only: ['thousand', 'get-pipelined'], rounds: 5, sliceMs: 600, lives: 1 })
+  const usual = { connections, halfLoad: false }
+  const leased = await compare({
+    ...usual,
+    only: ['local', ...Object.keys(AT_LEAST)],
+    rounds: 4,
+    lives: 4,
+    warmUpMs: 1_500,
+    sliceMs: 150,
+    turns: 12,
+  })
+  const thousand = await compare({ ...usual, only: ['thousand', 'get-pipelined'], rounds: 5, lives: 1, warmUpMs: 2_500, sliceMs: 600 })
   return {
     result: { leased, thousand },
     text: `${table(leased)}\n\n${table(thousand)}`,

@@ -354,6 +354,14 @@ export const FAULTS = [
   },
   {
     promise: 'P3',
+    name: 'after a change that waits for no lease, the cache is believed at once',
+    file: 'src/core/lease.ts',
+    find: 'elapsedMs(clock, changedAt) < LONGEST_LEASE_MS',
+    replace: 'elapsedMs(clock, changedAt) < 0',
+    tests: [['test/core/lease.test.ts', 'P3: where no change waits for leases']],
+  },
+  {
+    promise: 'P3',
     name: 'the expiry of a cache entry is counted from its landing',
     file: 'src/cache/redis.ts',
     find: 'local left = tonumber(ARGV[2 * i]) - now',
