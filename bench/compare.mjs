@@ -97,20 +97,24 @@ export async function compare({ only, rounds, sliceMs, turns, lives = 2, warmUpM
   }
 
   async function inTurns() {
-    const usages = () => Promise.all(rows.map(({ name }) => servers.get(name).ask('usage')))
-    const before = await usages()
+    const sums = new Map(rows.map(({ name }) => [name, { cpuMicros: 0, requests: 0, reads: 0 }]))
     for (let turn = 0; turn < turns; turn++) {
       for (const { name } of turn % 2 === 0 ? rows : rows.toReversed()) {
+        const server = servers.get(name)
         await load.ask('start', { name })
+        await pause(TURN_LEAD_IN_MS)
+        const before = await server.ask('usage')
         await pause(sliceMs)
+        const after = await server.ask('usage')
         const { failures, last } = await load.ask('stop')
         refuseFailures(name, failures, last)
+        const sum = sums.get(name)
+        for (const what of Object.keys(sum)) sum[what] += (after[what] ?? 0) - (before[what] ?? 0)
       }
     }
-    for (const [i, after] of (await usages()).entries()) {
-      const requests = after.requests - before[i].requests
-      const reads = (after.reads ?? 0) - (before[i].reads ?? 0)
-      note(rows[i], { numbers: { cpuMicros: (after.cpuMicros - before[i].cpuMicros) / requests }, requests, reads, commands: Number.NaN })
+    for (const row of rows) {
+      const { cpuMicros, requests, reads } = sums.get(row.name)
+      note(row, { numbers: { cpuMicros: cpuMicros / requests }, requests, reads, commands: Number.NaN })
     }
   }
 
