@@ -8,6 +8,8 @@ import { isTie, markdown, number, spread, widest, withSpread } from './stats.mjs
  * needs some 500 to 750 ms until a request costs what it did before, whatever it does.
  */
 const LEAD_IN_MS = 750
+/** The same, for one that was idle for a second or two only. */
+const TURN_LEAD_IN_MS = 100
 /** In turns a server has a share of the time, and its leases last as many times longer: there are as many renewals for a request as without. */
 const LEASE_MS = 1_000
 const METRICS = ['perSecond', 'cpuMicros', 'p50', 'p99', 'p99AtHalfLoad']
@@ -229,11 +231,11 @@ export async function guard({ connections }) {
   const leased = await compare({
     ...usual,
     only: ['local', ...Object.keys(AT_LEAST)],
-    rounds: 4,
-    lives: 4,
+    rounds: 3,
+    lives: 3,
     warmUpMs: 1_500,
-    sliceMs: 150,
-    turns: 12,
+    sliceMs: 200,
+    turns: 8,
   })
   const thousand = await compare({ ...usual, only: ['thousand', 'get-pipelined'], rounds: 5, lives: 1, warmUpMs: 2_500, sliceMs: 600 })
   return {
