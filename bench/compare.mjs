@@ -228,7 +228,7 @@ export function table({ node, pinning, rounds, same, results }) {
  */
 export async function guard({ connections }) {
   const usual = { connections, halfLoad: false }
-  const leased = await compare({
+  const inShortTurns = await compare({
     ...usual,
     only: ['local', ...Object.keys(AT_LEAST)],
     rounds: 3,
@@ -237,20 +237,33 @@ export async function guard({ connections }) {
     sliceMs: 200,
     turns: 8,
   })
-  const thousand = await compare({ ...usual, only: ['thousand', 'get-pipelined'], rounds: 5, lives: 1, warmUpMs: 2_500, sliceMs: 600 })
+  const inSlices = await compare({
+    ...usual,
+    only: ['local', 'thousand', 'get-pipelined'],
+    rounds: 5,
+    lives: 1,
+    warmUpMs: 2_500,
+    sliceMs: 600,
+  })
   return {
-    result: { leased, thousand },
-    text: `${table(leased)}\n\n${table(thousand)}`,
-    complaints: [...leaseComplaints(leased), ...thousandComplaints(thousand)],
+    result: { inShortTurns, inSlices },
+    text: `${table(inShortTurns)}\n\n${table(inSlices)}`,
+    complaints: [...localComplaints(inShortTurns, inSlices), ...peerComplaints(inShortTurns), ...thousandComplaints(inSlices)],
   }
 }
 
-function leaseComplaints({ same, results }) {
-  const local = named(results, 'local')
+/**
+ * Short turns find a server's code out of the caches, which costs more the more code there is; slices of most of a second catch neighbours that others do
+ * not. A lease that has become slow is slow in both.
+ */
+function localComplaints(...runs) {
+  const ratio = Math.min(...runs.map(({ results }) => named(results, 'local').cpuMicros.ratio.median))
+  if (ratio <= LOCAL_AT_MOST) return []
+  return [`A local lease costs ×${number(ratio)} of an empty middleware; ×${number(LOCAL_AT_MOST)} is allowed.`]
+}
+
+function peerComplaints({ same, results }) {
   const said = []
-  if (local.cpuMicros.ratio.median > LOCAL_AT_MOST) {
-    said.push(`A local lease costs ×${number(local.cpuMicros.ratio.median)} of an empty middleware; ×${number(LOCAL_AT_MOST)} is allowed.`)
-  }
   for (const [name, least] of Object.entries(AT_LEAST)) {
     const ratio = against(results, name, 'local')
     if (ratio < least / slack(same, MOST_SLACK_IN_TURNS)) {
