@@ -240,10 +240,10 @@ export async function guard({ connections }) {
   const inSlices = await compare({
     ...usual,
     only: ['local', 'thousand', 'get-pipelined'],
-    rounds: 5,
+    rounds: 4,
     lives: 1,
     warmUpMs: 2_500,
-    sliceMs: 600,
+    sliceMs: 1_000,
   })
   return {
     result: { inShortTurns, inSlices },
