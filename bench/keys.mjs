@@ -15,6 +15,25 @@ export function mintSecrets(count) {
   return Array.from({ length: count }, () => format.mint('live').secret)
 }
 
+/** A secret of the same shape whose checksum does not fit. */
+export function mistyped(secret) {
+  return secret.slice(0, -1) + (secret.endsWith('0') ? '1' : '0')
+}
+
+/** The same store, and how often it was read and for how many digests in all. */
+export function countingReads(inner) {
+  const counts = { reads: 0, digests: 0 }
+  const store = {
+    ...inner,
+    read(digests) {
+      counts.reads++
+      counts.digests += digests.length
+      return inner.read(digests)
+    },
+  }
+  return { store, counts }
+}
+
 /** Makes a database with the package's tables that holds a key for each secret and, besides, `others` keys that nobody uses. */
 export async function databaseOf(serverUrl, secrets, others = 0) {
   const url = await freshDatabase(serverUrl)

@@ -20,7 +20,7 @@ answer({
   /** Without `perSecond` each connection sends its next request when the last is answered; with it, requests are sent when they are due. */
   start({ name, perSecond }) {
     const target = targets.get(name)
-    running = { stopped: false, recording: false, latencies: new Float64Array(MAX_LATENCIES), count: 0, failures: 0, last: undefined }
+    running = { name, stopped: false, recording: false, latencies: new Float64Array(MAX_LATENCIES), count: 0, failures: 0, last: undefined }
     running.done =
       perSecond === undefined
         ? Promise.all(target.clients.map((client) => connection(client, target, running)))
@@ -34,22 +34,28 @@ answer({
     running.stopped = true
     const { latencies, count } = running
     await running.done
-    const { failures, last } = running
+    refuseFailures(running)
     const kept = latencies.subarray(0, Math.min(count, MAX_LATENCIES))
-    return { count, failures, last, p50: quantile(kept, 0.5), p99: quantile(kept, 0.99) }
+    return { p50: quantile(kept, 0.5), p99: quantile(kept, 0.99) }
   },
   /** As many requests at once as there are connections, one each. */
   async once({ name }) {
     const target = targets.get(name)
-    const run = { stopped: true, recording: true, latencies: new Float64Array(target.clients.length), count: 0, failures: 0 }
+    const run = { name, stopped: true, recording: true, latencies: new Float64Array(target.clients.length), count: 0, failures: 0 }
     await Promise.all(target.clients.map((client) => connection(client, target, run)))
-    return { count: run.count, failures: run.failures, last: run.last, slowest: quantile(run.latencies, 1) }
+    refuseFailures(run)
+    return { count: run.count, slowest: quantile(run.latencies, 1) }
   },
   async forget({ name }) {
     await Promise.all(targets.get(name).clients.map((client) => client.destroy()))
     targets.delete(name)
   },
 })
+
+/** A figure over requests of which some failed would be the figure of something else. */
+function refuseFailures({ name, failures, last }) {
+  if (failures > 0) throw new Error(`${name}: ${failures} requests failed, the last one because the server ${last}.`)
+}
 
 /** Latency counts from when a request was due, so that a server that stalls cannot make its load wait politely. */
 async function paced({ clients, ...target }, run, perSecond) {

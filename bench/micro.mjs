@@ -2,19 +2,19 @@ import { Bench } from 'tinybench'
 import { replaySeals } from '../dist/esm/core/replay.js'
 import { digestOf, secretFormat } from '../dist/esm/core/secret.js'
 import { bearerAuth, createApiKeys, memoryStore } from '../dist/esm/index.js'
+import { mistyped, SERVER_SECRET } from './keys.mjs'
 import { markdown, number } from './stats.mjs'
 
 /** The parts that a request passes, and what a rotation adds: each alone, in this process. */
 export async function micro() {
-  const secret = 'the-server-secret-of-these-benchmarks-0123456789'
-  const keys = createApiKeys({ store: memoryStore(), secret, leaseMs: 60_000 })
+  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 60_000 })
   await keys.migrate()
   const issued = await keys.create({ ownerId: 'acme', name: 'bench', scopes: ['reports:read'] })
   const retired = issued.secret
   const { secret: good } = await keys.rotate({ secret: retired })
   await keys.verify(good)
   await keys.verify(retired)
-  const typo = good.slice(0, -1) + (good.endsWith('0') ? '1' : '0')
+  const typo = mistyped(good)
   const format = secretFormat('sk', true)
 
   const header = `Bearer ${good}`
@@ -25,7 +25,7 @@ export async function micro() {
   const guard = bearerAuth(keys, { scope: 'reports:read' })
   const next = () => {}
 
-  const seals = replaySeals([Buffer.from(secret)])
+  const seals = replaySeals([Buffer.from(SERVER_SECRET)])
   const context = {
     id: 'r'.repeat(43),
     callerId: 'key:1',

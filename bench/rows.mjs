@@ -21,7 +21,7 @@ import { bearerAuth, createApiKeys } from '../dist/esm/index.js'
 import { postgresStore } from '../dist/esm/postgres.js'
 import { redisCache } from '../dist/esm/redis.js'
 import { sqliteStore } from '../dist/esm/sqlite.js'
-import { mintSecrets, SCOPE, SERVER_SECRET } from './keys.mjs'
+import { countingReads, mintSecrets, mistyped, SCOPE, SERVER_SECRET } from './keys.mjs'
 import { freshDatabase } from './services.mjs'
 
 /**
@@ -93,7 +93,7 @@ export const rows = [
     name: 'malformed',
     title: '**ours, refuses a mistyped secret**',
     status: 401,
-    start: (env) => ours(env, { tokens: async (_keys, [secret]) => [secret.slice(0, -1) + (secret.endsWith('0') ? '1' : '0')] }),
+    start: (env) => ours(env, { tokens: async (_keys, [secret]) => [mistyped(secret)] }),
   },
   {
     name: 'unknown',
@@ -233,18 +233,11 @@ async function ours(
     tokens = async (_, made) => made,
   } = {},
 ) {
-  const counters = { reads: 0, digests: 0, misses: 0, relays: 0 }
-  const inner = await store(env, database)
+  const own = { misses: 0, relays: 0 }
+  const { store: counting, counts } = countingReads(await store(env, database))
   const outer = cached ? redisCache(new Redis(env.REDIS_URL)) : undefined
   const keys = createApiKeys({
-    store: {
-      ...inner,
-      read(digests) {
-        counters.reads++
-        counters.digests += digests.length
-        return inner.read(digests)
-      },
-    },
+    store: counting,
     ...(outer === undefined ? {} : { cache: { ...outer, get: (digest) => outer.get(digest).then(counted) } }),
     secret: SERVER_SECRET,
     ...(env.LEASE_MS !== undefined && { leaseMs: Number(env.LEASE_MS) }),
@@ -261,18 +254,18 @@ async function ours(
   const guarded = {
     ...keys,
     verify(secret) {
-      counters.misses++
+      own.misses++
       return keys.verify(secret)
     },
   }
   return {
     tokens: await tokens(keys, made),
     listener: app(bearerAuth(guarded, { scope: SCOPE, ...auth }), framework),
-    counts: () => counters,
+    counts: () => ({ ...counts, ...own }),
   }
 
   function counted(entry) {
-    if (entry !== undefined && entry.value !== null) counters.relays++
+    if (entry !== undefined && entry.value !== null) own.relays++
     return entry
   }
 }

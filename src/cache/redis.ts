@@ -197,7 +197,8 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
   function apartFromNowOn(error: unknown): never {
     if (error instanceof Error && /cross-?slot|same slot/i.test(error.message)) {
       mostKeys = 1
-      Object.assign(connection?.options ?? {}, { autoPipeliningIgnoredCommands: [] })
+      // What no longer goes together here, the client may put together.
+      if (connection !== undefined) connection.options.autoPipeliningIgnoredCommands = []
     }
     throw error
   }

@@ -242,7 +242,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
         resolve()
       }
     })
-    return { ends, end: () => end() }
+    return { ends, end }
   }
 
   /** Asks the cache, then the authority. `ahead` passes over the lease in hand, and over another that is itself due for renewal. */

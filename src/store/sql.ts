@@ -520,7 +520,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
 }
 
 /**
- * Makes the query that verifying reads with. Compiled once for 1, 2, 4, … digests, with the last one repeated up to there: compiling it each time
+ * Makes the query that verifying reads with. Compiled once for 1, 2, 4, … digests, with the first one repeated up to there: compiling it each time
  * would cost the process more than the answer does. The digests are its only parameters; what else it compares is written out.
  */
 function readQueries(db: Kysely<Tables>, postgres: boolean): (digests: readonly string[]) => CompiledQuery<ReadRow> {

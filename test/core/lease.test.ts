@@ -313,7 +313,7 @@ test('whoever waits for the background work to end does not wait for a timer', a
 })
 
 test('a renewal does not take the entry of the lease in hand for news, and takes that of a later lease', async () => {
-  const chance = jest.spyOn(Math, 'random').mockReturnValue(1)
+  jest.spyOn(Math, 'random').mockReturnValue(1)
   const { authority, cache, table, clock } = world({ cached: true })
   const other = world({ clock, authority, cache })
   const renew = async (part: number, who = table): Promise<void> => {
@@ -341,7 +341,6 @@ test('a renewal does not take the entry of the lease in hand for news, and takes
   expect(authority.reads).toBe(reads + 2)
   await renew(0.01)
   expect(authority.reads).toBe(reads + 2)
-  chance.mockRestore()
 })
 
 test.each([1_000, 250])('five processes that use one key read it no oftener than one does, at a lease of %d ms', async (leaseMs) => {
