@@ -1,13 +1,13 @@
 // npm run bench: see README.md beside this file.
 import { spawnSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { statSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { NAMES } from './names.mjs'
 
 const HELP = `npm run bench -- [options]
 
-Without one of the next five it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
+Without one of the next four it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
 
   --guard            few rows in under three minutes; ends with 1 when one costs more than it may
   --traffic          one key, 1,000 keys evenly, 100,000 keys by Zipf, over leases of 250 ms, 1 s and 5 s, with 1 and 2 processes
@@ -27,13 +27,14 @@ For the table alone:
   --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds
   --cpu-prof row     leave a CPU profile of that row's server in .tmp`
 const FOR_THE_TABLE = ['only', 'rounds', 'slice', 'warm-up', 'cpu-prof']
+const INSTEAD_OF_IT = ['guard', 'traffic', 'growth', 'micro']
 
 const options = readFlags()
 const only = options.only?.split(',')
 const number = (name, fallback) => Number(options[name] ?? fallback)
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
-if (!existsSync('bench/node_modules/.package-lock.json')) run('npm', 'ci', '--prefix', 'bench', '--no-audit', '--no-fund')
+if (!isInstalled('bench')) run('npm', 'ci', '--prefix', 'bench', '--no-audit', '--no-fund')
 run('npm', 'run', '--silent', 'build')
 run(process.execPath, 'scripts/ensure-redis.mjs')
 
@@ -96,7 +97,9 @@ function readFlags() {
     console.log(HELP)
     process.exit()
   }
-  const other = ['guard', 'traffic', 'growth', 'micro'].find((name) => values[name])
+  const [other, another] = INSTEAD_OF_IT.filter((name) => values[name])
+  if (another) refuse(`--${other} and --${another} are two runs.`)
+  if (values.full && !values.growth) refuse('--full is for --growth.')
   const lost = other && FOR_THE_TABLE.find((name) => values[name] !== undefined)
   if (lost) refuse(`--${lost} is for the table, not for --${other}.`)
   for (const [name, usual] of Object.entries({ rounds: 20, slice: 1000, 'warm-up': 2000, connections: 32 })) {
@@ -111,13 +114,19 @@ function readFlags() {
   return values
 }
 
+/** Whether a folder's packages are there, and not from before its lock file changed. */
+function isInstalled(folder) {
+  const changedAt = (file) => statSync(`${folder}/${file}`, { throwIfNoEntry: false })?.mtimeMs ?? 0
+  return changedAt('node_modules/.package-lock.json') > changedAt('package-lock.json')
+}
+
 function refuse(sentence) {
   console.error(`${sentence}\nTry --help.`)
   process.exit(2)
 }
 
 function run(command, ...args) {
-  // What they say belongs on standard error: standard output is for the table.
-  const { status } = spawnSync(command, args, { stdio: ['ignore', 2, 2] })
+  // What they say belongs on standard error: standard output is for the table. A Redis elsewhere is of no use here: its commands are counted.
+  const { status } = spawnSync(command, args, { stdio: ['ignore', 2, 2], env: { ...process.env, REDIS_URL: undefined } })
   if (status !== 0) process.exit(status ?? 1)
 }

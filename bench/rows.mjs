@@ -28,7 +28,7 @@ import { freshDatabase } from './services.mjs'
  * @typedef {object} Row
  * @property {string} name for `--only`
  * @property {string} title
- * @property {string} [baseline] the row of the same app with an empty middleware; default `empty`
+ * @property {string} [baseline] the row of the same app with an empty middleware; default: the mean of the two of Express 5
  * @property {number} [connections] default as `--connections` says
  * @property {number} [status] default 200
  * @property {(env: Record<string, string>) => Promise<{ listener: Function, tokens: string[], counts?: Function }>} start

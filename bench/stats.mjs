@@ -21,7 +21,7 @@ export function isTie(ratio, /** @type {Spread} */ same) {
   return ratio <= widest(same) && ratio >= 1 / widest(same)
 }
 
-/** By which factor two runs of the same thing were apart, nine times out of ten. */
+/** By which factor two runs of the same thing were apart, but for one round of ten in either direction. */
 export function widest(/** @type {Spread} */ { p10, p90 }) {
   return Math.max(p90, 1 / p10)
 }

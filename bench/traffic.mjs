@@ -76,11 +76,11 @@ export async function traffic({ connections }) {
     const origins = servers.map(({ origin }) => origin)
     await load.ask('prepare', { name: 'traffic', origins, connections: connections * servers.length, tokens, order, status: 200 })
     await load.ask('start', { name: 'traffic' })
-    // Until leases of the first moment have been renewed once.
+    // Until leases of the first moment have been renewed twice: they began together, and so do their first renewals.
     await pause(1.2 * leaseMs + 500)
     const usage = () => Promise.all(servers.map(({ process }) => process.ask('usage')))
     const [before] = await Promise.all([usage(), load.ask('record')])
-    await pause(Math.max(1_000, Math.min(leaseMs, 2_500)))
+    await pause(Math.max(2_500, 3 * leaseMs))
     const [after, { p99 }] = await Promise.all([usage(), load.ask('stop')])
     await load.ask('forget', { name: 'traffic' })
     const sum = (what) => after.reduce((total, now, i) => total + now[what] - before[i][what], 0)
