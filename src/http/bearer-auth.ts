@@ -1,5 +1,5 @@
 import { isIP } from 'node:net'
-import type { Request, RequestHandler, Response } from 'express'
+import type { NextFunction, Request, RequestHandler, Response } from 'express'
 import type { ApiKeys, Origin, Verified, VerifyResult } from '../core/api-keys.js'
 import type { ApiKey } from '../core/key.js'
 import { integerOption, refuseUnknown } from '../core/options.js'
@@ -65,21 +65,21 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
       refuse(keys, res, error, { realm, scope })
       return
     }
-    if (known !== undefined) {
-      next()
-      return
-    }
-    let blockedFor: number | undefined
-    askAndEnter().then(
-      () => next(),
-      (error: unknown) => refuse(keys, res, error, { realm, scope, retryAfterSeconds: blockedFor }),
-    )
+    if (known !== undefined) next()
+    else void askAndEnter(req, res, next, secret)
+  }
 
-    async function askAndEnter(): Promise<void> {
+  async function askAndEnter(req: Request, res: Response, next: NextFunction, secret: string): Promise<void> {
+    let blockedFor: number | undefined
+    try {
       if (maxFailures !== false && keys.familiar(secret) === undefined) blockedFor = guard.blockedFor(req, maxFailures)
       if (blockedFor !== undefined) throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')
       await ask(req, res, secret)
+    } catch (error) {
+      refuse(keys, res, error, { realm, scope, retryAfterSeconds: blockedFor })
+      return
     }
+    next()
   }
 
   async function ask(req: Request, res: Response, secret: string): Promise<void> {

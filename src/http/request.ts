@@ -6,11 +6,14 @@ import type { ApiKey } from '../core/key.js'
 const keyOf = new WeakMap<object, ApiKey | undefined>()
 /** Prototypes of requests that have been looked at. */
 const prepared = new WeakSet<object>()
+/** Those that have the property. */
+const extended = new WeakSet<object>()
 
 /**
  * Sets `req.apiKey`. Express gives each request another prototype, and from then on V8 makes a hidden class of its own, that lives until the next
  * major collection, for each property that is added: that would cost more than checking the key. So `apiKey` is a property of
- * `express.request`, the prototype of all requests that Express documents as the place for more.
+ * `express.request`, the prototype of all requests that Express documents as the place for more. And assigning to it would have V8 look
+ * the property up for the hidden class of this request, and remember for good what it found: so what the setter does is done without it.
  */
 export function setApiKey(req: Request, key: ApiKey): void {
   const prototype: object = Object.getPrototypeOf(req)
@@ -18,7 +21,18 @@ export function setApiKey(req: Request, key: ApiKey): void {
     prepared.add(prototype)
     extend(prototype)
   }
-  req.apiKey = key
+  if (inherits(req)) keyOf.set(req.rawHeaders, key)
+  else req.apiKey = key
+}
+
+/** Whether `req.apiKey` is the property defined below, and none that somebody put before it. */
+function inherits(req: Request): boolean {
+  if (!Object.hasOwn(req, 'rawHeaders')) return false
+  for (let at: object | null = req; at !== null; at = Object.getPrototypeOf(at)) {
+    if (extended.has(at)) return true
+    if (Object.hasOwn(at, 'apiKey')) return false
+  }
+  return false
 }
 
 /** Leaves alone what is no request of Express, and what has an `apiKey` already, such as that of another copy of this module. */
@@ -27,8 +41,10 @@ function extend(prototype: object): void {
   let next: object | null = prototype
   for (; next !== null && next !== IncomingMessage.prototype; next = Object.getPrototypeOf(next)) root = next
   if (next === null || root === undefined || 'apiKey' in prototype || !Object.isExtensible(root)) return
+  extended.add(root)
   Object.defineProperty(root, 'apiKey', {
-    configurable: true,
+    // For good: `inherits` need not look again.
+    configurable: false,
     enumerable: true,
     get(this: Request) {
       return keyOf.get(this.rawHeaders)
