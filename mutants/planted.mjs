@@ -776,4 +776,12 @@ export const FAULTS = [
     replace: "if (found === undefined) return refuse(digest, 'unknown', 0)",
     tests: [['test/core/lease.test.ts', 'an unknown secret is believed unknown']],
   },
+  {
+    promise: 'authority',
+    name: 'a request keeps an apiKey that somebody else put on it',
+    file: 'src/http/request.ts',
+    find: "    if (Object.hasOwn(at, 'apiKey')) return false\n",
+    replace: '',
+    tests: [['test/http/http.test.ts', 'is not outdone by an apiKey']],
+  },
 ]

@@ -71,6 +71,22 @@ describe.each([
       }
     })
 
+    test('is not outdone by an apiKey that somebody put on the request, or before its prototype', async () => {
+      const app = framework()
+      app.use('/own', (req, _res, next) => {
+        Object.defineProperty(req, 'apiKey', { value: { id: 'forged' }, writable: true })
+        next()
+      })
+      const between = framework()
+      between.use(bearerAuth(here.keys), (req, res) => res.json(req.apiKey?.id))
+      app.use('/between', between)
+      app.use(bearerAuth(here.keys), (req, res) => res.json(req.apiKey?.id))
+      const id = async (path: string): Promise<unknown> => (await supertest(app).get(path).auth(worker.secret, { type: 'bearer' })).body
+      expect([await id('/'), await id('/own'), await id('/between')]).toEqual([worker.id, worker.id, worker.id])
+      between.request.apiKey = { id: 'forged' } as never
+      expect(await id('/between')).toBe(worker.id)
+    })
+
     test('gives its key also to what only looks like a request of Express, and leaves an apiKey of others alone', async () => {
       await here.keys.verify(worker.secret)
       for (const prototype of [Object.prototype, { apiKey: 'of others' }]) {
