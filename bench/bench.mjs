@@ -16,7 +16,7 @@ Without one of the next four it measures the table: ours, what others use, and f
   --micro            the parts of the hot path, and sealing
   --help
 
-  --connections 32   how many requests are under way at once
+  --connections 32   how many requests are under way at once (not for --growth and --micro)
   --json             JSON instead of Markdown
 
 For the table alone:
@@ -56,15 +56,15 @@ process.exit(status)
 async function measure() {
   if (options.micro) return (await import('./micro.mjs')).micro()
   if (options.growth) return (await import('./growth.mjs')).growth({ full: options.full === true })
-  if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections') })
+  if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections', 32) })
   const { compare, guard, table } = await import('./compare.mjs')
-  if (options.guard) return guard({ connections: number('connections') })
+  if (options.guard) return guard({ connections: number('connections', 32) })
   const result = await compare({
     only,
     rounds: number('rounds', 20),
     sliceMs: number('slice', 1_000),
     warmUpMs: number('warm-up', 2_000),
-    connections: number('connections'),
+    connections: number('connections', 32),
     cpuProf: options['cpu-prof'],
   })
   return { result, text: table(result) }
@@ -84,7 +84,7 @@ function readFlags() {
     rounds: { type: 'string' },
     slice: { type: 'string' },
     'warm-up': { type: 'string' },
-    connections: { type: 'string', default: '32' },
+    connections: { type: 'string' },
     'cpu-prof': { type: 'string' },
   }
   const { values, positionals } = parseArgs({ options, strict: false })
@@ -102,6 +102,7 @@ function readFlags() {
   if (values.full && !values.growth) refuse('--full is for --growth.')
   const lost = other && FOR_THE_TABLE.find((name) => values[name] !== undefined)
   if (lost) refuse(`--${lost} is for the table, not for --${other}.`)
+  if (values.connections !== undefined && (values.growth || values.micro)) refuse(`--connections is not for --${other}.`)
   for (const [name, usual] of Object.entries({ rounds: 20, slice: 1000, 'warm-up': 2000, connections: 32 })) {
     // A flag without its value is `true`.
     const value = values[name] === true ? Number.NaN : Number(values[name] ?? usual)
@@ -126,7 +127,7 @@ function refuse(sentence) {
 }
 
 function run(command, ...args) {
-  // What they say belongs on standard error: standard output is for the table. A Redis elsewhere is of no use here: its commands are counted.
+  // What they say belongs on standard error: standard output is for the table. The bench starts a Redis of its own, so one elsewhere is no help.
   const { status } = spawnSync(command, args, { stdio: ['ignore', 2, 2], env: { ...process.env, REDIS_URL: undefined } })
   if (status !== 0) process.exit(status ?? 1)
 }

@@ -9,7 +9,7 @@ let requests = 0
 let commands = 0
 let counts = () => ({})
 
-// Counted here and not by Redis, which cannot tell whose they are. A script is one, whatever it runs inside.
+// Counted here, when ioredis is given them, and not by Redis, which cannot tell whose they are. A script is one, whatever it runs inside.
 const { sendCommand } = Redis.prototype
 Redis.prototype.sendCommand = function (...args) {
   commands++

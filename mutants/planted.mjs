@@ -784,4 +784,20 @@ export const FAULTS = [
     replace: '',
     tests: [['test/http/http.test.ts', 'is not outdone by an apiKey']],
   },
+  {
+    promise: 'authority',
+    name: 'a request gets the key of an object derived from it',
+    file: 'src/http/request.ts',
+    find: "  if (!Object.hasOwn(req, 'rawHeaders')) return false\n",
+    replace: '',
+    tests: [['test/http/http.test.ts', 'is not outdone by an apiKey']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key that is being changed keeps the last uses of others waiting',
+    file: 'src/store/sql.ts',
+    find: ' for update skip locked)',
+    replace: ' for update)',
+    tests: [['test/store/last-use.test.ts', 'on PostgreSQL a key that somebody is changing']],
+  },
 ]

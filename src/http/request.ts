@@ -6,14 +6,14 @@ import type { ApiKey } from '../core/key.js'
 const keyOf = new WeakMap<object, ApiKey | undefined>()
 /** Prototypes of requests that have been looked at. */
 const prepared = new WeakSet<object>()
-/** Those that have the property. */
+/** Prototypes that have the property defined below. */
 const extended = new WeakSet<object>()
 
 /**
  * Sets `req.apiKey`. Express gives each request another prototype, and from then on V8 makes a hidden class of its own, that lives until the next
  * major collection, for each property that is added: that would cost more than checking the key. So `apiKey` is a property of
  * `express.request`, the prototype of all requests that Express documents as the place for more. And assigning to it would have V8 look
- * the property up for the hidden class of this request, and remember for good what it found: so what the setter does is done without it.
+ * the property up for the hidden class of this request, and remember what it found long after: so the key goes where the setter would put it.
  */
 export function setApiKey(req: Request, key: ApiKey): void {
   const prototype: object = Object.getPrototypeOf(req)
@@ -41,7 +41,6 @@ function extend(prototype: object): void {
   let next: object | null = prototype
   for (; next !== null && next !== IncomingMessage.prototype; next = Object.getPrototypeOf(next)) root = next
   if (next === null || root === undefined || 'apiKey' in prototype || !Object.isExtensible(root)) return
-  extended.add(root)
   Object.defineProperty(root, 'apiKey', {
     // For good: `inherits` need not look again.
     configurable: false,
@@ -55,4 +54,5 @@ function extend(prototype: object): void {
       else Object.defineProperty(this, 'apiKey', { value: key, writable: true, enumerable: true, configurable: true })
     },
   })
+  extended.add(root)
 }

@@ -1,7 +1,7 @@
 import { type CompiledQuery, type Kysely, sql } from 'kysely'
 import { ApiKeyError } from '../errors.js'
 import { migrations } from './migrations.js'
-import type { EventRow, GenerationRow, JsonObject, KeyRow, ReplayRow, Store, StoreTransaction } from './store.js'
+import type { EventRow, GenerationRow, JsonObject, KeyRow, KeyUse, ReplayRow, Store, StoreTransaction } from './store.js'
 
 export type SqlDialect = 'postgres' | 'sqlite'
 
@@ -234,8 +234,11 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
     recordUses: (uses) =>
       write(async (on) => {
         const now = await nowIn(on)
-        for (const { keyId, agoMs, ip, userAgent } of uses) {
-          const at = Math.floor(now - agoMs)
+        const latest = new Map(
+          [...uses].sort((a, b) => b.agoMs - a.agoMs).map((use) => [use.keyId, { ...use, at: Math.floor(now - use.agoMs) }]),
+        )
+        if (postgres) for (const id of await recordTogether(on, [...latest.values()])) latest.delete(id)
+        for (const { keyId, at, ip, userAgent } of latest.values()) {
           await on
             .updateTable('express_api_keys')
             .set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent })
@@ -603,6 +606,22 @@ function part<Table>(row: ReadRow, columns: readonly (readonly [keyof Table, key
 }
 
 // PostgreSQL drivers hand out int8 as strings, hence the conversions.
+
+/**
+ * Writes last uses, of as many different keys, with one statement; resolves with the ids of those that were written. It waits for no key that somebody
+ * has locked: while it did, it would keep others waiting for all those that it has locked itself.
+ */
+async function recordTogether(on: Kysely<Tables>, uses: readonly (KeyUse & { readonly at: number })[]): Promise<readonly string[]> {
+  if (uses.length === 0) return []
+  const values = uses.map(({ keyId, at, ip, userAgent }) => sql`(${keyId}::text, ${at}::bigint, ${ip}::text, ${userAgent}::text)`)
+  const { rows } = await sql<{ id: string }>`with used (id, at, ip, user_agent) as (values ${sql.join(values)}),
+    free as (select id from express_api_keys where id in (select id from used) for update skip locked)
+    update express_api_keys as key set last_used_at = used.at, last_used_ip = used.ip, last_used_user_agent = used.user_agent
+    from used join free using (id)
+    where key.id = used.id and (key.last_used_at is null or key.last_used_at < used.at)
+    returning key.id`.execute(on)
+  return rows.map(({ id }) => id)
+}
 
 function keyRow(row: KeyTable): KeyRow {
   return {

@@ -232,6 +232,27 @@ export function storeContract(
       await store.recordUses([{ keyId: randomUUID(), agoMs: 0, ip: null, userAgent: null }])
     })
 
+    check('writes the last uses of many keys together, of each the last, also of one that is being changed', async (store, sibling) => {
+      const ids = await Promise.all(Array.from({ length: 20 }, async () => (await issue(store)).key.id))
+      const [locked = ''] = ids
+      const uses = ids.flatMap((keyId) =>
+        [2_000, 1_000, 3_000].map((agoMs) => ({ keyId, agoMs, ip: `${agoMs}`, userAgent: `it's "${agoMs}"` })),
+      )
+      let written: Promise<void> = Promise.resolve()
+      await store.transaction(async (tx) => {
+        await tx.lockKeys([locked])
+        written = sibling.recordUses([...uses, { keyId: randomUUID(), agoMs: 0, ip: 'stranger', userAgent: null }])
+        written.catch(() => {})
+      })
+      await written
+      const found = await Promise.all(ids.map(async (id) => (await store.key(id))?.key))
+      same(
+        found.map((row) => [row?.lastUsedIp, row?.lastUsedUserAgent]),
+        ids.map(() => ['1000', `it's "1000"`]),
+      )
+      await sibling.recordUses([])
+    })
+
     check('a name is held by one transaction at a time', async (store, sibling) => {
       const order: string[] = []
       let entered = (): void => {}

@@ -77,12 +77,18 @@ describe.each([
         Object.defineProperty(req, 'apiKey', { value: { id: 'forged' }, writable: true })
         next()
       })
+      app.use('/derived', (req, res, next) => {
+        const derived = Object.create(req)
+        bearerAuth(here.keys)(derived, res, (error) => (error === undefined ? res.json([derived.apiKey?.id, req.apiKey?.id]) : next(error)))
+      })
       const between = framework()
       between.use(bearerAuth(here.keys), (req, res) => res.json(req.apiKey?.id))
       app.use('/between', between)
       app.use(bearerAuth(here.keys), (req, res) => res.json(req.apiKey?.id))
       const id = async (path: string): Promise<unknown> => (await supertest(app).get(path).auth(worker.secret, { type: 'bearer' })).body
       expect([await id('/'), await id('/own'), await id('/between')]).toEqual([worker.id, worker.id, worker.id])
+      // Who is let in is the derived request; the other one asked for nothing.
+      expect(await id('/derived')).toEqual([worker.id, null])
       between.request.apiKey = { id: 'forged' } as never
       expect(await id('/between')).toBe(worker.id)
     })

@@ -1,6 +1,7 @@
 import { createApiKeys } from 'express-api-keys'
 import { keyUses } from '../../src/core/uses.js'
 import { everyStore } from '../support/contract.js'
+import { stores } from '../support/stores.js'
 
 const SECRET = 'the-server-secret-0123456789-0123456789'
 
@@ -27,4 +28,28 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     expect(await keys.get(rotated.key.id)).toEqual(again)
     await keys.close()
   })
+})
+
+test('on PostgreSQL a key that somebody is changing keeps the last uses of others from nobody, and gets its own after that', async () => {
+  const [, make] = stores.find(([name]) => name === 'PostgreSQL') as (typeof stores)[number]
+  const { store } = await make()
+  const keys = createApiKeys({ store, secret: SECRET, leaseMs: 50 })
+  await keys.migrate()
+  const [changing, other] = [
+    await keys.create({ ownerId: 'acme', name: 'changing' }),
+    await keys.create({ ownerId: 'acme', name: 'other' }),
+  ]
+  const ids = [changing, other].map(({ key }) => key.id)
+  let writing: Promise<void> = Promise.resolve()
+  await store.transaction(async (tx) => {
+    await tx.lockKeys([changing.key.id])
+    writing = store.recordUses(ids.map((keyId) => ({ keyId, agoMs: 0, ip: '192.0.2.1', userAgent: null })))
+    writing.catch(() => {})
+    // Ends when it is written; the transaction would be given up before the test is.
+    while ((await store.key(other.key.id))?.key.lastUsedIp !== '192.0.2.1') await tx.now()
+    expect((await store.key(changing.key.id))?.key.lastUsedIp).toBeNull()
+  })
+  await writing
+  for (const id of ids) expect((await store.key(id))?.key.lastUsedIp).toBe('192.0.2.1')
+  await keys.close()
 })
