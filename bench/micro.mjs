@@ -19,7 +19,7 @@ export async function micro() {
   const typo = mistyped(good)
   const format = secretFormat('sk', true)
 
-  // Requests as Express makes them: each with a prototype that was given to it later, which is what makes them dear to work with.
+  // Requests as Express makes them, each with a prototype that was given to it later. They come round again: what V8 does at first sight is not in the figure.
   const { request } = express()
   const requests = Array.from({ length: 1_000 }, () => {
     const rawHeaders = ['host', '127.0.0.1:3000', 'connection', 'keep-alive', 'authorization', `Bearer ${good}`]

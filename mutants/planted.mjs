@@ -678,6 +678,14 @@ export const FAULTS = [
     replace: 'return { totalHits: 1, resetTime: here.resetTime }',
     tests: [['test/contracts/agents.test.ts', 'two processes that share Redis share the count']],
   },
+  {
+    promise: 'P5',
+    name: 'a key that is being changed keeps the last uses of others waiting',
+    file: 'src/store/sql.ts',
+    find: '        .skipLocked(),\n',
+    replace: '',
+    tests: [['test/store/last-use.test.ts', 'on PostgreSQL a key that somebody is changing']],
+  },
 
   // Who is calling, and what it may
   {
@@ -791,13 +799,5 @@ export const FAULTS = [
     find: "  if (!Object.hasOwn(req, 'rawHeaders')) return false\n",
     replace: '',
     tests: [['test/http/http.test.ts', 'is not outdone by an apiKey']],
-  },
-  {
-    promise: 'authority',
-    name: 'a key that is being changed keeps the last uses of others waiting',
-    file: 'src/store/sql.ts',
-    find: ' for update skip locked)',
-    replace: ' for update)',
-    tests: [['test/store/last-use.test.ts', 'on PostgreSQL a key that somebody is changing']],
   },
 ]

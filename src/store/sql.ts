@@ -605,24 +605,45 @@ function part<Table>(row: ReadRow, columns: readonly (readonly [keyof Table, key
   return own as Table
 }
 
-// PostgreSQL drivers hand out int8 as strings, hence the conversions.
-
 /**
- * Writes last uses, of as many different keys, with one statement; resolves with the ids of those that were written. It waits for no key that somebody
- * has locked: while it did, it would keep others waiting for all those that it has locked itself.
+ * Writes last uses, of as many different keys, with one statement for PostgreSQL; resolves with the ids of those that need no more. It waits for no key
+ * that somebody has locked: while it did, it would keep others waiting for all those that it has locked itself.
  */
 async function recordTogether(on: Kysely<Tables>, uses: readonly (KeyUse & { readonly at: number })[]): Promise<readonly string[]> {
   if (uses.length === 0) return []
-  const values = uses.map(({ keyId, at, ip, userAgent }) => sql`(${keyId}::text, ${at}::bigint, ${ip}::text, ${userAgent}::text)`)
-  const { rows } = await sql<{ id: string }>`with used (id, at, ip, user_agent) as (values ${sql.join(values)}),
-    free as (select id from express_api_keys where id in (select id from used) for update skip locked)
-    update express_api_keys as key set last_used_at = used.at, last_used_ip = used.ip, last_used_user_agent = used.user_agent
-    from used join free using (id)
-    where key.id = used.id and (key.last_used_at is null or key.last_used_at < used.at)
-    returning key.id`.execute(on)
-  return rows.map(({ id }) => id)
+  // As text first, since some drivers make JSON of what they are told is JSON.
+  const given = JSON.stringify(uses.map(({ keyId, at, ip, userAgent }) => ({ id: keyId, at, ip, user_agent: userAgent })))
+  const settled = await on
+    .with(
+      'used',
+      () =>
+        sql<{ id: string; at: number; ip: string | null; user_agent: string | null }>`(select *
+        from json_to_recordset(${given}::text::json) as given (id text, at bigint, ip text, user_agent text))`,
+    )
+    .with('free', (keys) =>
+      keys
+        .selectFrom('express_api_keys')
+        .select('id')
+        .where('id', 'in', (ids) => ids.selectFrom('used').select('used.id'))
+        .forNoKeyUpdate()
+        .skipLocked(),
+    )
+    .with('written', (keys) =>
+      keys
+        .updateTable('express_api_keys as key')
+        .from(['used', 'free'])
+        .set(({ ref }) => ({ last_used_at: ref('used.at'), last_used_ip: ref('used.ip'), last_used_user_agent: ref('used.user_agent') }))
+        .whereRef('key.id', '=', 'used.id')
+        .whereRef('key.id', '=', 'free.id')
+        .where((is) => is.or([is('key.last_used_at', 'is', null), is('key.last_used_at', '<', is.ref('used.at'))])),
+    )
+    .selectFrom('free')
+    .select('id')
+    .execute()
+  return settled.map(({ id }) => id)
 }
 
+// PostgreSQL drivers hand out int8 as strings, hence the conversions.
 function keyRow(row: KeyTable): KeyRow {
   return {
     id: row.id,

@@ -175,7 +175,7 @@ export interface Store {
 
   /**
    * Writes the last use of some keys. `agoMs` is how long before this call it was, so that `lastUsedAt` is on the store's clock. A key
-   * whose `lastUsedAt` is later already, or that does not exist, stays as it is.
+   * whose `lastUsedAt` is later already, or that does not exist, stays as it is. Of several uses of one key the latest counts.
    */
   recordUses(uses: readonly KeyUse[]): Promise<void>
 

@@ -30,7 +30,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 })
 
-test('on PostgreSQL a key that somebody is changing keeps the last uses of others from nobody, and gets its own after that', async () => {
+test('on PostgreSQL a key that somebody is changing does not hold up the last uses of others, and gets its own after that', async () => {
   const [, make] = stores.find(([name]) => name === 'PostgreSQL') as (typeof stores)[number]
   const { store } = await make()
   const keys = createApiKeys({ store, secret: SECRET, leaseMs: 50 })
