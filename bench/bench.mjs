@@ -26,12 +26,14 @@ For the table alone:
   --slice 1000       how long each row is measured in a round, in milliseconds
   --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds
   --cpu-prof row     leave a CPU profile of that row's server in .tmp`
+/** Flags that take a whole number, and what they are without. */
+const USUAL = { rounds: 20, slice: 1_000, 'warm-up': 2_000, connections: 32 }
 const FOR_THE_TABLE = ['only', 'rounds', 'slice', 'warm-up', 'cpu-prof']
 const INSTEAD_OF_IT = ['guard', 'traffic', 'growth', 'micro']
 
 const options = readFlags()
 const only = options.only?.split(',')
-const number = (name, fallback) => Number(options[name] ?? fallback)
+const number = (name) => Number(options[name] ?? USUAL[name])
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 if (!isInstalled('bench')) run('npm', 'ci', '--prefix', 'bench', '--no-audit', '--no-fund')
@@ -56,15 +58,15 @@ process.exit(status)
 async function measure() {
   if (options.micro) return (await import('./micro.mjs')).micro()
   if (options.growth) return (await import('./growth.mjs')).growth({ full: options.full === true })
-  if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections', 32) })
+  if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections') })
   const { compare, guard, table } = await import('./compare.mjs')
-  if (options.guard) return guard({ connections: number('connections', 32) })
+  if (options.guard) return guard({ connections: number('connections') })
   const result = await compare({
     only,
-    rounds: number('rounds', 20),
-    sliceMs: number('slice', 1_000),
-    warmUpMs: number('warm-up', 2_000),
-    connections: number('connections', 32),
+    rounds: number('rounds'),
+    sliceMs: number('slice'),
+    warmUpMs: number('warm-up'),
+    connections: number('connections'),
     cpuProf: options['cpu-prof'],
   })
   return { result, text: table(result) }
@@ -103,7 +105,7 @@ function readFlags() {
   const lost = other && FOR_THE_TABLE.find((name) => values[name] !== undefined)
   if (lost) refuse(`--${lost} is for the table, not for --${other}.`)
   if (values.connections !== undefined && (values.growth || values.micro)) refuse(`--connections is not for --${other}.`)
-  for (const [name, usual] of Object.entries({ rounds: 20, slice: 1000, 'warm-up': 2000, connections: 32 })) {
+  for (const [name, usual] of Object.entries(USUAL)) {
     // A flag without its value is `true`.
     const value = values[name] === true ? Number.NaN : Number(values[name] ?? usual)
     if (!Number.isSafeInteger(value) || value < 1) refuse(`--${name} takes a whole number above 0, such as --${name} ${usual}.`)
