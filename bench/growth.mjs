@@ -120,12 +120,14 @@ async function rotating(server) {
     const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, waitForLease: waits })
     for (const clients of [1, 8, 64]) {
       console.error(`rotating with ${clients} client(s), ${waits ? 'with' : 'without'} the wait`)
-      const made = await Promise.all(Array.from({ length: clients }, () => keys.create({ ownerId: 'acme', name: 'bench' })))
+      const made = await Promise.all(
+        Array.from({ length: clients }, () => keys.create({ as: 'application', ownerId: 'acme', name: 'bench' })),
+      )
       const latencies = []
       const client = async ({ secret }, until) => {
         while (performance.now() < until) {
           const since = performance.now()
-          ;({ secret } = await keys.rotate({ secret, idempotencyKey: randomUUID() }))
+          ;({ secret } = await keys.rotate({ as: { secret }, idempotencyKey: randomUUID() }))
           latencies.push(performance.now() - since)
         }
         return { secret }

@@ -11,9 +11,9 @@ import { markdown, number } from './stats.mjs'
 export async function micro() {
   const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 60_000 })
   await keys.migrate()
-  const issued = await keys.create({ ownerId: 'acme', name: 'bench', scopes: ['reports:read'] })
+  const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'bench', scopes: ['reports:read'] })
   const retired = issued.secret
-  const { secret: good } = await keys.rotate({ secret: retired })
+  const { secret: good } = await keys.rotate({ as: { secret: retired } })
   await keys.verify(good)
   await keys.verify(retired)
   const typo = mistyped(good)

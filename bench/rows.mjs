@@ -115,7 +115,7 @@ export const rows = [
     start: (env) =>
       ours(env, {
         async tokens(keys, [secret]) {
-          await keys.rotate({ secret })
+          await keys.rotate({ as: { secret } })
           return [secret]
         },
       }),
@@ -247,7 +247,7 @@ async function ours(
   const made = []
   while (made.length < count) {
     const few = Array.from({ length: Math.min(8, count - made.length) }, () =>
-      keys.create({ ownerId: 'acme', name: 'bench', scopes: [SCOPE] }),
+      keys.create({ as: 'application', ownerId: 'acme', name: 'bench', scopes: [SCOPE] }),
     )
     made.push(...(await Promise.all(few)).map(({ secret }) => secret))
   }

@@ -63,13 +63,13 @@ async function greet(url: string): Promise<void> {
   const owner = 'example'
   if ((await keys.list({ ownerId: owner, limit: 1 })).items.length > 0) return
   const scopes = ['parcels:read', 'parcels:write', 'api_keys:read', 'api_keys:write']
-  const { secret } = await keys.create({ ownerId: owner, name: 'first key', scopes })
+  const { secret } = await keys.create({ as: 'application', ownerId: owner, name: 'first key', scopes })
   const curl = (bearer: string, path: string, more = ''): string =>
     `curl -s -X POST -H 'Authorization: Bearer ${bearer}' -H 'Idempotency-Key: first-rotation'${more} ${url}${path}`
   const rotate = curl(secret, '/api-keys/self/rotate')
 
   const made = async (name: string, more: { rotationSecret?: true } = {}): ReturnType<typeof keys.create> =>
-    keys.create({ ownerId: owner, name: `a key for ${name}`, scopes: ['api_keys:write'], ...more })
+    keys.create({ as: 'application', ownerId: owner, name: `a key for ${name}`, scopes: ['api_keys:write'], ...more })
   const [reddit, agent, rixl, blend, json] = [
     await made('redditFind'),
     await made('agents', { rotationSecret: true }),
@@ -77,7 +77,7 @@ async function greet(url: string): Promise<void> {
     await made('blendFi'),
     await made('jsonApi'),
   ]
-  const suwappu = await suwappuKeys.create({ ownerId: owner, name: 'a key for suwappu' })
+  const suwappu = await suwappuKeys.create({ as: 'application', ownerId: owner, name: 'a key for suwappu' })
   const body = ` -H 'Content-Type: application/json' -d '{"rotationSecret":"${agent.rotationSecret}"}'`
   console.log(`
 Your first key, shown this once:

@@ -24,23 +24,42 @@ export type ApiKeyErrorCode =
   | 'idempotency_key_spent'
   | 'rotation_superseded'
   | 'rotation_in_grace'
+  | 'secret_in_grace'
   | 'rate_limited'
   | 'body_too_large'
   | 'unsupported_media_type'
   | 'store_unavailable'
+  | 'store_misconfigured'
   | 'outcome_unknown'
+  | 'retried_without_key'
   | 'internal_error'
+
+/** Why a secret is not accepted. */
+export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated'
+
+/** The same symbol in every copy of the package, so that the router of one knows the errors of another. */
+const BRAND = Symbol.for('express-api-keys.error')
 
 /**
  * Reports a failure with a stable `code`, one plain sentence and, where there is one, its `cause`.
- * Neither ever holds a secret.
+ * Neither ever holds a secret. `instanceof` goes by a brand, so it also knows the errors of another installed copy of the package.
  */
 export class ApiKeyError extends Error {
   override readonly name = 'ApiKeyError'
   readonly code: ApiKeyErrorCode
+  /** Why a key was refused, where the code is `invalid_key`. For the server's own logs: a client is told the same whatever it is. */
+  readonly reason: RejectionReason | undefined
 
-  constructor(code: ApiKeyErrorCode, message: string, options?: { cause?: unknown }) {
-    super(message, options)
+  constructor(code: ApiKeyErrorCode, message: string, options: { cause?: unknown; reason?: RejectionReason | undefined } = {}) {
+    super(message, 'cause' in options ? { cause: options.cause } : undefined)
     this.code = code
+    this.reason = options.reason
+    Object.defineProperty(this, BRAND, { value: true })
+  }
+
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    // biome-ignore lint/complexity/noThisInStatic: a subclass is told by itself, not by the brand of all
+    if (this !== ApiKeyError) return Object.prototype.isPrototypeOf.call(this.prototype, value as object)
+    return typeof value === 'object' && value !== null && (value as { [BRAND]?: unknown })[BRAND] === true
   }
 }

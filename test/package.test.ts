@@ -65,7 +65,7 @@ test.each([
     export async function use(): Promise<string> {
       const result = await keys.verify('x')
       if (!result.ok) { const reason: 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated' = result.reason; return reason }
-      return (await keys.rotate({ id: result.key.id })).secret
+      return (await keys.rotate({ as: 'application', id: result.key.id })).secret
     }
     export const code: ApiKeyErrorCode = 'invalid_key'
     export const stores = [postgresStore, sqliteStore]

@@ -31,7 +31,7 @@ test('the example at the top of the README is short, and works as it is', async 
   for await (const chunk of child.stdout) if (String(chunk).includes('ready')) break
 
   const keys = createApiKeys({ store: postgresStore(database.pool), secret })
-  const { secret: key } = await keys.create({ ownerId: 'acme', name: 'n', scopes: ['reports:read'] })
+  const { secret: key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['reports:read'] })
   const url = `http://127.0.0.1:${port}/v1`
   expect((await call(`${url}/reports`, { secret: key })).body).toEqual({ for: 'acme' })
   const rotation = { method: 'POST', secret: key, idempotencyKey: 'readme' }

@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import type { Cluster, Redis } from 'ioredis'
 import { RedisStore } from 'rate-limit-redis'
 import { ApiKeyError } from '../errors.js'
+import { clearTimeout, monotonicMs, nextTurn, setImmediate, setTimeout } from '../real-time.js'
 import type { Cache, Counters } from './cache.js'
 
 export interface RedisCacheOptions {
@@ -9,9 +10,9 @@ export interface RedisCacheOptions {
   timeoutMs?: number
   /**
    * Hears when Redis stops answering (`down`, with the cause where one is known) and when it answers again (`up`). Requests go on all the
-   * while. What it throws is lost.
+   * while. What it throws or rejects with goes to stderr.
    */
-  onStateChange?: (state: 'up' | 'down', cause?: unknown) => void
+  onStateChange?: (state: 'up' | 'down', cause?: unknown) => unknown
 }
 
 const PREFIX = 'express-api-keys:v1:'
@@ -161,7 +162,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       // disconnect() alone waits for the server to say goodbye, which a dead one never does.
       for (const { stream } of nodes) stream?.destroy()
       connection = undefined
-      await new Promise((resolve) => setImmediate(resolve))
+      await nextTurn()
     },
   }
 
@@ -293,12 +294,18 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
   function tell(now: 'up' | 'down', cause?: unknown): void {
     if (closed || now === state) return
     state = now
+    // A listener's own trouble must not become an answer, nor end the process; it may be an async function.
     try {
-      onStateChange?.(now, cause)
-    } catch {
-      // A listener's own trouble must not become an answer.
+      Promise.resolve(onStateChange?.(now, cause)).catch(complain)
+    } catch (failure) {
+      complain(failure)
     }
   }
+}
+
+function complain(failure: unknown): void {
+  const { name, message } = failure instanceof Error ? failure : { name: typeof failure, message: '' }
+  console.error(`express-api-keys: onStateChange has failed: ${name} ${message.replaceAll(/\s+/g, ' ')}`)
 }
 
 function checkedOptions(client: unknown, options: RedisCacheOptions): RedisCacheOptions & { timeoutMs: number } {
@@ -335,8 +342,8 @@ function duplicate(client: Redis | Cluster, timeoutMs: number): Connection {
     // A master that became a replica refuses writes: connect anew, to where the name points now. (Redis 6 says so in mid-sentence, from a
     // script.) Not more than once a second: the name may go on pointing at a replica, which can still be read.
     reconnectOnError: (error: Error) => {
-      if (!error.message.includes('READONLY') || performance.now() < reconnectAt) return false
-      reconnectAt = performance.now() + 1_000
+      if (!error.message.includes('READONLY') || monotonicMs() < reconnectAt) return false
+      reconnectAt = monotonicMs() + 1_000
       return true
     },
   }
@@ -409,7 +416,7 @@ function createBreaker(): Breaker {
     isOpen: () => pauseMs > 0,
     enter() {
       if (pauseMs === 0) return 'through'
-      if (probing || performance.now() < resumeAt) return undefined
+      if (probing || monotonicMs() < resumeAt) return undefined
       probing = true
       return 'probe'
     },
@@ -426,7 +433,7 @@ function createBreaker(): Breaker {
       if (pauseMs === 0 && failures < FAILURES) return false
       failures = 0
       pauseMs = Math.min(pauseMs === 0 ? FIRST_PAUSE_MS : pauseMs * 2, LONGEST_PAUSE_MS)
-      resumeAt = performance.now() + pauseMs
+      resumeAt = monotonicMs() + pauseMs
       return true
     },
     droppedConnection() {
@@ -445,8 +452,8 @@ function createBreaker(): Breaker {
       lost = false
     },
     mayRevive() {
-      if (performance.now() < reviveAt) return false
-      reviveAt = performance.now() + 1_000
+      if (monotonicMs() < reviveAt) return false
+      reviveAt = monotonicMs() + 1_000
       return true
     },
   }

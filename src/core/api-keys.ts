@@ -1,6 +1,6 @@
 import type { Cache, Counters } from '../cache/cache.js'
-import type { ApiKeyError } from '../errors.js'
-import type { Store } from '../store/store.js'
+import type { ApiKeyError, ApiKeyErrorCode, RejectionReason } from '../errors.js'
+import type { Environment, JsonObject, Store } from '../store/store.js'
 import type { Clock } from './clock.js'
 import type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page, RetirePolicy } from './key.js'
 import type { RequestShape } from './replay.js'
@@ -16,13 +16,18 @@ export interface ApiKeysOptions {
   secret: string | Uint8Array | readonly (string | Uint8Array)[]
   /** `redisCache(client)`, or nothing: every promise holds without it. */
   cache?: Cache
-  /** What every secret begins with. Lower-case letters, digits and `_`, at most 32, not `rot` or `rot_…`. Default `sk`. */
+  /** What every new secret begins with. Lower-case letters, digits and `_`, at most 32, not `rot` or `rot_…`. Default `sk`. */
   prefix?: string
-  /** Whether secrets name their environment after the prefix (`sk_live_…`). Default true. */
+  /**
+   * Other prefixes whose keys are good here too: earlier ones of this application, or those of another instance over the same store. A key keeps the prefix
+   * it was made with through every rotation. Default none.
+   */
+  acceptedPrefixes?: readonly string[]
+  /** Whether new secrets name their environment after the prefix (`sk_live_…`). Keys of either form are accepted. Default true. */
   environmentInSecret?: boolean
   /** How long a verdict may be relied on, in milliseconds: 50 to 60,000. A rotation takes this long to answer. Default 1,000. */
   leaseMs?: number
-  /** How long a lost answer can be asked for again, in milliseconds: 1,000 to 86,400,000. Default 600,000. */
+  /** How long a lost answer can be asked for again, in milliseconds from the commit: 1,000 to 86,400,000. Default 600,000. */
   replayWindowMs?: number
   /** How long after its first use a new secret's replay stays open, in milliseconds: 0 to 600,000. Default 10,000. */
   replayGraceMs?: number
@@ -30,39 +35,61 @@ export interface ApiKeysOptions {
   waitForLease?: boolean
   /** How many verdicts one process keeps, 100 to 1,000,000; the least recently granted goes first. Default 50,000. */
   maxLeases?: number
-  /** Hears of trouble that no answer tells of: a cache that went away or came back, a bug behind a 500. Default: one line on stderr. */
-  onError?: (error: ApiKeyError) => void
+  /**
+   * Hears of trouble that no answer tells of: each fault of the store once per cause and minute, with the driver's error as `cause`; a bug behind a 500; a
+   * set-up that cannot keep a promise. What it throws, or rejects with, goes to stderr. Default: one line on stderr.
+   */
+  onError?: (error: ApiKeyError) => unknown
   /** For tests. Default: the machine's clocks. */
   clock?: Clock
 }
 
-/** Who a command is carried out for, where it came from, and how a retry is told from a new request. */
-export interface CommandContext {
+/**
+ * Who asks for a change. `application`: the program itself, which may do everything. `{ secret }`: whoever presents this secret; it is authenticated at
+ * the authority, inside the transaction. `{ operator }`: a person or back office that is authenticated already (`operatorJwt`).
+ */
+export type Actor = 'application' | { readonly secret: string } | { readonly operator: Operator }
+
+/** What every command that changes something takes. */
+export interface Command {
+  /** Who asks. There is no default: a command without it is refused. */
+  as: Actor
   /**
-   * The secret that the caller presented. It is authenticated at the authority, inside the transaction, and authorises the
-   * command: its own key, or `api_keys:write` and a key of the same owner. Left out: the application itself is calling, and may do everything.
+   * Makes a retry safe: 1 to 255 visible ASCII characters. The same caller with the same value gets one change and one answer. For the application and for
+   * operators, whose answers are sealed without a secret of theirs, at least 22 characters, made at random (a UUID will do).
    */
-  secret?: string
-  /** The person or back office that is calling, already authenticated (`operatorJwt`). Excludes `secret`. */
-  operator?: Operator
-  /** 1 to 255 visible ASCII characters. Takes effect only together with `secret` or `operator`. */
-  idempotencyKey?: string
+  idempotencyKey?: string | undefined
   /** What a retry must repeat exactly; a difference is `idempotency_key_mismatch`. Default: the command itself. */
   request?: RequestShape
   /** Whether only the answer of an earlier request may be given, and anything else is `rate_limited`. Default false. */
   replayOnly?: boolean
-  /** For the audit trail. */
-  ip?: string
-  /** For the audit trail; cut at 255 characters. */
-  userAgent?: string
+  /** Where the request came from, for the audit trail. */
+  origin?: Origin
+  /**
+   * How far `api_keys:write` of a key reaches. `bounded`: it creates, changes and rotates only what it could be itself. `open`: any key of its owner and
+   * environment, as some published contracts have it. Default `bounded`.
+   */
+  delegation?: 'bounded' | 'open'
 }
 
-/** Which key a command is about: `id`, or, left out, the key that `secret` belongs to. */
+/** Which key a command is about: `id`, or, left out, the key that the presented secret belongs to. */
 interface Target {
   id?: string
 }
 
-export type RotateCommand = CommandContext & Target & RotateOptions
+export interface CreateCommand<Metadata extends object = JsonObject> extends Command, Omit<CreateInput<Metadata>, 'ownerId'> {
+  /** 1 to 255 characters. A key makes keys for its own owner, and may leave it out. */
+  ownerId?: string
+}
+
+export interface RotateCommand extends Command, Target, RotateOptions {
+  /**
+   * For a rotation of the presented key itself without an Idempotency-Key: the network that the request came from. The answer can then be asked for again
+   * with the same secret from the same network, for 60 s at most and until the new secret is first used. Whoever holds a leaked key in the same
+   * network could ask for it too. Default: it cannot be asked for again.
+   */
+  retryFrom?: string
+}
 
 /** How a rotation is done. */
 export interface RotateOptions {
@@ -92,31 +119,47 @@ export interface Operator {
   readonly scopes: readonly string[]
   /** The owners whose keys it may see and change, or `all`. */
   readonly owners: readonly string[] | 'all'
+  /** What it may hand out: keys that it creates, changes or rotates have no scope and no environment beyond these. Default nothing. */
+  readonly grants?: Grants
 }
-export type RevokeCommand = CommandContext & Target & { reason?: string }
-export type UpdateCommand = CommandContext & Target & { changes: KeyChanges }
+
+/** Scopes and environments; a scope that ends in `:*` covers what begins with the rest, and `*` covers all but `api_keys:admin`. */
+export interface Grants {
+  readonly scopes: readonly string[]
+  readonly environments: readonly Environment[]
+}
+
+export interface RevokeCommand extends Command, Target {
+  /** 1 to 255 characters. */
+  reason?: string
+}
+
+export interface UpdateCommand<Metadata extends object = JsonObject> extends Command, Target {
+  changes: KeyChanges<Metadata>
+}
 
 /** The answer of a mutation. */
-export interface MutationResult {
-  readonly key: ApiKey
+export interface MutationResult<Metadata extends object = JsonObject> {
+  readonly key: ApiKey<Metadata>
   /** Whether this is the answer of an earlier request with the same Idempotency-Key. */
   readonly replayed: boolean
   /** Until when what it replaced may still be accepted (RFC 3339): the end of a grace period, or with `waitForLease: false` that of the last lease. */
   readonly acceptedUntil?: string
 }
 
-/** The answer of `create` and `rotate`: the only moment a secret exists outside its client. `util.inspect` and JSON show it redacted; read the property. */
-export interface IssuedKey extends MutationResult {
+/**
+ * The answer of `create` and `rotate`: the only moment a secret exists outside its client. `util.inspect` shows it redacted, and `JSON.stringify` throws, so
+ * that it is neither logged nor lost: send `{ secret: issued.secret, … }`.
+ */
+export interface IssuedKey<Metadata extends object = JsonObject> extends MutationResult<Metadata> {
   readonly secret: string
   /** The new rotation secret, where the key has one. */
   readonly rotationSecret?: string | undefined
 }
 
-export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated'
-
-export interface Verified {
+export interface Verified<Metadata extends object = JsonObject> {
   readonly ok: true
-  readonly key: ApiKey
+  readonly key: ApiKey<Metadata>
   /** Only for a secret in its grace period: when it was replaced, and when it stops being accepted (RFC 3339). */
   readonly grace?: { readonly replacedAt: string; readonly expiresAt: string }
   /**
@@ -129,7 +172,7 @@ export interface Rejected {
   readonly ok: false
   readonly reason: RejectionReason
 }
-export type VerifyResult = Verified | Rejected
+export type VerifyResult<Metadata extends object = JsonObject> = Verified<Metadata> | Rejected
 
 /** What can be listened to with `on`: after a change is committed, and after a refusal is in the audit trail. */
 export interface KeyListeners {
@@ -140,6 +183,18 @@ export interface KeyListeners {
   revoked: (happened: KeyHappening) => void
   /** A retired secret, a wrong rotation secret or a replay that does not open; `event.type` says which. */
   refused: (happened: KeyHappening) => void
+  /** Any request that `bearerAuth` or `keyRouter` refused, with the reason that the client is not told. For logs and counts: nothing is written down. */
+  denied: (denial: Denial) => void
+}
+
+/** Why a request was refused, for the server only. */
+export interface Denial {
+  readonly code: ApiKeyErrorCode
+  /** Where the code is `invalid_key`: why. */
+  readonly reason: RejectionReason | undefined
+  /** The key that the request was let in with, where it was refused later. */
+  readonly keyId: string | undefined
+  readonly origin: Origin
 }
 
 export interface KeyHappening {
@@ -155,27 +210,27 @@ export interface Origin {
 }
 
 /** API keys without HTTP: what the router and the middleware are made of, for jobs and command lines. */
-export interface ApiKeys {
+export interface ApiKeys<Metadata extends object = JsonObject> {
   /** Creates or upgrades the store's tables. Nothing else does. */
   migrate(): Promise<void>
-  /** Issues a key. With `context.secret`, for the caller's own owner only, and a retry with the same Idempotency-Key makes one key. */
-  create(input: CreateInput, context?: CommandContext): Promise<IssuedKey>
+  /** Issues a key. A retry with the same Idempotency-Key makes one key. */
+  create(command: CreateCommand<Metadata>): Promise<IssuedKey<Metadata>>
   /** Says whether a secret is good. Rejects (`store_unavailable`) only when no trustworthy answer can be had. */
-  verify(secret: string): Promise<VerifyResult>
+  verify(secret: string): Promise<VerifyResult<Metadata>>
   /** The same without I/O and without a promise: undefined where only `verify` can tell. A `Verified` from here is live. */
-  peek(secret: string): VerifyResult | undefined
+  peek(secret: string): VerifyResult<Metadata> | undefined
   /**
    * Replaces the active secret. Resolves once no instance accepts the old one. A retry with the same secret and Idempotency-Key
    * inside the replay window resolves with the same new secret, also when that very rotation retired the one presented.
    */
-  rotate(command: RotateCommand): Promise<IssuedKey>
+  rotate(command: RotateCommand): Promise<IssuedKey<Metadata>>
   /** Ends a key for good. Revoking a revoked key changes nothing. */
-  revoke(command: RevokeCommand): Promise<MutationResult>
-  update(command: UpdateCommand): Promise<MutationResult>
-  /** Resolves with the key, or undefined; `ownerId` narrows it to that owner's. */
-  get(id: string, scope?: { ownerId?: string }): Promise<ApiKey | undefined>
+  revoke(command: RevokeCommand): Promise<MutationResult<Metadata>>
+  update(command: UpdateCommand<Metadata>): Promise<MutationResult<Metadata>>
+  /** Resolves with the key, or undefined; `ownerId` narrows it to that owner's, and is refused when it is there and undefined. */
+  get(id: string, scope?: { ownerId?: string }): Promise<ApiKey<Metadata> | undefined>
   /** Lists an owner's keys, newest first. `limit` 1 to 100, default 50. */
-  list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey>>
+  list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey<Metadata>>>
   /** Lists a key's audit trail, newest first; undefined where there is no such key. `limit` 1 to 100, default 50. */
   events(query: { id: string; ownerId?: string; cursor?: string; limit?: number }): Promise<Page<KeyEvent> | undefined>
   /**
@@ -183,12 +238,16 @@ export interface ApiKeys {
    * asked only when the use is going to be written.
    */
   used(keyId: string, origin: () => Origin): void
+  /** Tells those who listen for `denied`; `denial` is asked only where somebody does. */
+  denied(denial: () => Denial): void
   /** Notes in the audit trail, in the background, that a retired secret was refused; for each secret at most once a minute. */
   refused(secret: string, origin: Origin): void
   /** The id of the key that a secret belongs to, where this instance has met it lately and it was good then; with no I/O, and no word on whether it still is. */
   familiar(secret: string): string | undefined
   /** Listens for what happens to keys, in this process. Returns a function that ends it. What a listener throws goes to `onError`. */
   on<Name extends keyof KeyListeners>(name: Name, listener: KeyListeners[Name]): () => void
+  /** The clock that was given, or the machine's. */
+  readonly clock: Clock
   /** Makes counters that every instance with this server secret shares, where the cache has some; `name` tells them apart. */
   readonly counters: ((name: string, windowMs: number) => Counters) | undefined
   /** Says whether a string has the shape and checksum of a secret of this instance, with no I/O. */

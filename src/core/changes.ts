@@ -1,6 +1,6 @@
 import { ApiKeyError } from '../errors.js'
 import type { GenerationRow, KeyRow } from '../store/store.js'
-import type { KeyFields } from './input.js'
+import type { KeyFields, NewKeyFields } from './input.js'
 import type { Effect, Mutation } from './mutation.js'
 import { timeOrderedId } from './mutation.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
@@ -24,17 +24,21 @@ export interface RotationPlan {
 }
 
 /** Makes a key. */
-export function creation(format: SecretFormat, fields: KeyFields, withRotationSecret: boolean): Mutation {
+export function creation(format: SecretFormat, fields: NewKeyFields, rotationSecretStart: string | undefined): Mutation {
   return {
     name: 'create',
     target: null,
     ownerId: fields.ownerId,
     selfAllowed: false,
-    mintsRotationSecret: withRotationSecret ? 'always' : 'never',
-    fingerprint: { ...fields, ...(withRotationSecret ? { rotationSecret: true } : {}) },
+    reach: () => fields,
+    mintsRotationSecret: rotationSecretStart === undefined ? 'never' : { start: rotationSecretStart },
+    fingerprint: { ...fields, ...(rotationSecretStart === undefined ? {} : { rotationSecret: true }) },
     async apply(tx, { caller, now, minted: second }) {
-      const secret = format.mint(fields.environment)
-      const key = newKey({ ...fields, ownerId: caller?.ownerId ?? fields.ownerId }, secret, now)
+      if (fields.expiresAt !== null && fields.expiresAt <= now) {
+        throw new ApiKeyError('invalid_request', 'expiresAt has passed; a key that has expired would never work.')
+      }
+      const secret = format.mint(format.startFor(fields.environment))
+      const key = newKey({ ...fields, ownerId: fields.ownerId ?? present(caller).ownerId }, secret, now)
       await tx.insertKey(key)
       await tx.insertGeneration(generationRow(key, secret, now, second?.hash ?? null))
       return { key, ...secretsOf(secret, second), events: [{ type: 'key.created', key, details: {} }], waits: false }
@@ -50,11 +54,12 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
     name: 'rotate',
     target,
     selfAllowed: !scopeRequired,
+    reach: (target) => target,
     rotationSecretGuards: true,
     mintsRotationSecret: keepRotationSecret ? 'never' : 'like the target',
     ...(emergency ? { neverReplayed: true } : {}),
     fingerprint: usual ? null : { graceMs, onFirstUse, emergency, successor },
-    async apply(tx, { target: old, caller, presented, now, by, minted: second }): Promise<Effect> {
+    async apply(tx, { target: old, now, by, minted: second }): Promise<Effect> {
       const current = present(old)
       if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
       if (current.expiresAt !== null && current.expiresAt <= now) {
@@ -63,9 +68,7 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       const active = await tx.generationOf(current.id, current.generation)
       const before = await tx.generationOf(current.id, current.generation - 1)
       const inGrace = before !== undefined && before.graceEndsAt !== null && before.graceEndsAt > now
-      // Nor may the secret that is on its way out take the key back, in an emergency of its own making.
-      const onItsWayOut = caller?.id === current.id && presented !== null && presented !== active?.digest
-      if (inGrace && (!emergency || onItsWayOut)) {
+      if (inGrace && !emergency) {
         throw new ApiKeyError(
           'rotation_in_grace',
           'The secret before the active one is still in its grace period; wait for its end, or rotate with the active one and "emergency": true.',
@@ -75,7 +78,8 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       if ((hash === null) !== ((active?.rotationSecretHash ?? null) === null)) {
         throw new ApiKeyError('store_unavailable', 'The key has changed in the middle of its rotation; try again.')
       }
-      const secret = format.mint(current.environment)
+      // A key keeps the form that its clients and its other instances know.
+      const secret = format.mint(current.secretStart === '' ? format.startFor(current.environment) : current.secretStart)
       const retireAt = graceMs === 0 ? now : Math.min(now + graceMs, current.expiresAt ?? Number.POSITIVE_INFINITY)
       const grace = graceMs === 0 ? {} : { graceEndsAt: retireAt }
       const digests = await tx.retireGenerations(current.id, { at: now, by, reason: 'rotated', ...grace })
@@ -152,6 +156,7 @@ export function alteration(target: string, changes: Partial<KeyFields>): Mutatio
     name: 'update',
     target,
     selfAllowed: false,
+    reach: (target) => target && { ...target, ...changes },
     fingerprint: changes,
     async apply(tx, { target: old, now }): Promise<Effect> {
       const current = present(old)

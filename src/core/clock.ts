@@ -1,3 +1,5 @@
+import { monotonicMs, setTimeout, wallMs } from '../real-time.js'
+
 /**
  * The time, as an option, so that a test can turn it.
  *
@@ -20,12 +22,12 @@ export interface Instant {
 }
 
 export const systemClock: Clock = {
-  monotonicMs: () => performance.now(),
-  wallMs: () => Date.now(),
+  monotonicMs,
+  wallMs,
   // Not unref'ed: somebody is waiting for this rotation, and a script must not end before its answer.
   sleep: async (ms) => {
-    const end = performance.now() + ms
-    for (let left = ms; left > 0; left = end - performance.now()) {
+    const end = monotonicMs() + ms
+    for (let left = ms; left > 0; left = end - monotonicMs()) {
       await new Promise<void>((resolve) => {
         setTimeout(resolve, Math.ceil(left))
       })

@@ -1,19 +1,23 @@
 import { inspect } from 'node:util'
 import type { Counters } from '../cache/cache.js'
 import { ApiKeyError } from '../errors.js'
-import type { KeyRow, Store } from '../store/store.js'
-import type { ApiKeys, ApiKeysOptions, CommandContext, IssuedKey, MutationResult, Operator, RotateOptions } from './api-keys.js'
+import type { JsonObject, KeyRow, Store } from '../store/store.js'
+import { actorOption, secretOf } from './actor.js'
+import type { Actor, ApiKeys, ApiKeysOptions, Command, IssuedKey, MutationResult, RotateCommand, RotateOptions } from './api-keys.js'
 import { alteration, creation, type RotationPlan, revocation, rotation } from './changes.js'
 import { systemClock } from './clock.js'
+import { guardedCache } from './guarded-cache.js'
 import { changedFields, createFields, cursorOf, flag, graceOf, keyId, ownerText, pageLimit, positionOf, reasonText } from './input.js'
-import { type ApiKey, apiKey, iso, keyEvent } from './key.js'
-import { leases as leaseTable, malformed, storeFailure } from './lease.js'
+import { type ApiKey, apiKey, type CreateInput, iso, type KeyChanges, keyEvent } from './key.js'
+import { leases as leaseTable, malformed } from './lease.js'
 import { keyListeners, LISTENERS } from './listeners.js'
 import { type Done, mutations } from './mutation.js'
 import { integerOption, refuseUnknown } from './options.js'
 import { hmac, replaySeals, subkey } from './replay.js'
+import { logError, reports } from './report.js'
 import { rotationSecrets } from './rotation-secret.js'
 import { digestOf, secretFormat } from './secret.js'
+import { failureOf, guardedStore } from './store-faults.js'
 import { keyUses } from './uses.js'
 
 const OPTIONS = [
@@ -21,6 +25,7 @@ const OPTIONS = [
   'secret',
   'cache',
   'prefix',
+  'acceptedPrefixes',
   'environmentInSecret',
   'leaseMs',
   'replayWindowMs',
@@ -31,17 +36,39 @@ const OPTIONS = [
   'clock',
 ] as const satisfies readonly (keyof ApiKeysOptions)[]
 
-const CONTEXT = [
-  'secret',
-  'operator',
-  'idempotencyKey',
-  'request',
-  'replayOnly',
-  'ip',
-  'userAgent',
-] as const satisfies readonly (keyof CommandContext)[]
-/** How many instances of this process work on a store: each may hold leases that the others know nothing of. */
-const instances = new WeakMap<Store, number>()
+const COMMAND = ['as', 'idempotencyKey', 'request', 'replayOnly', 'origin', 'delegation'] as const satisfies readonly (keyof Command)[]
+const CREATE = [
+  'ownerId',
+  'name',
+  'environment',
+  'scopes',
+  'metadata',
+  'expiresAt',
+  'rotationSecret',
+] as const satisfies readonly (keyof CreateInput)[]
+const ROTATE = [
+  'id',
+  'rotationSecret',
+  'retire',
+  'emergency',
+  'identity',
+  'scopeRequired',
+  'keepRotationSecret',
+  'retryFrom',
+] as const satisfies readonly (keyof RotateCommand)[]
+/** An answer that is sealed without a secret of its caller is as hard to open as its Idempotency-Key is to guess. */
+const MIN_UNSEALED_KEY_LENGTH = 22
+/** How often seals that are no longer wanted are erased, while there is traffic. */
+const ERASE_MS = 5_000
+
+/**
+ * How many instances of this process work on a store: each may hold leases that the others know nothing of. One table for all copies of the package, which
+ * may well share a store.
+ */
+const INSTANCES = Symbol.for('express-api-keys.instances')
+const shelf = globalThis as { [INSTANCES]?: WeakMap<Store, number> }
+shelf[INSTANCES] ??= new WeakMap()
+const instances = shelf[INSTANCES]
 const MIN_SECRET_BYTES = 32
 const VISIBLE_ASCII = /^[\x20-\x7e]{1,255}$/
 
@@ -50,68 +77,80 @@ const VISIBLE_ASCII = /^[\x20-\x7e]{1,255}$/
  *
  * @throws ApiKeyError `invalid_option` for an option that is missing, unknown or out of range, saying what to write instead.
  */
+export function createApiKeys<Metadata extends object = JsonObject>(options: ApiKeysOptions): ApiKeys<Metadata>
+// The last one is what ReturnType<typeof createApiKeys> goes by.
+export function createApiKeys(options: ApiKeysOptions): ApiKeys
 export function createApiKeys(options: ApiKeysOptions): ApiKeys {
-  if (typeof options !== 'object' || options === null) throw badOption('createApiKeys takes an object of options.')
   refuseUnknown(options, OPTIONS, 'createApiKeys')
-  const { store, cache, clock = systemClock, onError = logError } = options
-  if (!isStore(store)) throw badOption('store must be a store, such as postgresStore(pool), sqliteStore(database) or memoryStore().')
-  if (cache !== undefined && typeof cache.get !== 'function') throw badOption('cache must be a cache, such as redisCache(client).')
+  const { clock = systemClock, onError = logError } = options
+  if (!isStore(options.store))
+    throw badOption('store must be a store, such as postgresStore(pool), sqliteStore(database) or memoryStore().')
+  if (options.cache !== undefined && typeof options.cache?.get !== 'function') {
+    throw badOption('cache must be a cache, such as redisCache(client).')
+  }
   if (typeof onError !== 'function') throw badOption('onError must be a function.')
   const serverSecrets = secretOption(options.secret)
   const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
-  const format = secretFormat(prefixOption(options.prefix), environmentInSecret)
+  const format = secretFormat(prefixOption(options.prefix), environmentInSecret, acceptedPrefixesOption(options.acceptedPrefixes))
   const leaseMs = integerOption('leaseMs', options.leaseMs, 1_000, 50, 60_000)
-  const report = (error: unknown): void => {
-    try {
-      onError(
-        error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error }),
-      )
-    } catch {
-      // A logger that throws must not take a request with it.
-    }
-  }
+  const { report, reportStoreFault } = reports(onError, clock)
+  const store = guardedStore(options.store)
+  const cache = options.cache && guardedCache(options.cache, report)
   const maxLeases = integerOption('maxLeases', options.maxLeases, 50_000, 100, 1_000_000)
   const shared = cache?.counters?.bind(cache)
   // Two applications on one Redis must not count each other's clients.
   const countersKey = subkey(serverSecrets[0] ?? new Uint8Array(0), 'counters')
   const namespace = hmac(countersKey, []).slice(0, 16)
-  instances.set(store, (instances.get(store) ?? 0) + 1)
-  const othersHoldLeases = (): boolean => store.shared || (instances.get(store) ?? 0) > 1
+  instances.set(options.store, (instances.get(options.store) ?? 0) + 1)
+  const othersHoldLeases = (): boolean => store.shared || (instances.get(options.store) ?? 0) > 1
   const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report })
   const listeners = keyListeners(report)
   const uses = keyUses(store, clock, report)
+  const seconds = rotationSecrets(environmentInSecret, clock)
+  const replayGraceMs = integerOption('replayGraceMs', options.replayGraceMs, 10_000, 0, 600_000)
   const mutate = mutations({
     store,
     clock,
     format,
     leases,
     seals: replaySeals(serverSecrets),
-    rotationSecrets: rotationSecrets(environmentInSecret, clock),
+    rotationSecrets: seconds,
     othersHoldLeases,
     tell: listeners.tell,
     replayWindowMs: integerOption('replayWindowMs', options.replayWindowMs, 600_000, 1_000, 86_400_000),
-    replayGraceMs: integerOption('replayGraceMs', options.replayGraceMs, 10_000, 0, 600_000),
+    replayGraceMs,
     waitForLease: booleanOption('waitForLease', options.waitForLease),
     report,
   })
   const underWay = new Set<Promise<unknown>>()
+  const endFaults = store.onFault?.(report)
+  let erasedAt = Number.NEGATIVE_INFINITY
   let closing: Promise<void> | undefined
 
   return {
     migrate: () =>
       command(async () => {
         await store.migrate()
-        await store.setLease(leaseMs)
+        await leases.declareLease()
       }),
 
-    create(input, context = {}) {
-      return command(async () => {
-        const checked = contextOption(context)
-        // A caller's new key belongs to the caller's owner, whatever the input says.
-        const fields = createFields(context.secret === undefined ? input : { ...input, ownerId: 'of the caller' })
-        return issued(await mutate.run(creation(format, fields, input.rotationSecret ?? false), checked))
-      })
-    },
+    create: (asked) =>
+      command(async () => {
+        const checked = commandOption(asked, 'create', CREATE)
+        const {
+          as: _as,
+          idempotencyKey: _key,
+          request: _request,
+          replayOnly: _only,
+          origin: _origin,
+          delegation: _delegation,
+          ...input
+        } = asked
+        const fields = createFields(input as Partial<CreateInput>)
+        if (fields.ownerId === undefined && secretOf(checked.as) === undefined) throw badRequest('Say whose key it is: give its ownerId.')
+        const start = input.rotationSecret === true ? seconds.startFor(fields.environment) : undefined
+        return issued(await mutate.run(creation(format, fields, start), checked))
+      }),
 
     async verify(secret) {
       if (typeof secret !== 'string' || !format.wellFormed(secret)) return malformed
@@ -123,39 +162,57 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       return leases.peek(digestOf(secret))
     },
 
-    rotate: ({ id, rotationSecret, retire, emergency, identity, scopeRequired, keepRotationSecret, ...context }) =>
+    rotate: (asked) =>
       command(async () => {
-        const plan = rotationPlan({ retire, emergency, identity, scopeRequired, keepRotationSecret })
+        const checked = commandOption(asked, 'rotate', ROTATE)
+        const { rotationSecret, retryFrom } = asked
         if (rotationSecret !== undefined && typeof rotationSecret !== 'string') throw badRequest('rotationSecret must be a string.')
-        const checked = contextOption(context)
-        const change = rotation(format, targetOf(id, context), plan)
-        return issued(await mutate.run(change, rotationSecret === undefined ? checked : { ...checked, rotationSecret }))
+        if (retryFrom !== undefined && (typeof retryFrom !== 'string' || retryFrom === ''))
+          throw badRequest('retryFrom must name a network.')
+        const change = rotation(format, targetOf(asked), rotationPlan(asked))
+        return issued(
+          await mutate.run(change, {
+            ...checked,
+            ...(rotationSecret === undefined ? {} : { rotationSecret }),
+            ...(retryFrom === undefined ? {} : { retryFrom }),
+          }),
+        )
       }),
 
-    revoke: ({ id, reason, ...context }) =>
+    revoke: (asked) =>
       command(async () => {
-        const text = reason === undefined ? null : reasonText(reason)
-        return changed(await mutate.run(revocation(targetOf(id, context), text), contextOption(context)))
+        const checked = commandOption(asked, 'revoke', ['id', 'reason'])
+        const reason = asked.reason === undefined ? null : reasonText(asked.reason)
+        return changed(await mutate.run(revocation(targetOf(asked), reason), checked))
       }),
 
-    update: ({ id, changes, ...context }) =>
-      command(async () => changed(await mutate.run(alteration(targetOf(id, context), changedFields(changes)), contextOption(context)))),
+    update: (asked) =>
+      command(async () => {
+        const checked = commandOption(asked, 'update', ['id', 'changes'])
+        return changed(await mutate.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
+      }),
 
     get: (id, scope) =>
       command(async () => {
+        const ownerId = ownerFilter('get', scope)
         const found = await store.key(keyId(id))
-        return found !== undefined && visible(found.key, scope?.ownerId) ? apiKey(found.key) : undefined
+        return found !== undefined && visible(found.key, ownerId) ? apiKey(found.key) : undefined
       }),
 
-    list: ({ ownerId, cursor, limit }) =>
+    list: (query) =>
       command(async () => {
+        listed('list', query, ['ownerId', 'cursor', 'limit'])
+        const { ownerId, cursor, limit } = query
         const size = pageLimit(limit)
         const rows = await store.keys({ ownerId: ownerText(ownerId), after: positionOf(cursor), limit: size + 1 })
         return page(rows, size, apiKey, ({ createdAt, id }) => ({ at: createdAt, id }))
       }),
 
-    events: ({ id, ownerId, cursor, limit }) =>
+    events: (query) =>
       command(async () => {
+        listed('events', query, ['id', 'ownerId', 'cursor', 'limit'])
+        const ownerId = ownerFilter('events', query)
+        const { id, cursor, limit } = query
         const size = pageLimit(limit)
         const after = positionOf(cursor)
         const found = await store.key(keyId(id))
@@ -180,6 +237,10 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       return listeners.on(name, listener)
     },
 
+    denied: (denial) => listeners.deny(denial),
+
+    clock,
+
     counters: shared === undefined ? undefined : (name, windowMs) => named(shared(windowMs), `${namespace}:${name}:`, countersKey),
 
     wellFormed: (secret) => format.wellFormed(secret),
@@ -188,11 +249,13 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 
     close() {
       closing ??= (async () => {
+        leases.close()
         await Promise.allSettled([...underWay])
         await mutate.idle()
         await leases.idle()
         await uses.close()
-        instances.set(store, (instances.get(store) ?? 1) - 1)
+        instances.set(options.store, (instances.get(options.store) ?? 1) - 1)
+        endFaults?.()
         await cache?.close()
         await store.close()
       })()
@@ -203,8 +266,11 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   /** Runs one command, so that `close()` can wait for it; after `close()` there is no answer to be had. */
   async function command<T>(work: () => Promise<T>): Promise<T> {
     if (closing !== undefined) throw new ApiKeyError('store_unavailable', 'These API keys have been closed.')
+    eraseNowAndThen()
     const running = work().catch((error: unknown) => {
-      throw storeFailure(error)
+      const known = failureOf(error)
+      reportStoreFault(known)
+      throw known
     })
     underWay.add(running)
     try {
@@ -213,44 +279,75 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       underWay.delete(running)
     }
   }
+
+  /** Seals that can no longer be asked for go within seconds of traffic, whoever made them. */
+  function eraseNowAndThen(): void {
+    const now = clock.monotonicMs()
+    if (now - erasedAt < ERASE_MS) return
+    erasedAt = now
+    const erasing = store
+      .eraseSeals(replayGraceMs)
+      .catch(report)
+      .finally(() => underWay.delete(erasing))
+    underWay.add(erasing)
+  }
 }
 
-function targetOf(id: string | undefined, context: CommandContext): string {
-  if (id !== undefined) return keyId(id)
-  if (context.secret === undefined) throw badRequest('Say which key: give its id, or the secret of the key itself.')
+function targetOf(command: { readonly as: Actor; readonly id?: string | undefined }): string {
+  if (command.id !== undefined) return keyId(command.id)
+  // Written down and undefined is no "self": whoever looked the id up and found nothing did not mean its own key.
+  if ('id' in command) throw badRequest('id is undefined. Leave it out for the key of the secret that is presented.')
+  if (secretOf(command.as) === undefined) throw badRequest('Say which key: give its id, or the secret of the key itself.')
   return 'self'
 }
 
-function contextOption(context: CommandContext): CommandContext {
+/** What is common to the commands, checked. */
+function commandOption(command: Command, name: string, more: readonly string[]): Command {
   try {
-    refuseUnknown(context, CONTEXT, 'A command')
+    refuseUnknown(command, [...COMMAND, ...more], name)
   } catch (error) {
     throw badRequest((error as Error).message)
   }
-  const { secret, operator, idempotencyKey } = context
-  if (secret !== undefined && typeof secret !== 'string') throw badRequest('secret must be a string.')
-  if (operator !== undefined && !(secret === undefined && isOperator(operator))) {
-    throw badRequest('operator must be { issuer, subject, scopes, owners } as operatorJwt gives it, without a secret beside it.')
-  }
+  const as = actorOption(command.as)
+  const { idempotencyKey, request, replayOnly, origin, delegation = 'bounded' } = command
   if (idempotencyKey !== undefined && !(typeof idempotencyKey === 'string' && VISIBLE_ASCII.test(idempotencyKey))) {
     throw new ApiKeyError('idempotency_key_invalid', 'An Idempotency-Key must be 1 to 255 printable ASCII characters.')
   }
-  return context
+  if (idempotencyKey !== undefined && secretOf(as) === undefined && idempotencyKey.length < MIN_UNSEALED_KEY_LENGTH) {
+    throw new ApiKeyError(
+      'idempotency_key_invalid',
+      `Without a key of its own, a caller needs an Idempotency-Key of at least ${MIN_UNSEALED_KEY_LENGTH} characters, made at random, such as a UUID.`,
+    )
+  }
+  if (delegation !== 'bounded' && delegation !== 'open') throw badRequest('delegation must be "bounded" or "open".')
+  if (origin !== undefined && (typeof origin !== 'object' || origin === null)) throw badRequest('origin must be { ip, userAgent }.')
+  return {
+    as,
+    delegation,
+    ...(idempotencyKey === undefined ? {} : { idempotencyKey }),
+    ...(request === undefined ? {} : { request }),
+    ...(replayOnly === undefined ? {} : { replayOnly: flag('replayOnly', replayOnly) }),
+    ...(origin === undefined ? {} : { origin }),
+  }
 }
 
-function isOperator({ issuer, subject, scopes, owners }: Operator): boolean {
-  const texts = (list: unknown): boolean => Array.isArray(list) && list.every((one) => typeof one === 'string')
-  return (
-    typeof issuer === 'string' &&
-    typeof subject === 'string' &&
-    subject !== '' &&
-    subject.length <= 255 &&
-    texts(scopes) &&
-    (owners === 'all' || texts(owners))
-  )
+/** The owner that a look is narrowed to. Written down and undefined is not "any": the boundary between owners must not depend on a value that was lost. */
+function ownerFilter(where: string, scope: { readonly ownerId?: string } | undefined): string | undefined {
+  if (scope === undefined) return undefined
+  if (typeof scope !== 'object' || scope === null) throw badRequest(`${where} takes an object with the ownerId.`)
+  if (!('ownerId' in scope)) return undefined
+  return ownerText(scope.ownerId)
 }
 
-function rotationPlan({ retire, emergency, identity, scopeRequired, keepRotationSecret }: RotateOptionsGiven): RotationPlan {
+function listed(where: string, query: object, names: readonly string[]): void {
+  try {
+    refuseUnknown(query, names, where)
+  } catch (error) {
+    throw badRequest((error as Error).message)
+  }
+}
+
+function rotationPlan({ retire, emergency, identity, scopeRequired, keepRotationSecret }: RotateOptions): RotationPlan {
   const plan: RotationPlan = {
     ...graceOf(retire),
     emergency: flag('emergency', emergency),
@@ -264,13 +361,14 @@ function rotationPlan({ retire, emergency, identity, scopeRequired, keepRotation
   return plan
 }
 
-type RotateOptionsGiven = { readonly [name in Exclude<keyof RotateOptions, 'rotationSecret'>]: RotateOptions[name] | undefined }
-
 function issued(done: Done): IssuedKey {
   return new Issued(done)
 }
 
-/** Keeps the secret out of logs: `inspect`, JSON and spreading see everything but it. */
+/**
+ * Keeps the secret out of logs, and from being lost: `inspect` shows it redacted, and JSON throws, also for what was spread from it, since what keeps watch
+ * is spread along.
+ */
 class Issued implements IssuedKey {
   readonly key: ApiKey
   readonly replayed: boolean
@@ -295,12 +393,22 @@ class Issued implements IssuedKey {
     return this.#rotationSecret
   }
 
-  toJSON(): object {
-    return { ...this, secret: '[redacted]', ...(this.#rotationSecret === undefined ? {} : { rotationSecret: '[redacted]' }) }
+  readonly toJSON = (): never => {
+    throw new ApiKeyError(
+      'internal_error',
+      'An issued key is not sent as it is: pick what the client gets, such as { secret: issued.secret, id: issued.key.id }.',
+    )
   }
 
-  [inspect.custom](): object {
-    return this.toJSON()
+  readonly [inspect.custom] = (): object => {
+    const { key, replayed, acceptedUntil } = this
+    return {
+      key,
+      replayed,
+      ...(acceptedUntil === undefined ? {} : { acceptedUntil }),
+      secret: '[redacted]',
+      ...(this.#rotationSecret === undefined ? {} : { rotationSecret: '[redacted]' }),
+    }
   }
 }
 
@@ -357,6 +465,12 @@ function prefixOption(prefix: string | undefined): string {
   )
 }
 
+function acceptedPrefixesOption(prefixes: readonly string[] | undefined): readonly string[] {
+  if (prefixes === undefined) return []
+  if (!Array.isArray(prefixes)) throw badOption('acceptedPrefixes must be a list of prefixes, such as ["sk"].')
+  return prefixes.map(prefixOption)
+}
+
 function booleanOption(name: string, value: boolean | undefined): boolean {
   if (value === undefined || typeof value === 'boolean') return value ?? true
   throw badOption(`${name} must be true or false.`)
@@ -368,8 +482,4 @@ function badRequest(message: string): ApiKeyError {
 
 function badOption(message: string): ApiKeyError {
   return new ApiKeyError('invalid_option', message)
-}
-
-function logError(error: ApiKeyError): void {
-  console.error(`express-api-keys: ${error.code}: ${error.message}`, ...(error.cause === undefined ? [] : [error.cause]))
 }

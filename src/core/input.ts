@@ -26,14 +26,17 @@ const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
 const SCOPE_TOKEN = /^[\x21\x23-\x5b\x5d-\x7e]+$/
 const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
+/** The fields of a new key; without an owner it is the caller's. */
+export type NewKeyFields = Omit<KeyFields, 'ownerId'> & { readonly ownerId: string | undefined }
+
 /** Checks what `create()` was given; throws `invalid_request` naming the field. */
-export function createFields(input: CreateInput): KeyFields {
+export function createFields(input: Partial<CreateInput>): NewKeyFields {
   known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt', 'rotationSecret'], 'A new key')
   const environment = input.environment === undefined ? 'live' : input.environment
   if (environment !== 'live' && environment !== 'test') throw invalid('environment must be "live" or "test".')
   flag('rotationSecret', input.rotationSecret)
   return {
-    ownerId: ownerText(input.ownerId),
+    ownerId: input.ownerId === undefined ? undefined : ownerText(input.ownerId),
     name: text('name', input.name),
     environment,
     scopes: input.scopes === undefined ? [] : scopeList(input.scopes),

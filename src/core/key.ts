@@ -4,7 +4,7 @@ import type { Environment, EventRow, EventType, JsonObject, KeyRow } from '../st
  * A key as the application sees it. It never holds a secret or a digest, and is safe to log and to share between
  * requests: it is frozen, all the way down.
  */
-export interface ApiKey {
+export interface ApiKey<Metadata extends object = JsonObject> {
   /** A UUID, stable through rotation. */
   readonly id: string
   /** The tenancy boundary: a caller sees only the keys of its own owner. */
@@ -12,7 +12,7 @@ export interface ApiKey {
   readonly name: string
   readonly environment: Environment
   readonly scopes: readonly string[]
-  readonly metadata: JsonObject
+  readonly metadata: Metadata
   /** 1 at creation, one more at each rotation. */
   readonly generation: number
   readonly status: 'active' | 'revoked'
@@ -39,8 +39,11 @@ export interface ApiKey {
  */
 export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
 
-/** What `create()` takes. */
-export interface CreateInput {
+/** What may be given as metadata: any object of JSON, an interface too, unless the application named a type of its own. */
+export type MetadataInput<Metadata extends object> = JsonObject extends Metadata ? object : Metadata
+
+/** What is chosen about a new key. */
+export interface CreateInput<Metadata extends object = JsonObject> {
   /** 1 to 255 characters. */
   ownerId: string
   /** 1 to 255 characters, for people. */
@@ -50,18 +53,18 @@ export interface CreateInput {
   /** RFC 6749 §3.3 scope tokens, at most 100 of at most 128 characters. Default none. */
   scopes?: readonly string[]
   /** A JSON object of at most 8 KiB as text. Default empty. */
-  metadata?: JsonObject
-  /** When the key stops working; kept by rotation, never extended by it. Default never. */
+  metadata?: MetadataInput<Metadata>
+  /** When the key stops working; kept by rotation, never extended by it. An instant that has passed is refused. Default never. */
   expiresAt?: Date | string | null
   /** Whether the key gets a rotation secret: a second factor that it must then present to rotate itself. Default false. */
   rotationSecret?: boolean
 }
 
 /** What `update()` may change. A field left out stays as it is. */
-export interface KeyChanges {
+export interface KeyChanges<Metadata extends object = JsonObject> {
   name?: string
   scopes?: readonly string[]
-  metadata?: JsonObject
+  metadata?: MetadataInput<Metadata>
   expiresAt?: Date | string | null
 }
 

@@ -1,9 +1,11 @@
 import { timingSafeEqual } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 import type { Cache } from '../cache/cache.js'
-import { ApiKeyError } from '../errors.js'
+import { ApiKeyError, type RejectionReason } from '../errors.js'
+import { clearTimeout, setTimeout } from '../real-time.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../store/store.js'
-import type { Rejected, RejectionReason, Verified, VerifyResult } from './api-keys.js'
+import type { Rejected, Verified, VerifyResult } from './api-keys.js'
+import { type Asked, batchedRead } from './batched-read.js'
 import { type Clock, elapsedMs, type Instant, instant } from './clock.js'
 import { type ApiKey, apiKey, iso } from './key.js'
 import { hmac, subkey } from './replay.js'
@@ -39,8 +41,12 @@ export interface Leases {
   introduce(digest: string, keyId: string): void
   /** Tells the store, in the background, that a secret was presented. */
   noteFirstUse(digest: string): void
+  /** Declares the lease of this instance to the store. */
+  declareLease(): Promise<void>
   /** Resolves when the background work under way has ended. */
   idle(): Promise<void>
+  /** From here on nothing is accepted on the word of these leases. */
+  close(): void
 }
 
 /** A hot verdict is renewed at this part of its life, so that steady traffic never waits; the jitter makes it earlier, never later. */
@@ -67,13 +73,10 @@ const ENTRY = 'cache entry 2'
 /** Longest life of a tombstone in the cache. It saves reads; nothing depends on it. */
 const TOMBSTONE_MS = 3_600_000
 
-/** One read of the authority answers for this many digests, and this many reads run at once: a flood of unknown secrets fills batches, not the pool. */
-const BATCH = 100
+/** This many reads run at once: a flood of unknown secrets fills batches, not the pool. */
 const READS_AT_ONCE = 2
-/** More strange digests than this waiting for the authority means that it cannot keep up: an answer in time is not to be had. */
-const MAX_WAITING = 20_000
-/** So many answers of a read are handed out in one turn of the event loop: a hundred refusals on end would hold up everybody else by some 20 ms. */
-const ANSWERS_A_TURN = 10
+/** A lease that could not be declared is declared again after this long. */
+const DECLARE_AGAIN_MS = 1_000
 
 /**
  * How old this process's reading of the authority's clock may be before relayed leases are refused, and the drift between two
@@ -114,12 +117,6 @@ interface Refused {
   readonly forMs: number
 }
 
-/** An answer of the authority, and the instant before it was asked. */
-interface Asked {
-  readonly answer: AuthorityAnswer
-  readonly askedAt: Instant
-}
-
 /** An active verdict as it travels through the cache. */
 interface Entry {
   readonly key: KeyRow
@@ -156,20 +153,41 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   const knownUsed = new Set<string>()
   /** The renewals that are being gathered: when they set out, and how to have them do so at once. */
   let round: { readonly ends: Promise<void>; readonly end: () => void } | undefined
-  let leaseDeclared = false
+  let closed = false
+  /** When the lease of this instance was last declared; undefined before. */
+  let declaredAt: number | undefined
+  let declared = false
+  /** An earlier, longer lease that may still be held: since when this process knows that nobody is granted it any more. */
+  let lowered: { readonly version: number; readonly since: Instant; readonly waitMs: number } | undefined
   /** As the authority last said. */
   let inForceMs = leaseMs
   /** When this process last changed a key. */
   let changedAt: Instant | undefined
   /** Known from the first answer of the authority on; before it no entry of the cache is believed. */
   let storeId: string | undefined
-  const readAuthority = batchedRead(store, clock, (digest) => met.has(digest))
+  const readAuthority = batchedRead(clock, (digests) => store.read(digests), { first: (digest) => met.has(digest), atOnce: READS_AT_ONCE })
   const authorityClock = clockReading(clock)
   const entries = entryCodec(serverSecrets)
 
-  return { peek, verify, look, familiar: (digest) => met.get(digest), introduce, retire, forget, noteFirstUse, idle }
+  return {
+    peek,
+    verify,
+    look,
+    familiar: (digest) => met.get(digest),
+    introduce,
+    retire,
+    forget,
+    noteFirstUse,
+    declareLease,
+    idle,
+    close() {
+      closed = true
+      held.clear()
+    },
+  }
 
   function peek(digest: string): VerifyResult | undefined {
+    if (closed) return undefined
     const lease = held.get(digest)
     if (lease !== undefined) {
       const passed = Math.max(clock.monotonicMs() - lease.monotonicMs, clock.wallMs() - lease.wallMs)
@@ -303,7 +321,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     return { at: answer.at, found }
   }
 
-  async function askAuthority(digest: string): Promise<Asked & { found: AuthorityAnswer['found'][number] | undefined }> {
+  async function askAuthority(digest: string): Promise<Asked<AuthorityAnswer> & { found: AuthorityAnswer['found'][number] | undefined }> {
     const { answer, askedAt } = await readAuthority(digest)
     if (!(answer.leaseMs > 0 && answer.leaseMs <= LONGEST_LEASE_MS && Number.isFinite(answer.at))) {
       throw new ApiKeyError('store_unavailable', 'The store answered with a lease or a time that makes no sense.')
@@ -311,7 +329,8 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     storeId = answer.storeId
     inForceMs = answer.leaseMs
     authorityClock.take(answer.at, askedAt)
-    declareLease(answer.leaseMs)
+    if (!declared && (declaredAt === undefined || clock.monotonicMs() - declaredAt > DECLARE_AGAIN_MS)) inBackground(declareLease())
+    if (lowered !== undefined && hasEnded(lowered)) settleLowering(lowered)
     const found = answer.found.find(({ generation }) => generation.digest === digest)
     // A secret that is dead no longer speaks for its key: nothing that it does is the key's doing.
     if (found !== undefined && endedBecause(found.key, found.generation, answer.at) === undefined) introduce(digest, found.key.id)
@@ -374,7 +393,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     entryCrc?: number,
   ): Verified {
     const lease: Held = {
-      result: verified(apiKey(row), grace, () => elapsedMs(clock, lease) < lease.lifeMs),
+      result: verified(apiKey(row), grace, () => !closed && elapsedMs(clock, lease) < lease.lifeMs),
       monotonicMs: since.monotonicMs,
       wallMs: since.wallMs,
       lifeMs,
@@ -398,14 +417,24 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     return REJECTED[reason]
   }
 
-  /** Says once, at the first answer, which lease this instance was started with; the store keeps all instances at one value. */
-  function declareLease(inForce: number): void {
-    if (leaseDeclared) return
-    leaseDeclared = true
-    if (inForce === leaseMs) return
+  /** Says which lease this instance was started with; the store keeps all instances at one value. Done once, by the first answer at the latest. */
+  async function declareLease(): Promise<void> {
+    declaredAt = clock.monotonicMs()
+    const { waitMs, version } = await store.setLease(leaseMs)
+    declared = true
+    if (waitMs > 0) lowered = { version, since: instant(clock), waitMs }
+  }
+
+  /** Whether what was granted before a lowering is over: in full by this process's own clock, counted from when the lowering was visible. */
+  function hasEnded({ since, waitMs }: NonNullable<typeof lowered>): boolean {
+    return clock.monotonicMs() - since.monotonicMs >= waitMs + marginMs(waitMs)
+  }
+
+  function settleLowering(over: NonNullable<typeof lowered>): void {
+    lowered = undefined
     inBackground(
-      store.setLease(leaseMs).catch((error: unknown) => {
-        leaseDeclared = false
+      store.settleLease(over.version).catch((error: unknown) => {
+        lowered = over
         throw error
       }),
     )
@@ -496,82 +525,6 @@ function dropOldest(table: Map<string, unknown> | Set<string>): void {
     table.delete(digest)
     return
   }
-}
-
-/**
- * Puts digests that are asked for at about the same time into one read, familiar ones first: however many strangers are waiting, a client goes
- * with the next read. The instant that a lease counts from is taken right before the read is sent, after every request in it had come in.
- */
-function batchedRead(store: Store, clock: Clock, familiar: (digest: string) => boolean): (digest: string) => Promise<Asked> {
-  interface Waiting {
-    resolve(outcome: Asked): void
-    reject(error: unknown): void
-  }
-  /** Who waits for what, in the order of asking; whoever asks for the same is answered together. */
-  interface Queue {
-    readonly digests: Map<string, Waiting[]>
-    waiting: number
-  }
-  const clients: Queue = { digests: new Map(), waiting: 0 }
-  const strangers: Queue = { digests: new Map(), waiting: 0 }
-  let reads = 0
-
-  return (digest) =>
-    new Promise((resolve, reject) => {
-      const queue = familiar(digest) ? clients : strangers
-      if (queue.waiting >= MAX_WAITING) {
-        reject(new ApiKeyError('store_unavailable', 'More secrets are waiting for the store than it can answer for.'))
-        return
-      }
-      queue.waiting++
-      const together = queue.digests.get(digest)
-      if (together === undefined) queue.digests.set(digest, [{ resolve, reject }])
-      else together.push({ resolve, reject })
-      if (reads < READS_AT_ONCE && clients.waiting + strangers.waiting === 1) queueMicrotask(next)
-    })
-
-  function next(): void {
-    if (reads >= READS_AT_ONCE || clients.waiting + strangers.waiting === 0) return
-    const batch = new Map<string, Waiting[]>()
-    for (const queue of [clients, strangers]) {
-      for (const [digest, together] of queue.digests) {
-        if (batch.size === BATCH) break
-        batch.set(digest, [...(batch.get(digest) ?? []), ...together])
-        queue.digests.delete(digest)
-        queue.waiting -= together.length
-      }
-    }
-    reads++
-    void read(batch).then(() => {
-      reads--
-      next()
-    })
-    next()
-  }
-
-  async function read(batch: ReadonlyMap<string, readonly Waiting[]>): Promise<void> {
-    const askedAt = instant(clock)
-    let tell: (one: Waiting) => void
-    try {
-      const answer = await store.read([...batch.keys()])
-      tell = ({ resolve }) => resolve({ answer, askedAt })
-    } catch (error) {
-      tell = ({ reject }) => reject(storeFailure(error))
-    }
-    for (const [index, one] of [...batch.values()].flat().entries()) {
-      if (index > 0 && index % ANSWERS_A_TURN === 0) await new Promise(setImmediate)
-      tell(one)
-    }
-  }
-}
-
-export function storeFailure(error: unknown): ApiKeyError {
-  if (error instanceof ApiKeyError) return error
-  if (error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError) {
-    // A mistake in a program, ours or the store's. "Try again" would be the wrong thing to say.
-    return new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
-  }
-  return new ApiKeyError('store_unavailable', 'The store could not be asked.', { cause: error })
 }
 
 /**

@@ -1,9 +1,9 @@
 import type { EventRow, EventType, KeyRow } from '../store/store.js'
-import type { KeyHappening, KeyListeners } from './api-keys.js'
+import type { Denial, KeyHappening, KeyListeners } from './api-keys.js'
 import { apiKey, keyEvent } from './key.js'
 
 /** Which listeners hear of which line of the audit trail. */
-const NAMES: { readonly [type in EventType]: keyof KeyListeners } = {
+const NAMES: { readonly [type in EventType]: Exclude<keyof KeyListeners, 'denied'> } = {
   'key.created': 'created',
   'key.updated': 'updated',
   'key.rotated': 'rotated',
@@ -14,29 +14,43 @@ const NAMES: { readonly [type in EventType]: keyof KeyListeners } = {
   'key.rotation_secret_refused': 'refused',
 }
 
+type Listener = (happened: never) => unknown
+
 export function keyListeners(report: (error: unknown) => void): {
-  on(name: keyof KeyListeners, listener: (happened: KeyHappening) => void): () => void
+  on(name: keyof KeyListeners, listener: Listener): () => void
   tell(event: EventRow, key: KeyRow): void
+  deny(denial: () => Denial): void
 } {
-  const listening = new Map<keyof KeyListeners, Set<(happened: KeyHappening) => unknown>>()
+  const listening = new Map<keyof KeyListeners, Set<Listener>>()
 
   return {
     on(name, listener) {
       // Wrapped, so that the same function given twice is two listeners.
-      const heard = (happened: KeyHappening): unknown => listener(happened)
+      const heard: Listener = (happened) => listener(happened)
       listening.set(name, (listening.get(name) ?? new Set()).add(heard))
       return () => listening.get(name)?.delete(heard)
     },
     tell(event, key) {
-      const heard = listening.get(NAMES[event.type])
-      if (heard === undefined || heard.size === 0) return
-      const happened: KeyHappening = { event: keyEvent(event), key: apiKey(key) }
-      for (const each of [...heard]) {
-        // Promise: a listener may be an async function, and its failure must not end the process.
-        Promise.resolve(happened).then(each).catch(report)
-      }
+      const name = NAMES[event.type]
+      if (isHeard(name)) send(name, { event: keyEvent(event), key: apiKey(key) })
     },
+    deny(denial) {
+      if (isHeard('denied')) send('denied', denial())
+    },
+  }
+
+  function isHeard(name: keyof KeyListeners): boolean {
+    return (listening.get(name)?.size ?? 0) > 0
+  }
+
+  function send(name: keyof KeyListeners, happened: KeyHappening | Denial): void {
+    for (const each of listening.get(name) ?? []) {
+      // Promise: a listener may be an async function, and its failure must not end the process.
+      Promise.resolve(happened as never)
+        .then(each)
+        .catch(report)
+    }
   }
 }
 
-export const LISTENERS: readonly (keyof KeyListeners)[] = [...new Set(Object.values(NAMES))]
+export const LISTENERS: readonly (keyof KeyListeners)[] = [...new Set(Object.values(NAMES)), 'denied']

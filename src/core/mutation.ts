@@ -1,16 +1,28 @@
 import { randomBytes } from 'node:crypto'
 import { ApiKeyError } from '../errors.js'
-import type { EventRow, EventType, GenerationRow, JsonObject, KeyRow, ReplayRow, Store, StoreTransaction } from '../store/store.js'
-import type { CommandContext, Operator, Origin } from './api-keys.js'
+import type {
+  EventRow,
+  EventType,
+  GenerationRow,
+  JsonObject,
+  KeyRow,
+  ReplayAnswer,
+  ReplayRow,
+  Store,
+  StoreTransaction,
+} from '../store/store.js'
+import { operatorOf, secretOf } from './actor.js'
+import type { Command, Operator, Origin } from './api-keys.js'
+import { authorise, type Reach } from './authorise.js'
+import { batchedRead } from './batched-read.js'
 import type { Clock } from './clock.js'
-import { endedBecause, type Leases, marginMs, storeFailure } from './lease.js'
-import type { RequestShape, Seals } from './replay.js'
+import { endedBecause, type Leases, marginMs } from './lease.js'
+import type { RequestShape, SealCredentials, Seals } from './replay.js'
+import { COMMIT_ALLOWANCE_MS, decideReplay, invalidKey, type SealedAnswer, superseded } from './replay-decision.js'
 import type { MintedRotationSecret, RotationSecrets } from './rotation-secret.js'
 import { digestOf, type SecretFormat } from './secret.js'
 import { semaphore } from './semaphore.js'
-
-/** The scope that lets a key create, change, rotate and revoke every key of its owner. */
-export const WRITE_SCOPE = 'api_keys:write'
+import { failureOf } from './store-faults.js'
 
 /** One kind of change, as the transaction of `mutations` needs to know it. */
 export interface Mutation {
@@ -18,14 +30,16 @@ export interface Mutation {
   readonly name: string
   /** The key to change; `self` for the caller's own, null where the mutation makes one. */
   readonly target: string | 'self' | null
-  /** Whose key it makes, where it makes one. */
-  readonly ownerId?: string
+  /** Whose key it makes, where it makes one; undefined for the caller's own owner. */
+  readonly ownerId?: string | undefined
+  /** What it makes of the key, as far as that matters for who may do it; left out where it hands nothing out. */
+  reach?(target: KeyRow | undefined): Reach | undefined
   /** Whether a key may do this to itself without `api_keys:write`. */
   readonly selfAllowed: boolean
   /** Whether a key that has a rotation secret needs it to do this to itself. Default false. */
   readonly rotationSecretGuards?: boolean
   /** Whether `apply` needs a new rotation secret, which takes too long to be made inside the transaction. Default never. */
-  readonly mintsRotationSecret?: 'never' | 'always' | 'like the target'
+  readonly mintsRotationSecret?: 'never' | 'like the target' | { readonly start: string }
   /** Whether its answer must not be kept, not even sealed. Default false. */
   readonly neverReplayed?: boolean
   /** Everything that a retry must repeat, for callers that gave no request of their own. */
@@ -36,8 +50,6 @@ export interface Mutation {
     scene: {
       caller: KeyRow | undefined
       target: KeyRow | undefined
-      /** The digest of the secret that the caller presented; null where it presented none. */
-      presented: string | null
       now: number
       by: string | null
       minted: MintedRotationSecret | undefined
@@ -91,21 +103,27 @@ export interface MutationParts {
   readonly report: (error: unknown) => void
 }
 
-/** After it is settled, a record is replayed this often: enough for every retry of a bad network, few enough for a thief. */
-const MAX_REPLAYS = 5
-
 /**
  * Transactions of one process at a time. Those that wait for one locked row must not take up a whole connection pool (pg: 10), or
  * the two reads that renew the leases of everybody else would wait behind them.
  */
 const TRANSACTIONS_AT_ONCE = 8
 
+/** Reads of replay records of one process at a time: a flood of guesses fills batches, not the pool. */
+const REPLAY_READS_AT_ONCE = 1
+
+/** A duplicate that waited for its twin finds the record in its second round. */
+const MAX_ROUNDS = 3
+
 /** More commands than this waiting for their turn would wait longer than their clients do. */
 const MAX_QUEUED = 1_000
 
-/** Audits a dead secret at most this often, so that whoever keeps presenting one cannot fill the trail. */
-const REFUSAL_AUDIT_MS = 60_000
-const MAX_REFUSAL_AUDITS = 1_000
+/** Each refusal and each replay is audited at most this often, so that whoever keeps asking cannot fill the trail. */
+const AUDIT_MS = 60_000
+const MAX_AUDITS = 1_000
+
+/** For how long a rotation without an Idempotency-Key can be asked for again: some retries of a client, and little for a thief beside it. */
+const WITHOUT_KEY_MS = 60_000
 
 /**
  * A refusal of a rotation secret goes out at a multiple of this after the request came in: whatever made it a refusal took its 50 ms of
@@ -114,18 +132,47 @@ const MAX_REFUSAL_AUDITS = 1_000
 const REFUSAL_BEAT_MS = 250
 const LAST_STEP_MS = 10
 
-/** Who is calling, as the transaction knows it. */
+export type MutationCommand = Command & { readonly rotationSecret?: string; readonly retryFrom?: string }
+
+/** A caller that presents a secret, as the authority knows it. */
 interface Presented {
   readonly secret: string
   readonly digest: string
-  /** The hash that a presented rotation secret was compared with, and fits. */
-  readonly provenHash: string | undefined
+  readonly key: KeyRow
+  readonly generation: GenerationRow
+  /** Why the secret is not accepted any more; undefined while it is. */
+  readonly ended: 'rotated' | 'revoked' | 'expired' | undefined
+  /** Whether the command is about its own key. */
+  readonly own: boolean
+}
+
+/** Where the answer of a command is recorded, and what opens it; without `ids` it is recorded nowhere. */
+interface RecordPlan {
+  readonly ids: readonly string[]
+  readonly principal: string
+  readonly credentials: SealCredentials
+  readonly windowMs: number
+  /** How much longer the window may seem to last, where the instant of the commit is not known. */
+  readonly allowanceMs: number
+  /** How long after the new secret's first use the answer can still be asked for. */
+  readonly graceMs: number
+  readonly withoutKey: boolean
+}
+
+/** A command, with all that is known about it before its transaction. */
+interface Prepared {
+  readonly presented: Presented | undefined
+  readonly plan: RecordPlan
+  readonly recorded: ReplayAnswer | undefined
+  /** When that was read. */
+  readonly askedAt: number
 }
 
 type Outcome =
   | { readonly kind: 'refused'; readonly error: ApiKeyError }
+  /** Somebody else has carried it out meanwhile, and its answer is there. */
+  | { readonly kind: 'recorded' }
   | ({ readonly kind: 'applied'; readonly effect: Effect; readonly recordId: string | null } & Timing)
-  | ({ readonly kind: 'replayed'; readonly answer: SealedAnswer; readonly record: ReplayRow } & Timing)
 
 interface Timing {
   readonly waitMs: number
@@ -134,15 +181,8 @@ interface Timing {
   readonly askedAt: number
 }
 
-interface SealedAnswer {
-  readonly key: KeyRow
-  readonly secret?: string
-  readonly rotationSecret?: string
-  readonly acceptedUntil?: number
-}
-
 export interface Mutations {
-  run(mutation: Mutation, context: CommandContext & { rotationSecret?: string }): Promise<Done>
+  run(mutation: Mutation, command: MutationCommand): Promise<Done>
   /** Resolves when what is written behind answers has been written. */
   idle(): Promise<void>
   /** Puts the refusal of a retired secret into the audit trail. */
@@ -152,11 +192,12 @@ export interface Mutations {
 /**
  * Carries out mutations: the transaction, the wait and the replay. Effect, replay record and audit event commit together, so there is
  * no "in progress" state that a crash could leave behind: a killed process is a rollback, and a duplicate queues on the
- * row lock and then replays.
+ * row lock and then replays. A record that is there already is found by a read that many share, and costs neither a transaction nor a lock.
  */
 export function mutations(parts: MutationParts): Mutations {
   const { store, clock, format, leases, seals, rotationSecrets, report } = parts
   const inTurn = semaphore(TRANSACTIONS_AT_ONCE, MAX_QUEUED, 'More commands are waiting for the store than it can carry out.')
+  const readReplays = batchedRead(clock, (ids) => store.replays(ids), { first: () => true, atOnce: REPLAY_READS_AT_ONCE })
   const audited = new Map<string, number>()
   const behind = new Set<Promise<void>>()
 
@@ -165,302 +206,360 @@ export function mutations(parts: MutationParts): Mutations {
       while (behind.size > 0) await Promise.all(behind)
     },
 
-    async run(mutation, context) {
+    async run(mutation, command) {
       const arrived = clock.monotonicMs()
       try {
-        return await carryOut(mutation, context, arrived)
+        return await carryOut(mutation, command)
       } catch (error) {
-        if (context.rotationSecret !== undefined && error instanceof ApiKeyError && error.code === 'invalid_key') {
-          const passed = clock.monotonicMs() - arrived
-          const until = arrived + REFUSAL_BEAT_MS * Math.ceil((passed + LAST_STEP_MS) / REFUSAL_BEAT_MS)
-          // A timer's rounding depends on when it was set: the last one is set by another timer, whatever came before.
-          await clock.sleep(until - LAST_STEP_MS - clock.monotonicMs())
-          await clock.sleep(until - clock.monotonicMs())
-        }
+        if (command.rotationSecret !== undefined && error instanceof ApiKeyError && error.code === 'invalid_key') await untilBeat(arrived)
         throw error
       }
     },
 
-    async auditRefusedSecret(digest, origin) {
-      if (!auditIsDue(digest)) return
-      await logged(async (tx, log) => {
-        const generation = await tx.generation(digest)
-        const [key] = generation === undefined ? [] : await tx.lockKeys([generation.keyId])
-        if (generation === undefined || key === undefined) return
-        const now = await tx.now()
-        const reason = endedBecause(key, generation, now)
-        if (reason === undefined) return
-        const details = { generation: generation.generation, reason }
-        await log(event('key.retired_secret_refused', key, now, origin, `key:${key.id}`, details), key)
+    auditRefusedSecret,
+  }
+
+  async function untilBeat(arrived: number): Promise<void> {
+    const passed = clock.monotonicMs() - arrived
+    const until = arrived + REFUSAL_BEAT_MS * Math.ceil((passed + LAST_STEP_MS) / REFUSAL_BEAT_MS)
+    // A timer's rounding depends on when it was set: the last one is set by another timer, whatever came before.
+    await clock.sleep(until - LAST_STEP_MS - clock.monotonicMs())
+    await clock.sleep(until - clock.monotonicMs())
+  }
+
+  async function carryOut(mutation: Mutation, command: MutationCommand): Promise<Done> {
+    for (let round = 0; round < MAX_ROUNDS; round++) {
+      const prepared = await prepare(mutation, command)
+      if (prepared.recorded !== undefined) return replay(mutation, command, prepared, prepared.recorded)
+      const { presented } = prepared
+      const ready = presented === undefined ? await readyAlone(mutation, command) : await readyWithKey(mutation, command, presented)
+      const outcome = await inTurn(() => logged((tx, log) => transact(tx, log, mutation, command, prepared, ready))).catch((error) => {
+        throw explained(failureOf(error), prepared.plan.ids.length > 0)
       })
-    },
-  }
-
-  async function carryOut(mutation: Mutation, context: CommandContext & { rotationSecret?: string }, arrived: number): Promise<Done> {
-    const { presented, minted } = await prepare(mutation, context)
-    const idempotencyKey = presented === undefined && context.operator === undefined ? undefined : context.idempotencyKey
-
-    const outcome = await inTurn(() =>
-      logged((tx, log) => transact(tx, log, mutation, { ...context, idempotencyKey }, presented, minted, arrived)),
-    ).catch((error) => {
-      throw explained(storeFailure(error), idempotencyKey !== undefined)
-    })
-    // From here on the change is durable. Every lease that can contradict it was asked for before this instant.
-    const committed = clock.monotonicMs()
-    if (outcome.kind === 'refused') throw outcome.error
-    try {
-      return await answer(outcome, committed)
-    } catch (error) {
-      // "Something went wrong" would be read as "nothing has changed".
-      const known = storeFailure(error)
-      throw known.code === 'internal_error' ? unanswered(known) : known
+      // From here on the change is durable. Every lease that can contradict it was asked for before this instant.
+      const committed = clock.monotonicMs()
+      if (outcome.kind === 'refused') throw outcome.error
+      // A duplicate that waited for its twin: the next round finds the record.
+      if (outcome.kind === 'recorded') continue
+      try {
+        await tellCaches(outcome.effect)
+        const { effect, recordId } = outcome
+        const waits = effect.waits && parts.othersHoldLeases()
+        return await answer(effect, { ...outcome, recordId, committed, waits, settled: false, replayed: false })
+      } catch (error) {
+        // "Something went wrong" would be read as "nothing has changed".
+        const known = failureOf(error)
+        throw known.code === 'internal_error' ? unanswered(known) : known
+      }
     }
+    throw new ApiKeyError('store_unavailable', 'The store shows a record to transactions only; it may answer reads from a stale copy.')
   }
 
-  async function answer(outcome: Exclude<Outcome, { kind: 'refused' }>, committed: number): Promise<Done> {
-    const given = outcome.kind === 'applied' ? outcome.effect : outcome.answer
-    const recordId = outcome.kind === 'applied' ? outcome.recordId : outcome.record.id
-    if (outcome.kind === 'applied') await tellCaches(outcome.effect)
+  /** Waits for what may still contradict a change, settles its record, and makes the answer of it. */
+  async function answer(
+    given: SealedAnswer,
+    about: Timing & {
+      readonly recordId: string | null
+      /** When this process knew that the change is committed. */
+      readonly committed: number
+      readonly waits: boolean
+      readonly settled: boolean
+      readonly replayed: boolean
+    },
+  ): Promise<Done> {
+    const { recordId, committed, waits, settled } = about
     if (given.secret !== undefined) leases.introduce(digestOf(given.secret), given.key.id)
-    const settled = outcome.kind === 'replayed' && outcome.record.settledAt !== null
-    const waits = parts.othersHoldLeases() && !settled && (outcome.kind === 'replayed' || outcome.effect.waits)
-    const waitMs = waits ? outcome.waitMs + marginMs(outcome.waitMs) : 0
+    const waitMs = waits ? about.waitMs + marginMs(about.waitMs) : 0
     const settle = async (): Promise<void> => {
       if (waits) await clock.sleep(committed + waitMs - clock.monotonicMs())
-      if (recordId !== null && !settled) await store.settle(recordId).catch(report)
+      if (recordId !== null && !settled) await store.settle(recordId, clock.monotonicMs() - committed).catch(report)
     }
     // A record is settled when its leases are over, also where nobody waits for that: another instance may, and goes by it.
     if (parts.waitForLease) await settle()
-    else void settle()
+    else inBackground(settle())
 
     // Another rotation may have come in between: a secret that is dead already is not handed out.
-    if (given.secret !== undefined && (await supersededSince(given.key))) throw superseded()
+    if (given.secret !== undefined && !settled && (await supersededSince(given.key))) throw superseded()
     // On the store's clock, as every instant that is told: that of this machine may be wrong.
-    const lastLease = waits && !parts.waitForLease ? Math.ceil(outcome.now + (committed - outcome.askedAt) + waitMs) : undefined
+    const lastLease = waits && !parts.waitForLease ? Math.ceil(about.now + (committed - about.askedAt) + waitMs) : undefined
     const acceptedUntil = Math.max(given.acceptedUntil ?? 0, lastLease ?? 0)
     return {
       key: given.key,
       secret: given.secret,
       rotationSecret: given.rotationSecret,
-      replayed: outcome.kind === 'replayed',
+      replayed: about.replayed,
       acceptedUntil: acceptedUntil === 0 ? undefined : acceptedUntil,
     }
   }
 
-  /**
-   * What has to happen before the transaction, since it takes long: bcrypt never runs while a row is locked. Nothing is decided here that
-   * could change until then: whose secret it is, whose key the target is and whether a key has a rotation secret are settled for ever.
-   */
-  async function prepare(
-    mutation: Mutation,
-    { secret, rotationSecret, ...context }: CommandContext & { rotationSecret?: string },
-  ): Promise<{ presented: Presented | undefined; minted: MintedRotationSecret | undefined }> {
-    const targetId = mutation.target === 'self' ? null : mutation.target
+  /** Whose command it is, and whether its answer is recorded already. Nothing here takes a lock or a comparison of hashes. */
+  async function prepare(mutation: Mutation, command: MutationCommand): Promise<Prepared> {
+    const presented = await presentedBy(mutation, command)
+    const plan = recordPlan(mutation, command, presented)
+    const askedAt = clock.monotonicMs()
+    const answers = await Promise.all(plan.ids.map((id) => readReplays(id)))
+    for (const [index, id] of plan.ids.entries()) {
+      const read = answers[index]?.answer
+      const found = read?.found.filter(({ record }) => record.id === id) ?? []
+      if (read !== undefined && found.length > 0) return { presented, plan, askedAt, recorded: { ...read, found } }
+    }
+    return { presented, plan, askedAt, recorded: undefined }
+  }
+
+  async function presentedBy(mutation: Mutation, { as, rotationSecret }: MutationCommand): Promise<Presented | undefined> {
+    const secret = secretOf(as)
     if (secret === undefined) {
       if (rotationSecret !== undefined) throw new ApiKeyError('invalid_request', 'A rotation secret belongs to the key that presents it.')
       if (mutation.target === 'self') throw new ApiKeyError('invalid_request', 'Only a key has a "self"; name the key by its id.')
-      const found = targetId === null ? undefined : await store.key(targetId)
-      const forbidden = authorise(mutation, undefined, context.operator, found?.key)
-      if (forbidden !== undefined) throw forbidden
-      return { presented: undefined, minted: await mintFor(mutation, found?.key, found?.generation) }
+      return undefined
     }
-    if (!format.wellFormed(secret)) throw invalidKey()
+    if (!format.wellFormed(secret)) throw invalidKey('malformed')
     if (rotationSecret !== undefined && !rotationSecrets.wellFormed(rotationSecret)) throw invalidKey()
     const digest = digestOf(secret)
-    const asked = await leases.look(digest)
-    const hash = asked.found?.generation.rotationSecretHash ?? null
+    const { at, found } = await leases.look(digest)
     // A secret that never was costs no bcrypt, or whoever makes some up could keep it from everybody else; only the time that it takes.
-    if (asked.found === undefined) {
+    if (found === undefined) {
       if (rotationSecret !== undefined) await rotationSecrets.feign(rotationSecret)
-      throw invalidKey()
+      throw invalidKey('unknown')
     }
-    const proven = rotationSecret !== undefined && (await rotationSecrets.matches(rotationSecret, hash))
-    const { key, generation } = asked.found
-    const ended = endedBecause(key, generation, asked.at)
-    if (rotationSecret !== undefined) {
-      if (hash === null && ended !== 'rotated' && ended !== 'expired') {
-        throw new ApiKeyError(
-          'rotation_secret_not_configured',
-          'This key has no rotation secret; rotate it without one, or have it rotated for it.',
-        )
-      }
-      if (!proven) {
-        if (ended === undefined) auditLater('key.rotation_secret_refused', key, context)
-        throw invalidKey()
-      }
-      // Told to nobody but the holder of both credentials.
-      if (ended === 'revoked') throw new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
+    const { key, generation } = found
+    const own = mutation.target === 'self' || mutation.target === key.id
+    return { secret, digest, key, generation, ended: endedBecause(key, generation, at), own }
+  }
+
+  function recordPlan(mutation: Mutation, command: MutationCommand, presented: Presented | undefined): RecordPlan {
+    const { as, idempotencyKey, rotationSecret, retryFrom } = command
+    const operator = operatorOf(as)
+    const principal =
+      presented !== undefined
+        ? presented.key.id
+        : operator === undefined
+          ? 'application'
+          : `operator:${JSON.stringify([operator.issuer, operator.subject])}`
+    const secret = presented?.secret ?? ''
+    const withKey = {
+      principal,
+      windowMs: parts.replayWindowMs,
+      allowanceMs: COMMIT_ALLOWANCE_MS,
+      graceMs: parts.replayGraceMs,
+      withoutKey: false,
     }
-    // Its first use ends the grace period of the secret before it, whatever it is used for.
-    if (ended === undefined && generation.retiresEarlier) await leases.verify(digest)
-    const target = targetId === null ? undefined : targetId === key.id ? asked.found : await store.key(targetId)
-    if (targetId !== null && target?.key.ownerId !== key.ownerId) throw ended === undefined ? notFound() : invalidKey()
-    const about = targetId === null ? asked.found : target
-    const forbidden =
-      ended === undefined ? authorise(mutation, key, undefined, mutation.target === null ? undefined : about?.key) : undefined
+    if (idempotencyKey !== undefined) {
+      return { ...withKey, ids: seals.ids(principal, idempotencyKey), credentials: { secret, rotationSecret, idempotencyKey } }
+    }
+    const credentials = { secret, rotationSecret, idempotencyKey: '', network: retryFrom }
+    const retried = retryFrom !== undefined && presented?.own === true && mutation.name === 'rotate' && mutation.neverReplayed !== true
+    if (!retried) return { ...withKey, ids: [], credentials }
+    // A rotation of a key by itself succeeds once for each secret, so the secret can stand for the Idempotency-Key.
+    const ids = seals.idsWithoutKey(principal, presented.digest)
+    return {
+      ids,
+      principal,
+      credentials,
+      windowMs: Math.min(WITHOUT_KEY_MS, parts.replayWindowMs),
+      allowanceMs: 0,
+      graceMs: 0,
+      withoutKey: true,
+    }
+  }
+
+  /** Gives the recorded answer, or throws why not. */
+  async function replay(mutation: Mutation, command: MutationCommand, prepared: Prepared, recorded: ReplayAnswer): Promise<Done> {
+    const { presented, plan, askedAt } = prepared
+    const [{ record, made } = failed()] = recorded.found
+    const index = plan.ids.indexOf(record.id)
+    // The one thing a dead secret is still good for: the answer of the very mutation that retired it.
+    const dead = presented?.ended !== undefined && !(presented.ended !== 'expired' && presented.generation.retiredBy === record.id)
+    const decision = dead
+      ? invalidKey(presented?.ended)
+      : decideReplay({
+          record,
+          made,
+          now: recorded.at,
+          sameRequest: seals.fingerprint(index, requestOf(mutation, command)) === record.fingerprint,
+          active: presented?.ended === undefined,
+          graceMs: plan.graceMs,
+          allowanceMs: plan.allowanceMs,
+          open: (sealed) => seals.open(index, record, plan.credentials, sealed),
+        })
+    if (decision instanceof ApiKeyError) {
+      const unopened = decision.code === 'invalid_key' || decision.code === 'idempotency_key_spent'
+      if (unopened && presented !== undefined) auditLater('key.replay_refused', presented.key, command, record.id, { keyId: record.keyId })
+      throw decision
+    }
+    if (presented?.own !== true) await mayStill(mutation, command, presented, decision)
+    auditReplay(command, decision.key, record.id, plan)
+    const settled = record.settledAt !== null
+    const waits = !settled && parts.othersHoldLeases()
+    const timing = { waitMs: recorded.waitMs, now: recorded.at, askedAt }
+    return answer(decision, { ...timing, recordId: record.id, committed: clock.monotonicMs(), waits, settled, replayed: true })
+  }
+
+  /** The answer of a change to another key is given only while the caller may still make that change. */
+  async function mayStill(
+    mutation: Mutation,
+    command: MutationCommand,
+    presented: Presented | undefined,
+    given: SealedAnswer,
+  ): Promise<void> {
+    if (presented !== undefined && presented.generation.retiredAt !== null) throw inGrace()
+    const found = mutation.target === null || mutation.target === 'self' ? undefined : await store.key(mutation.target)
+    const forbidden = authorised(mutation, command, presented?.key, found?.key)
     if (forbidden !== undefined) throw forbidden
-    // An expiry can be moved between here and there.
-    const minted = ended === undefined || ended === 'expired' ? await mintFor(mutation, about?.key, about?.generation) : undefined
-    return { presented: { secret, digest, provenHash: proven && hash !== null ? hash : undefined }, minted }
+    const owners = operatorOf(command.as)?.owners
+    // What was done for one owner is not shown to whoever may act for another only.
+    if (owners !== undefined && owners !== 'all' && !owners.includes(given.key.ownerId)) throw notFound()
+  }
+
+  function auditReplay(command: MutationCommand, key: KeyRow, recordId: string, { withoutKey }: RecordPlan): void {
+    if (!withoutKey) {
+      auditLater('key.replayed', key, command, recordId, {})
+      return
+    }
+    report(
+      new ApiKeyError(
+        'retried_without_key',
+        'A rotation without an Idempotency-Key was repeated with the same secret from the same network, and its answer was given again.',
+      ),
+    )
+    inBackground(
+      logged(async (tx, log) => log(event('key.replayed', key, await tx.now(), command, actorOf(command, key), { withoutKey }), key)),
+    )
+  }
+
+  /**
+   * What has to happen before the transaction of a key, since it takes long: bcrypt never runs while a row is locked. Nothing is decided here that
+   * could change until then: whose secret it is, whose key the target is and whether a key has a rotation secret are settled for ever.
+   */
+  async function readyWithKey(mutation: Mutation, command: MutationCommand, presented: Presented): Promise<Ready> {
+    const { key, generation, ended, digest, own } = presented
+    if (ended !== undefined) throw await refusalOfDead(command, presented)
+    if (command.replayOnly === true) throw tooMany()
+    const provenHash = command.rotationSecret === undefined ? undefined : await proven(command, presented, command.rotationSecret)
+    if (generation.firstUsedAt === null) leases.noteFirstUse(digest)
+    if (generation.retiredAt !== null) throw inGrace()
+    // Its first use ends the grace period of the secret before it, whatever it is used for.
+    if (generation.retiresEarlier) await leases.verify(digest)
+    const target = mutation.target === null ? undefined : own ? { key, generation } : await store.key(mutation.target)
+    const forbidden = authorised(mutation, command, key, target?.key)
+    if (forbidden !== undefined) throw forbidden
+    return { provenHash, minted: await mintFor(mutation, target?.key, target?.generation) }
+  }
+
+  async function readyAlone(mutation: Mutation, command: MutationCommand): Promise<Ready> {
+    const target = mutation.target === null ? undefined : await store.key(mutation.target)
+    const forbidden = authorised(mutation, command, undefined, target?.key)
+    if (forbidden !== undefined) throw forbidden
+    if (command.replayOnly === true) throw tooMany()
+    return { provenHash: undefined, minted: await mintFor(mutation, target?.key, target?.generation) }
+  }
+
+  /** The hash of the rotation secret that was presented and fits. */
+  async function proven(command: MutationCommand, { key, generation }: Presented, rotationSecret: string): Promise<string> {
+    const hash = generation.rotationSecretHash
+    if (hash === null) throw rotationSecretNotConfigured()
+    if (await rotationSecrets.matches(rotationSecret, hash)) return hash
+    auditLater('key.rotation_secret_refused', key, command, `rotation secret ${key.id}`, {})
+    throw invalidKey()
+  }
+
+  /** What a secret that is no longer accepted is told, once it is known that it asks for no answer of its own. */
+  async function refusalOfDead({ rotationSecret, origin = {} }: MutationCommand, presented: Presented): Promise<ApiKeyError> {
+    const { digest, ended, generation } = presented
+    if (rotationSecret !== undefined) {
+      const hash = generation.rotationSecretHash
+      if (ended !== 'revoked') await rotationSecrets.feign(rotationSecret)
+      else if (hash === null) return rotationSecretNotConfigured()
+      // Told to nobody but the holder of both credentials.
+      else if (await rotationSecrets.matches(rotationSecret, hash)) {
+        return new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
+      }
+    }
+    inBackground(auditRefusedSecret(digest, origin))
+    return invalidKey(ended)
   }
 
   async function mintFor(
-    { mintsRotationSecret: when = 'never', fingerprint }: Mutation,
+    { mintsRotationSecret: when = 'never' }: Mutation,
     target: KeyRow | undefined,
     generation: GenerationRow | undefined,
   ): Promise<MintedRotationSecret | undefined> {
-    if (when === 'always') {
-      const { environment = 'live' } = (fingerprint ?? {}) as { environment?: 'live' | 'test' }
-      return rotationSecrets.mint(environment)
-    }
+    if (typeof when === 'object') return rotationSecrets.mint(when.start)
     if (when === 'never' || target === undefined || generation === undefined || generation.rotationSecretHash === null) return undefined
-    return rotationSecrets.mint(target.environment)
+    return rotationSecrets.mint(rotationSecrets.startLike(target))
   }
 
   async function transact(
     tx: StoreTransaction,
     log: Log,
     mutation: Mutation,
-    context: Omit<CommandContext, 'idempotencyKey'> & { idempotencyKey: string | undefined; rotationSecret?: string },
-    presented: Presented | undefined,
-    minted: MintedRotationSecret | undefined,
-    arrived: number,
+    command: MutationCommand,
+    { presented, plan }: Prepared,
+    { provenHash, minted }: Ready,
   ): Promise<Outcome> {
-    const { operator, idempotencyKey } = context
-    // Whose secret it is never changes, so this needs no lock. What it is worth does: it is read again below, under the lock.
-    // No filter on status: it would turn a duplicate that waited for its twin into "not found", and lock the client out.
-    const callerId = presented === undefined ? undefined : (await tx.generation(presented.digest))?.keyId
-    if (presented !== undefined && callerId === undefined) return { kind: 'refused', error: invalidKey() }
-    // A key's duplicates queue on its row; an operator has none.
-    if (operator !== undefined && idempotencyKey !== undefined)
-      await tx.lockName(digestOf(JSON.stringify([operator.issuer, operator.subject, idempotencyKey])))
+    // A key's duplicates queue on its row; an operator and the application have none.
+    if (presented === undefined && plan.ids.length > 0) await tx.lockName(`${plan.principal} ${plan.ids[0]}`)
+    const callerId = presented?.key.id
     const targetId = mutation.target === 'self' ? callerId : (mutation.target ?? undefined)
     const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
     const caller = locked.find(({ id }) => id === callerId)
     const target = locked.find(({ id }) => id === targetId)
+    if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return { kind: 'recorded' }
     const generation = presented === undefined ? undefined : await tx.generation(presented.digest)
-    if (presented !== undefined && (caller === undefined || generation === undefined)) return { kind: 'refused', error: invalidKey() }
-    // The hash that was compared before the transaction has to be the one that counts now.
-    if (presented?.provenHash !== undefined && presented.provenHash !== generation?.rotationSecretHash) {
-      return { kind: 'refused', error: invalidKey() }
-    }
     const askedAt = clock.monotonicMs()
     const now = await tx.now()
-    // On the store's clock, and rather too early: what the store's answer took on its way counts for the client.
-    const arrivedAt = now - (clock.monotonicMs() - arrived)
-    const principal = caller?.id ?? (operator === undefined ? undefined : `operator:${JSON.stringify([operator.issuer, operator.subject])}`)
-    const actor =
-      operator !== undefined ? `operator:${operator.subject}@${operator.issuer}` : caller === undefined ? 'system' : `key:${caller.id}`
-
-    const recordIds = principal === undefined || idempotencyKey === undefined ? [] : seals.ids(principal, idempotencyKey)
-    const record = recordIds.length === 0 ? undefined : await tx.replay(recordIds)
-    let active = true
-    if (caller !== undefined && generation !== undefined && presented !== undefined) {
-      const ended = endedBecause(caller, generation, now)
-      active = ended === undefined
-      // The one thing a dead secret is still good for: the answer of the very mutation that retired it.
-      const ownAnswer =
-        record !== undefined && generation.retiredBy === record.id && !(caller.expiresAt !== null && caller.expiresAt <= now)
-      if (!active && !ownAnswer) {
-        if (auditIsDue(presented.digest)) {
-          const details = { generation: generation.generation, reason: ended ?? 'rotated' }
-          await log(event('key.retired_secret_refused', caller, now, context, actor, details), caller)
-        }
-        return { kind: 'refused', error: invalidKey() }
-      }
-      if (active && generation.firstUsedAt === null) leases.noteFirstUse(presented.digest)
-      const guarded = mutation.rotationSecretGuards === true && target?.id === caller.id && generation.rotationSecretHash !== null
-      if (active && guarded && presented.provenHash === undefined) {
-        return {
-          kind: 'refused',
-          error: new ApiKeyError('rotation_secret_required', 'This key has a rotation secret, and needs it to rotate itself.'),
-        }
-      }
+    if (presented !== undefined) {
+      const refusal = refusalOf(mutation, caller, generation, target, provenHash, now)
+      if (refusal !== undefined) return { kind: 'refused', error: refusal }
     }
-
-    const forbidden = authorise(mutation, caller, operator, target)
+    const forbidden = authorised(mutation, command, caller, target)
     if (forbidden !== undefined) return { kind: 'refused', error: forbidden }
 
-    const credentials = { secret: presented?.secret ?? '', rotationSecret: context.rotationSecret, idempotencyKey: idempotencyKey ?? '' }
-    if (record !== undefined) {
-      const index = recordIds.indexOf(record.id)
-      // A duplicate that came in before the first answer went out shares it, however long it queued since, and is not counted.
-      const counted = record.settledAt !== null && record.settledAt < arrivedAt
-      const spent = counted && record.replays >= MAX_REPLAYS
-      const replay = await decideReplay(tx, record, index, credentials, { active, spent, now }, requestOf(mutation, context))
-      if (replay instanceof ApiKeyError) {
-        if (replay.code === 'invalid_key' || replay.code === 'idempotency_key_spent') {
-          await tx.countReplay(record.id, 'refusals')
-          const about = caller ?? target
-          if (about !== undefined && auditIsDue(record.id)) {
-            await log(event('key.replay_refused', about, now, context, actor, { keyId: record.keyId }), about)
-          }
-        }
-        return { kind: 'refused', error: replay }
-      }
-      // What was done for one owner is not shown to whoever may act for another only.
-      if (operator !== undefined && operator.owners !== 'all' && !operator.owners.includes(replay.key.ownerId)) {
-        return { kind: 'refused', error: notFound() }
-      }
-      if (counted) await tx.countReplay(record.id, 'replays')
-      await log(event('key.replayed', replay.key, now, context, actor, {}), replay.key)
-      return { kind: 'replayed', answer: replay, record, waitMs: await tx.waitMs(), now, askedAt }
-    }
-    if (context.replayOnly === true) return { kind: 'refused', error: tooMany() }
-
-    const by = recordIds[0] ?? null
-    const effect = await mutation.apply(tx, { caller, target, presented: presented?.digest ?? null, now, by, minted })
-    if (by !== null && principal !== undefined) {
-      const open = {
-        id: by,
-        callerId: principal,
-        keyId: effect.key.id,
-        generation: effect.secret === undefined ? null : effect.key.generation,
-        fingerprint: seals.fingerprint(0, requestOf(mutation, context)),
-        expiresAt: now + parts.replayWindowMs,
-      }
-      const { key, secret, rotationSecret, acceptedUntil } = effect
-      const sealed = mutation.neverReplayed
-        ? null
-        : seals.seal(open, credentials, JSON.stringify({ key, secret, rotationSecret, acceptedUntil } satisfies Unsealed))
-      await tx.insertReplay({ ...open, sealed, createdAt: now, settledAt: null, replays: 0, refusals: 0 })
-    }
-    for (const { type, key, details } of effect.events) await log(event(type, key, now, context, actor, details), key)
+    const by = plan.ids[0] ?? null
+    const effect = await mutation.apply(tx, { caller, target, now, by, minted })
+    if (by !== null) await tx.insertReplay(recordOf(by, mutation, command, plan, effect, now))
+    const actor = actorOf(command, caller)
+    for (const { type, key, details } of effect.events) await log(event(type, key, now, command, actor, details), key)
     return { kind: 'applied', effect, recordId: by, waitMs: effect.waits ? await tx.waitMs() : 0, now, askedAt }
   }
 
-  /** The recorded answer, or why it is not given. */
-  async function decideReplay(
-    tx: StoreTransaction,
-    record: ReplayRow,
-    index: number,
-    credentials: { secret: string; rotationSecret: string | undefined; idempotencyKey: string },
-    { active, spent, now }: { active: boolean; spent: boolean; now: number },
-    request: RequestShape,
-  ): Promise<SealedAnswer | ApiKeyError> {
-    if (seals.fingerprint(index, request) !== record.fingerprint) {
-      return new ApiKeyError(
-        'idempotency_key_mismatch',
-        'This Idempotency-Key was used for another request; a new request needs a new one.',
-      )
+  /** What the caller's secret is worth under the lock; its key may have been rotated or revoked since it was looked at. */
+  function refusalOf(
+    mutation: Mutation,
+    caller: KeyRow | undefined,
+    generation: GenerationRow | undefined,
+    target: KeyRow | undefined,
+    provenHash: string | undefined,
+    now: number,
+  ): ApiKeyError | undefined {
+    if (caller === undefined || generation === undefined) return invalidKey('unknown')
+    const ended = endedBecause(caller, generation, now)
+    if (ended !== undefined) return invalidKey(ended)
+    if (generation.retiredAt !== null) return inGrace()
+    // The hash that was compared before the transaction has to be the one that counts now.
+    if (provenHash !== undefined && provenHash !== generation.rotationSecretHash) return invalidKey()
+    const guarded = mutation.rotationSecretGuards === true && target?.id === caller.id && generation.rotationSecretHash !== null
+    if (guarded && provenHash === undefined) {
+      return new ApiKeyError('rotation_secret_required', 'This key has a rotation secret, and needs it to rotate itself.')
     }
-    // A live caller must not be told 401: clients delete their key on it.
-    const refusal = active
-      ? new ApiKeyError(
-          'idempotency_key_spent',
-          'What this Idempotency-Key stands for was done, and its answer can no longer be given; use a new one.',
-        )
-      : invalidKey()
-    if (record.generation !== null) {
-      const made = await tx.generationOf(record.keyId, record.generation)
-      if (made === undefined || made.retiredReason === 'rotated') return superseded()
-      const burnt = made.firstUsedAt !== null && made.firstUsedAt + parts.replayGraceMs <= now
-      if (burnt) await tx.eraseReplays(record.keyId, null)
-      if (burnt || made.retiredAt !== null) return refusal
+    return undefined
+  }
+
+  function recordOf(id: string, mutation: Mutation, command: MutationCommand, plan: RecordPlan, effect: Effect, now: number): ReplayRow {
+    const open = {
+      id,
+      callerId: plan.principal,
+      keyId: effect.key.id,
+      generation: effect.secret === undefined ? null : effect.key.generation,
+      fingerprint: seals.fingerprint(0, requestOf(mutation, command)),
+      createdAt: now,
+      windowMs: plan.windowMs,
     }
-    if (record.sealed === null || record.expiresAt <= now || spent) return refusal
-    const opened = seals.open(index, record, credentials, record.sealed)
-    return opened === undefined ? refusal : (JSON.parse(opened) as SealedAnswer)
+    const { key, secret, rotationSecret, acceptedUntil } = effect
+    const sealed = mutation.neverReplayed
+      ? null
+      : seals.seal(open, plan.credentials, JSON.stringify({ key, secret, rotationSecret, acceptedUntil } satisfies Unsealed))
+    return { ...open, sealed, expiresAt: now + plan.windowMs + plan.allowanceMs, settledAt: null }
   }
 
   async function tellCaches(effect: Effect): Promise<void> {
@@ -479,6 +578,20 @@ export function mutations(parts: MutationParts): Mutations {
     }
   }
 
+  async function auditRefusedSecret(digest: string, origin: Origin): Promise<void> {
+    if (!auditIsDue(digest)) return
+    await logged(async (tx, log) => {
+      const generation = await tx.generation(digest)
+      const [key] = generation === undefined ? [] : await tx.lockKeys([generation.keyId])
+      if (generation === undefined || key === undefined) return
+      const now = await tx.now()
+      const reason = endedBecause(key, generation, now)
+      if (reason === undefined) return
+      const details = { generation: generation.generation, reason }
+      await log(event('key.retired_secret_refused', key, now, { origin }, `key:${key.id}`, details), key)
+    })
+  }
+
   /** One transaction, whose lines of the audit trail are told to listeners once they are committed. */
   async function logged<T>(work: (tx: StoreTransaction, log: Log) => Promise<T>): Promise<T> {
     const lines: [EventRow, KeyRow][] = []
@@ -494,50 +607,70 @@ export function mutations(parts: MutationParts): Mutations {
 
   function auditIsDue(subject: string): boolean {
     const last = audited.get(subject)
-    if (last !== undefined && clock.monotonicMs() - last < REFUSAL_AUDIT_MS) return false
+    if (last !== undefined && clock.monotonicMs() - last < AUDIT_MS) return false
     audited.set(subject, clock.monotonicMs())
-    if (audited.size > MAX_REFUSAL_AUDITS) audited.delete(audited.keys().next().value ?? subject)
+    if (audited.size > MAX_AUDITS) audited.delete(audited.keys().next().value ?? subject)
     return true
   }
 
   /** Not awaited: what goes into the trail must not show in the time of an answer. */
-  function auditLater(type: EventType, key: KeyRow, origin: Origin): void {
-    if (!auditIsDue(`${type} ${key.id}`)) return
-    const work = logged(async (tx, log) => log(event(type, key, await tx.now(), origin, `key:${key.id}`, {}), key))
-      .catch(report)
-      .finally(() => behind.delete(work))
-    behind.add(work)
+  function auditLater(type: EventType, key: KeyRow, command: MutationCommand, subject: string, details: JsonObject): void {
+    if (!auditIsDue(`${type} ${subject}`)) return
+    inBackground(logged(async (tx, log) => log(event(type, key, await tx.now(), command, actorOf(command, key), details), key)))
   }
+
+  function inBackground(work: Promise<void>): void {
+    const tracked = work.catch(report).finally(() => behind.delete(tracked))
+    behind.add(tracked)
+  }
+}
+
+/** What was made ready before the transaction. */
+interface Ready {
+  /** The hash that a presented rotation secret was compared with, and fits. */
+  readonly provenHash: string | undefined
+  readonly minted: MintedRotationSecret | undefined
 }
 
 type Log = (row: EventRow, key: KeyRow) => Promise<void>
 type Unsealed = { readonly [name in keyof SealedAnswer]: SealedAnswer[name] | undefined }
 
-/** Who may do what to whom. A foreign key is as unknown as one that does not exist. */
-function authorise(
+function authorised(
   mutation: Mutation,
+  { as, delegation = 'bounded' }: MutationCommand,
   caller: KeyRow | undefined,
-  operator: Operator | undefined,
   target: KeyRow | undefined,
 ): ApiKeyError | undefined {
-  const ownerId = target?.ownerId ?? mutation.ownerId
-  const foreign =
-    operator !== undefined
-      ? operator.owners !== 'all' && (ownerId === undefined || !operator.owners.includes(ownerId))
-      : caller !== undefined && target !== undefined && target.ownerId !== caller.ownerId
-  if (mutation.target !== null && (target === undefined || foreign)) return notFound()
-  const scopes = operator?.scopes ?? caller?.scopes
-  if (scopes === undefined) return undefined
-  if (caller !== undefined && mutation.selfAllowed && target?.id === caller.id) return undefined
-  if (!scopes.includes(WRITE_SCOPE)) return new ApiKeyError('insufficient_scope', `This needs the scope ${WRITE_SCOPE}.`)
-  return foreign ? new ApiKeyError('insufficient_scope', 'This token does not name that owner.') : undefined
+  return authorise({
+    caller,
+    operator: operatorOf(as),
+    target,
+    newOwnerId: mutation.target === null ? (mutation.ownerId ?? caller?.ownerId ?? '') : undefined,
+    after: mutation.reach?.(target),
+    selfAllowed: mutation.selfAllowed,
+    delegation,
+  })
 }
 
-function requestOf(mutation: Mutation, context: Pick<CommandContext, 'request'>): RequestShape {
-  return context.request ?? { method: mutation.name, path: mutation.target ?? '', body: mutation.fingerprint }
+/** `key:<id>`, `operator:<subject>@<issuer>` or `system`, for the audit trail. */
+function actorOf({ as }: MutationCommand, caller: KeyRow | undefined): string {
+  const operator: Operator | undefined = operatorOf(as)
+  if (operator !== undefined) return `operator:${operator.subject}@${operator.issuer}`
+  return as === 'application' || caller === undefined ? 'system' : `key:${caller.id}`
 }
 
-function event(type: EventType, key: KeyRow, at: number, { ip, userAgent }: Origin, actor: string, details: JsonObject): EventRow {
+function requestOf(mutation: Mutation, { request }: Pick<Command, 'request'>): RequestShape {
+  return request ?? { method: mutation.name, path: mutation.target ?? '', body: mutation.fingerprint }
+}
+
+function event(
+  type: EventType,
+  key: KeyRow,
+  at: number,
+  { origin: { ip, userAgent } = {} }: Pick<Command, 'origin'>,
+  actor: string,
+  details: JsonObject,
+): EventRow {
   return {
     id: timeOrderedId(at),
     keyId: key.id,
@@ -578,13 +711,22 @@ export function timeOrderedId(now: number): string {
   return `${time.slice(0, 8)}-${time.slice(8)}-7${sequence.toString(16).padStart(3, '0')}-${tail.slice(0, 4)}-${tail.slice(4)}`
 }
 
-/** One refusal for every credential that is not good: a stranger learns nothing from it. */
-function invalidKey(): ApiKeyError {
-  return new ApiKeyError('invalid_key', 'The API key is not valid.')
-}
-
 function notFound(): ApiKeyError {
   return new ApiKeyError('key_not_found', 'There is no such key.')
+}
+
+function inGrace(): ApiKeyError {
+  return new ApiKeyError(
+    'secret_in_grace',
+    'This secret has been replaced. Until it ends it can be used, but it can change nothing; use the new one.',
+  )
+}
+
+function rotationSecretNotConfigured(): ApiKeyError {
+  return new ApiKeyError(
+    'rotation_secret_not_configured',
+    'This key has no rotation secret; rotate it without one, or have it rotated for it.',
+  )
 }
 
 /** What a request over its limit is told, unless it turns out to ask for an answer that was lost. */
@@ -592,18 +734,16 @@ function tooMany(): ApiKeyError {
   return new ApiKeyError('rate_limited', 'Too many requests; try again later.')
 }
 
+function failed(): never {
+  throw new RangeError('no record was found')
+}
+
 function unanswered(cause: unknown): ApiKeyError {
   return new ApiKeyError(
     'outcome_unknown',
     'The change was made, and its answer could not be. Repeat the request with the same Idempotency-Key.',
-    {
-      cause,
-    },
+    { cause },
   )
-}
-
-function superseded(): ApiKeyError {
-  return new ApiKeyError('rotation_superseded', 'The key has been rotated again since; the secret of this rotation is no longer active.')
 }
 
 function explained(error: ApiKeyError, repeatable: boolean): ApiKeyError {

@@ -2,6 +2,9 @@ import { ApiKeyError } from '../errors.js'
 
 /** Throws `invalid_option` for the first name in `options` that is not in `known`, and says which one was probably meant. */
 export function refuseUnknown(options: object, known: readonly string[], where: string): void {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    throw new ApiKeyError('invalid_option', `${where} takes an object with ${known.join(', ')}.`)
+  }
   for (const name of Object.keys(options)) {
     if (known.includes(name)) continue
     const meant = known.find((other) => distance(name.toLowerCase(), other.toLowerCase()) <= 2)

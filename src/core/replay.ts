@@ -2,14 +2,16 @@ import { createCipheriv, createDecipheriv, createHmac, hkdfSync, randomBytes } f
 import type { ReplayRow } from '../store/store.js'
 
 /** What a record says about itself in the open; the seal breaks when any of it is changed. */
-type SealedContext = Pick<ReplayRow, 'id' | 'callerId' | 'keyId' | 'generation' | 'fingerprint' | 'expiresAt'>
+type SealedContext = Pick<ReplayRow, 'id' | 'callerId' | 'keyId' | 'generation' | 'fingerprint' | 'createdAt' | 'windowMs'>
 
 /** What a retry has to bring along to open a record. None of it is ever stored. */
-interface SealCredentials {
-  /** Empty for an operator, whose token is another one at each retry. */
+export interface SealCredentials {
+  /** Empty for the application, and for an operator, whose token is another one at each retry. */
   readonly secret: string
   readonly rotationSecret?: string | undefined
+  /** Empty where the request has none, and comes from `network` instead. */
   readonly idempotencyKey: string
+  readonly network?: string | undefined
 }
 
 /** A request as the fingerprint sees it. Never holds `Authorization`. */
@@ -24,6 +26,8 @@ export interface RequestShape {
 export interface Seals {
   /** The id of the record of this caller and Idempotency-Key under each server secret, the current one first. */
   ids(callerId: string, idempotencyKey: string): readonly string[]
+  /** The same for a rotation without an Idempotency-Key, for which the digest of the presented secret stands; never an id that `ids` gives. */
+  idsWithoutKey(callerId: string, digest: string): readonly string[]
   /** The fingerprint of a request under the server secret that made the record id with this index. */
   fingerprint(index: number, request: RequestShape): string
   seal(context: SealedContext, credentials: SealCredentials, answer: string): string
@@ -31,7 +35,7 @@ export interface Seals {
   open(index: number, context: SealedContext, credentials: SealCredentials, sealed: string): string | undefined
 }
 
-const VERSION = 'express-api-keys/replay/v1'
+const VERSION = 'express-api-keys/replay/v2'
 const SALT_BYTES = 32
 const IV_BYTES = 12
 const TAG_BYTES = 16
@@ -59,6 +63,9 @@ export function replaySeals(serverSecrets: readonly Uint8Array[]): Seals {
     // Not over the route or the target: one Idempotency-Key means one request of one caller, whatever its path. A reuse for
     // another path or body is found, and refused by the fingerprint.
     ids: (callerId, idempotencyKey) => masters.map(({ id }) => hmac(id, [callerId, idempotencyKey])),
+
+    // Three parts, where `ids` has two: no Idempotency-Key can be chosen that names such a record.
+    idsWithoutKey: (callerId, digest) => masters.map(({ id }) => hmac(id, ['without Idempotency-Key', callerId, digest])),
 
     fingerprint: (index, { method, path, query, body }) =>
       hmac(master(index).fingerprint, [method, path, query ?? '', canonicalJson(body)]),
@@ -102,8 +109,8 @@ export function hmac(key: Uint8Array, parts: readonly string[]): string {
 }
 
 function sealingKey(serverSecret: Uint8Array, context: SealedContext, credentials: SealCredentials, salt: Uint8Array): Uint8Array {
-  const { secret, rotationSecret, idempotencyKey } = credentials
-  const material = lengthPrefixed([serverSecret, secret, idempotencyKey, ...(rotationSecret === undefined ? [] : [rotationSecret])])
+  const { secret, rotationSecret = '', idempotencyKey, network = '' } = credentials
+  const material = lengthPrefixed([serverSecret, secret, idempotencyKey, rotationSecret, network])
   const info = lengthPrefixed([VERSION, context.id, context.keyId, String(context.generation)])
   return new Uint8Array(hkdfSync('sha256', material, salt, info, 32))
 }
@@ -116,7 +123,8 @@ function associatedData(context: SealedContext): Buffer {
     context.keyId,
     String(context.generation),
     context.fingerprint,
-    String(context.expiresAt),
+    String(context.createdAt),
+    String(context.windowMs),
   ])
 }
 

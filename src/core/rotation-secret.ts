@@ -1,4 +1,4 @@
-import type { Environment } from '../store/store.js'
+import type { KeyRow } from '../store/store.js'
 import type { Clock } from './clock.js'
 import { type SecretFormat, secretFormat } from './secret.js'
 import { semaphore } from './semaphore.js'
@@ -11,7 +11,11 @@ export interface MintedRotationSecret {
 
 /** Makes and checks rotation secrets: the second factor of a key that rotates itself. */
 export interface RotationSecrets {
-  mint(environment: Environment): Promise<MintedRotationSecret>
+  /** What a new key's rotation secrets begin with. */
+  startFor: SecretFormat['startFor']
+  /** The same for a key that exists: its rotation secrets have the form of its secrets. */
+  startLike(key: Pick<KeyRow, 'secretStart' | 'environment'>): string
+  mint(start: string): Promise<MintedRotationSecret>
   /** Whether a rotation secret is the one of this hash. Without a hash it takes as long, and is false. */
   matches(rotationSecret: string, hash: string | null): Promise<boolean>
   /** Takes as long as `matches` has taken lately, and fails as often, without the work: for a request that has nothing to compare with. */
@@ -38,8 +42,10 @@ export function rotationSecrets(environmentInSecret: boolean, clock: Clock): Rot
   const inTurn = semaphore(AT_ONCE, MAX_QUEUED, 'More rotation secrets are waiting to be checked than can be.')
 
   return {
-    async mint(environment) {
-      const { secret } = format.mint(environment)
+    startFor: format.startFor,
+    startLike: ({ secretStart, environment }) => (secretStart.endsWith(`_${environment}_`) ? `rot_${environment}_` : 'rot_'),
+    async mint(start) {
+      const { secret } = format.mint(start)
       const { default: bcrypt } = await import('bcrypt')
       return { rotationSecret: secret, hash: await inTurn(() => bcrypt.hash(secret, COST)) }
     },

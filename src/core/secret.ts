@@ -12,9 +12,12 @@ export interface MintedSecret {
   readonly last4: string
 }
 
-/** Makes and recognises secrets: `<prefix>_<env>_<43 base62 characters><6 base62 characters of CRC-32>`. */
+/** Makes and recognises secrets: `<prefix>_<env>_<43 base62 characters><6 base62 characters of CRC-32>`, with the environment or without. */
 export interface SecretFormat {
-  mint(environment: Environment): MintedSecret
+  /** What a new key's secrets begin with. */
+  startFor(environment: Environment): string
+  /** `start` is what the secret begins with, before its random part. */
+  mint(start: string): MintedSecret
   /** Whether a string has the shape and checksum of a secret. No hash, no I/O, nothing kept. */
   wellFormed(candidate: string): boolean
 }
@@ -26,24 +29,27 @@ const CHECKSUM_LENGTH = 6
 const TAIL = RANDOM_LENGTH + CHECKSUM_LENGTH
 const BASE62 = /^[0-9A-Za-z]+$/
 
-/** `prefix` and `environmentInSecret` as in `ApiKeysOptions`, already validated. */
-export function secretFormat(prefix: string, environmentInSecret: boolean): SecretFormat {
-  const start = (environment: Environment): string => (environmentInSecret ? `${prefix}_${environment}_` : `${prefix}_`)
-  // `live` and `test` have one length, so every secret of an instance has one length too.
-  const length = start('live').length + TAIL
-  const starts = [...new Set([start('live'), start('test')])]
+/** `prefix`, `environmentInSecret` and `acceptedPrefixes` as in `ApiKeysOptions`, already validated. */
+export function secretFormat(prefix: string, environmentInSecret: boolean, acceptedPrefixes: readonly string[] = []): SecretFormat {
+  const starts = [...new Set([prefix, ...acceptedPrefixes])].flatMap((known) => [`${known}_live_`, `${known}_test_`, `${known}_`])
 
   return {
-    mint(environment) {
-      const body = start(environment) + base62(BigInt(`0x${randomBytes(32).toString('hex')}`), RANDOM_LENGTH)
+    startFor: (environment) => (environmentInSecret ? `${prefix}_${environment}_` : `${prefix}_`),
+    mint(start) {
+      const body = start + base62(BigInt(`0x${randomBytes(32).toString('hex')}`), RANDOM_LENGTH)
       const secret = body + checksum(body)
-      return { secret, digest: digestOf(secret), start: start(environment), last4: secret.slice(-4) }
+      return { secret, digest: digestOf(secret), start, last4: secret.slice(-4) }
     },
     wellFormed(candidate) {
-      if (candidate.length !== length || !starts.some((known) => candidate.startsWith(known))) return false
-      if (!BASE62.test(candidate.slice(-TAIL))) return false
-      return crc32(candidate.slice(0, -CHECKSUM_LENGTH)) === base62Value(candidate, length - CHECKSUM_LENGTH)
+      if (!startsWell(candidate) || !BASE62.test(candidate.slice(-TAIL))) return false
+      return crc32(candidate.slice(0, -CHECKSUM_LENGTH)) === base62Value(candidate, candidate.length - CHECKSUM_LENGTH)
     },
+  }
+
+  function startsWell(candidate: string): boolean {
+    const length = candidate.length - TAIL
+    for (const start of starts) if (start.length === length && candidate.startsWith(start)) return true
+    return false
   }
 }
 

@@ -1,3 +1,4 @@
+import { clearInterval, clearTimeout, setInterval, setTimeout } from '../real-time.js'
 import type { KeyUse, Store } from '../store/store.js'
 import type { Origin } from './api-keys.js'
 import type { Clock } from './clock.js'

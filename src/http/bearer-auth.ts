@@ -1,12 +1,13 @@
-import { isIP } from 'node:net'
 import type { NextFunction, Request, RequestHandler, Response } from 'express'
-import type { ApiKeys, Origin, Verified, VerifyResult } from '../core/api-keys.js'
+import type { ApiKeys, Verified, VerifyResult } from '../core/api-keys.js'
+import { hasScope } from '../core/authorise.js'
 import type { ApiKey } from '../core/key.js'
 import { integerOption, refuseUnknown } from '../core/options.js'
+import { invalidKey } from '../core/replay-decision.js'
 import { ApiKeyError } from '../errors.js'
 import { bearerSecret } from './credential.js'
 import { DEFAULT_FAILURES_PER_MINUTE, failureGuard } from './limit.js'
-import { refuse } from './problem.js'
+import { originOf, refuse } from './problem.js'
 import { setApiKey } from './request.js'
 
 declare global {
@@ -19,7 +20,10 @@ declare global {
 }
 
 export interface BearerAuthOptions {
-  /** The scope that the key must have, or several that it must have all of. Default none. */
+  /**
+   * The scope that the key must have, or several that it must have all of. A key's `reports:*` covers `reports:read`, and its `*` covers all but
+   * `api_keys:admin`. Default none.
+   */
   scope?: string | readonly string[]
   /** Names the protected space in challenges (RFC 9110 §11.5). Default `api`. */
   realm?: string
@@ -45,6 +49,9 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
   if (typeof keys?.peek !== 'function')
     throw new ApiKeyError('invalid_option', 'bearerAuth takes what createApiKeys returned as its first argument.')
   refuseUnknown(options, ['scope', 'realm', 'failuresPerMinute', 'deprecation'], 'bearerAuth')
+  if ('scope' in options && options.scope === undefined) {
+    throw new ApiKeyError('invalid_option', 'scope is undefined, which would let every key in. Leave it out if that is meant.')
+  }
   const scopes = scopeOption(options.scope)
   const realm = realmOption(options.realm)
   const scope = scopes.join(' ')
@@ -62,11 +69,12 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
       known = keys.peek(secret)
       if (known !== undefined) enter(req, res, secret, known)
     } catch (error) {
-      refuse(keys, res, error, { realm, scope })
+      refuse(keys, req, res, error, { realm, scope })
       return
     }
     if (known !== undefined) next()
-    else void askAndEnter(req, res, next, secret)
+    // Were it to fail, that came from next() or from what answers.
+    else askAndEnter(req, res, next, secret).catch(next)
   }
 
   async function askAndEnter(req: Request, res: Response, next: NextFunction, secret: string): Promise<void> {
@@ -76,7 +84,7 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
       if (blockedFor !== undefined) throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')
       await ask(req, res, secret)
     } catch (error) {
-      refuse(keys, res, error, { realm, scope, retryAfterSeconds: blockedFor })
+      refuse(keys, req, res, error, { realm, scope, retryAfterSeconds: blockedFor })
       return
     }
     next()
@@ -97,19 +105,14 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
   function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
     if (!result.ok && (result.reason === 'rotated' || result.reason === 'revoked')) keys.refused(secret, originOf(req))
     // One answer for every bad key: whether it ever was one is nobody's business.
-    if (!result.ok) throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+    if (!result.ok) throw invalidKey(result.reason)
     for (const wanted of scopes) {
-      if (!result.key.scopes.includes(wanted)) throw new ApiKeyError('insufficient_scope', `This needs the scope ${scope}.`)
+      if (!hasScope(result.key.scopes, wanted)) throw new ApiKeyError('insufficient_scope', `This needs the scope ${scope}.`)
     }
     setApiKey(req, result.key)
     if (result.grace !== undefined) announceEnd(res, result.grace, deprecation)
     keys.used(result.key.id, () => originOf(req))
   }
-}
-
-/** For the audit trail and the last use. Where every proxy is trusted, `req.ip` is whatever a client wrote, and not always an address. */
-export function originOf(req: Request): Origin {
-  return { ip: req.ip !== undefined && isIP(req.ip) > 0 ? req.ip : undefined, userAgent: req.headers['user-agent'] }
 }
 
 /** Tells a client that goes on with the secret of before a rotation. @see RFC 9745 §2, RFC 8594 §3 */

@@ -1,20 +1,21 @@
 import { randomUUID } from 'node:crypto'
 import express, { type ErrorRequestHandler, type Request, type RequestHandler, type Response, type Router } from 'express'
-import type { ApiKeys, CommandContext, IssuedKey, Operator, RotateOptions } from '../core/api-keys.js'
+import type { Actor, ApiKeys, Command, MutationResult, Operator, RotateOptions } from '../core/api-keys.js'
+import { hasScope, READ_SCOPE, WRITE_SCOPE } from '../core/authorise.js'
 import { type ApiKey, type CreateInput, isKeyId, type KeyChanges } from '../core/key.js'
-import { WRITE_SCOPE } from '../core/mutation.js'
 import { refuseUnknown } from '../core/options.js'
+import { invalidKey } from '../core/replay-decision.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
-import { announceEnd, failuresOption, originOf } from './bearer-auth.js'
+import { announceEnd, failuresOption } from './bearer-auth.js'
 import type { Answers, Contract, Route } from './contract.js'
 import { contracts } from './contracts.js'
 import { bearerSecret, headerValues, MAX_TOKEN_LENGTH } from './credential.js'
 import { readIdempotencyKey } from './idempotency-key.js'
-import { DEFAULT_LIMIT, failureGuard, network, type RouteBuckets, routeBuckets } from './limit.js'
+import { type Bucket, DEFAULT_LIMIT, failureGuard, network, routeBucket } from './limit.js'
 import { openApiDocument } from './openapi.js'
 import type { Operators } from './operator-jwt.js'
-import { type FailureContext, failureStatus, refuse } from './problem.js'
+import { type FailureContext, failureStatus, originOf, refuse } from './problem.js'
 
 export interface KeyRouterOptions {
   /** The wire shape to serve. Default `contracts.standard`. */
@@ -27,16 +28,23 @@ export interface KeyRouterOptions {
   limits?: boolean
   /** As in `bearerAuth`. */
   failuresPerMinute?: number | false
+  /**
+   * Whether a key that rotates itself without an Idempotency-Key can repeat the request with its dead secret and get the same answer: from the same network
+   * (IPv4 address or IPv6 /56), for 60 s at most, until the new secret is first used, never in an emergency. The price: whoever holds the old secret in the
+   * same network can do so too. Needs a `trust proxy` setting that fits. Default: only where a rotation secret is presented as well.
+   */
+  retryWithoutKey?: boolean
 }
 
-/** The scope that lets a key see the keys of its owner. */
-const READ_SCOPE = 'api_keys:read'
 const MAX_BODY_BYTES = 16 * 1024
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
 /** Nor one that could hold a secret, which would come back with the answer and lie in every log that the id is for. */
 const SANE_REQUEST_ID = /^(?!.*\w{49})[A-Za-z0-9._-]{1,128}$/
 /** What may be quoted of a body: too short for a secret that ended up on the wrong side of a colon. */
 const FIELD_NAME = /^\w{1,32}$/
+
+/** A client that is over a limit, and may be asking for an answer that is about to be there, is not sent away for longer than answers last. */
+const LONGEST_REPETITION_WAIT_SECONDS = 30
 
 type Caller = { readonly secret: string } | { readonly operator: Operator }
 
@@ -47,8 +55,8 @@ type Caller = { readonly secret: string } | { readonly operator: Operator }
 export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router {
   if (typeof keys?.rotate !== 'function')
     throw new ApiKeyError('invalid_option', 'keyRouter takes what createApiKeys returned as its first argument.')
-  refuseUnknown(options, ['contract', 'realm', 'operators', 'limits', 'failuresPerMinute'], 'keyRouter')
-  const { contract = contracts.standard, realm = 'api', limits = true, operators } = options
+  refuseUnknown(options, ['contract', 'realm', 'operators', 'limits', 'failuresPerMinute', 'retryWithoutKey'], 'keyRouter')
+  const { contract = contracts.standard, realm = 'api', limits = true, operators, retryWithoutKey } = options
   if (!Array.isArray(contract?.routes)) throw new ApiKeyError('invalid_option', 'contract must be a contract, such as contracts.standard.')
   if (operators !== undefined && (typeof operators.authenticate !== 'function' || contract.operators !== true)) {
     throw new ApiKeyError(
@@ -57,8 +65,14 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     )
   }
   if (typeof limits !== 'boolean') throw new ApiKeyError('invalid_option', 'limits must be true or false.')
+  if (retryWithoutKey !== undefined && typeof retryWithoutKey !== 'boolean') {
+    throw new ApiKeyError('invalid_option', 'retryWithoutKey must be true or false.')
+  }
   const maxFailures = failuresOption(options.failuresPerMinute)
   const guard = failureGuard(keys)
+  /** Requests that can be repeated, while they are under way here: a repetition waits for its twin, and then finds the answer. */
+  const underWay = new Map<string, Promise<void>>()
+  let misplacedTold = false
   const router = express.Router()
   router.get('/openapi.json', (req, res) => {
     res.json(openApiDocument(contract, req.baseUrl))
@@ -72,6 +86,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     if (error instanceof URIError)
       refuse(
         keys,
+        req,
         res,
         new ApiKeyError('invalid_request', 'The path is not well-formed.'),
         { realm, requestId: requestId(req, res) },
@@ -84,58 +99,111 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const scope = route.method === 'get' ? READ_SCOPE : WRITE_SCOPE
     const limited = limits && route.method !== 'get' ? (route.limit ?? DEFAULT_LIMIT) : undefined
     const name = `${contract.name}-${route.method}${route.path.replaceAll(/[^A-Za-z]+/g, '-')}`
-    const buckets = limited && { ...routeBuckets(keys, name, limited), by: limited.by }
+    const limit = limited && { bucket: routeBucket(keys, name, limited), by: limited.by }
     return function serveKeys(req, res) {
       const said: FailureContext & { retryAfterSeconds?: number } = { realm, scope, requestId: requestId(req, res) }
-      answer(route, buckets, req, res, said).catch((error: unknown) => {
-        refuse(keys, res, error, said, (told, request) => contract.failure(told, request))
+      // Begun before anything is awaited: who reads the body first in another turn of the event loop gets all of it.
+      const body = settled(route.method === 'get' ? Promise.resolve({}) : readBody(req, res, route.fields ?? []))
+      answer(route, limit, req, res, body, said).catch((error: unknown) => {
+        refuse(keys, req, res, error, said, (told, request) => contract.failure(told, request))
       })
     }
   }
 
   async function answer(
     route: Route,
-    buckets: (RouteBuckets & { by: 'ip' | 'credential' }) | undefined,
+    limit: RouteLimit | undefined,
     req: Request,
     res: Response,
+    reading: Promise<Attempt<object>>,
     said: { retryAfterSeconds?: number },
   ): Promise<void> {
     // Limits first, then all that can be refused without I/O, then the credential, then the rest.
     const found = attempt(() => callerOf(req))
-    const mayReplay = headerValues(req, 'idempotency-key')[0]
-    // Whoever may be asking for an answer that was lost is not held up here, or a flood from beside a client could lock it out; the limits hold it.
-    if ('value' in found && mayReplay === undefined) refuseFlood(found.value, req, said)
+    const body = await reading
+    warnIfGuarded(req)
+    const again = repetition(route, req, found, body)
+    if (again === undefined) {
+      if ('value' in found) refuseFlood(found.value, req, said)
+      return limitAndCarryOut(route, limit, req, res, found, body, undefined, said)
+    }
+    // Whoever may be asking for an answer that was lost is not held up here, or a flood from beside a client could lock it out.
+    for (let twin = underWay.get(again.name); twin !== undefined; twin = underWay.get(again.name)) await twin
+    const work = limitAndCarryOut(route, limit, req, res, found, body, again, said)
+    const ended = work.then(
+      () => {},
+      () => {},
+    )
+    underWay.set(again.name, ended)
+    try {
+      await work
+    } finally {
+      if (underWay.get(again.name) === ended) underWay.delete(again.name)
+    }
+  }
+
+  async function limitAndCarryOut(
+    route: Route,
+    limit: RouteLimit | undefined,
+    req: Request,
+    res: Response,
+    found: Attempt<Caller>,
+    body: Attempt<object>,
+    again: Repetition | undefined,
+    said: { retryAfterSeconds?: number },
+  ): Promise<void> {
     let takeBack = async (): Promise<void> => {}
     let replayOnly = false
-    if (buckets !== undefined) {
-      const name = buckets.by === 'ip' || !('value' in found) ? network(req) : nameOf(found.value)
-      takeBack = () => buckets.requests.takeBack(name)
-      const { within, retryAfterSeconds } = await buckets.requests.hit(req, res, name)
-      said.retryAfterSeconds = retryAfterSeconds
-      if (!within) {
-        // Whoever asks for an answer that was lost is not to be locked out by having asked too often; whoever asks for anything else gets nothing.
-        const who = 'value' in found && mayReplay !== undefined ? nameOf(found.value) : undefined
-        if (who === undefined || !(await buckets.replays.hit(req, res, digestOf(`${who} ${mayReplay}`))).within) throw tooMany()
-        // Taken back from whoever finds what it asks for.
-        const seeker = `${network(req)} ${who}`
-        if (!(await buckets.misses.hit(req, res, seeker)).within) throw tooMany()
-        takeBack = async () => {
-          await buckets.misses.takeBack(seeker)
-          await buckets.requests.takeBack(name)
-        }
-        replayOnly = true
-      }
+    if (limit !== undefined) {
+      const name = limit.by === 'ip' || !('value' in found) ? network(req) : nameOf(found.value)
+      takeBack = () => limit.bucket.takeBack(name)
+      const { within, retryAfterSeconds } = await limit.bucket.hit(req, res, name)
+      // Whoever asks for an answer that was lost is not to be locked out by having asked too often; whoever asks for anything else gets nothing.
+      replayOnly = !within
+      said.retryAfterSeconds = again === undefined ? retryAfterSeconds : Math.min(retryAfterSeconds, LONGEST_REPETITION_WAIT_SECONDS)
+      if (replayOnly && again === undefined) throw tooMany()
     }
     try {
-      await carryOut(route, found, req, res, { replayOnly, takeBack })
+      await carryOut(route, found, req, res, body, { replayOnly, takeBack, retryFrom: again?.retryFrom })
     } catch (error) {
       if ('value' in found && error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
       const serverSide = !(error instanceof ApiKeyError) || failureStatus(error.code) >= 500
-      // A request that found the store away is to be repeated, and is not held against whoever repeats it.
+      // What the server's own trouble cost is given back: a request that found the store away is to be repeated.
       if (serverSide) await takeBack()
       if (!replayOnly || serverSide) throw error
       throw tooMany(error)
     }
+  }
+
+  /** What makes a request one that can be repeated: its Idempotency-Key or, where that may stand for it, its dead secret and its network. */
+  function repetition(route: Route, req: Request, found: Attempt<Caller>, body: Attempt<object>): Repetition | undefined {
+    if (route.method === 'get' || !('value' in found) || !('value' in body)) return undefined
+    const [idempotencyKey] = headerValues(req, 'idempotency-key')
+    const retryFrom = idempotencyKey === undefined ? retryNetwork(route, req, body.value) : undefined
+    if (idempotencyKey === undefined && retryFrom === undefined) return undefined
+    const parts = [req.method, req.originalUrl, found.value, idempotencyKey, retryFrom, body.value]
+    return { name: digestOf(JSON.stringify(parts)), retryFrom }
+  }
+
+  /** The network that a rotation may be repeated from without an Idempotency-Key; undefined where it may not. */
+  function retryNetwork(route: Route, req: Request, body: object): string | undefined {
+    const { emergency, rotationSecret } = body as { emergency?: unknown; rotationSecret?: unknown }
+    const allowed = retryWithoutKey ?? typeof rotationSecret === 'string'
+    if (!allowed || route.action !== 'rotate' || emergency === true || hidesItsClients(req)) return undefined
+    const from = network(req)
+    return from === 'unknown' ? undefined : from
+  }
+
+  /** Where the guard stands first, the one request that matters most never gets here: the retry with the dead key. */
+  function warnIfGuarded(req: Request): void {
+    if (misplacedTold || req.apiKey === undefined) return
+    misplacedTold = true
+    keys.report(
+      new ApiKeyError(
+        'invalid_option',
+        'bearerAuth stands before keyRouter, so a client that repeats a rotation with its dead key is refused. Mount keyRouter first.',
+      ),
+    )
   }
 
   async function carryOut(
@@ -143,7 +211,8 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     found: Attempt<Caller>,
     req: Request,
     res: Response,
-    { replayOnly, takeBack }: { replayOnly: boolean; takeBack: () => Promise<void> },
+    read: Attempt<object>,
+    { replayOnly, takeBack, retryFrom }: { replayOnly: boolean; takeBack: () => Promise<void>; retryFrom: string | undefined },
   ): Promise<void> {
     const { requires = [] } = route
     // Where a second secret is asked for, whether it is there is looked at before whether the first one is any good.
@@ -152,7 +221,8 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const idempotencyKey = reads ? undefined : readIdempotencyKey(req, requires.includes('idempotencyKey'))
     const [id] = Object.values(req.params)
     if (id !== undefined && (typeof id !== 'string' || !isKeyId(id))) throw new ApiKeyError('key_id_invalid', 'A key id must be a UUID.')
-    const body = reads ? {} : await readBody(req, res, route.fields ?? [])
+    if (!('value' in read)) throw read.error
+    const body = read.value
     const { rotationSecret } = body as { rotationSecret?: unknown }
     if (requires.includes('rotationSecret') && (typeof rotationSecret !== 'string' || rotationSecret === '')) {
       throw new ApiKeyError('rotation_secret_missing', 'Send the rotation secret in the body, as "rotationSecret".')
@@ -161,14 +231,13 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const caller = found.value
 
     const [path = '', query] = splitOnce(req.originalUrl, '?')
-    const { ip, userAgent } = originOf(req)
-    const context: CommandContext = {
-      ...caller,
+    const command: Command = {
+      as: caller satisfies Actor,
       ...(idempotencyKey === undefined ? {} : { idempotencyKey }),
       request: { method: req.method, path, ...(query === undefined ? {} : { query }), body: withoutSecrets(body) },
       ...(replayOnly ? { replayOnly } : {}),
-      ...(ip === undefined ? {} : { ip }),
-      ...(userAgent === undefined ? {} : { userAgent }),
+      origin: originOf(req),
+      delegation: contract.delegation ?? 'bounded',
     }
     const target = id === undefined ? {} : { id: id as string }
     // Asked also beforehand: a key that rotates itself is no longer known by the secret it came with.
@@ -178,25 +247,26 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
         const { ownerId: named, ...fields } = body as Omit<CreateInput, 'ownerId'> & { ownerId?: string }
         const ownerId = ownerOf(caller, named)
         // The owner that a token names is part of the request, also where the body leaves it to the token.
-        const request = { ...context.request, method: req.method, path, body: { ...body, ownerId } }
-        return give(await keys.create({ ...fields, ownerId }, { ...context, request }))
+        const request = { ...command.request, method: req.method, path, body: { ...body, ownerId } }
+        return give(await keys.create({ ...fields, ...(ownerId === undefined ? {} : { ownerId }), ...command, request }))
       }
       case 'rotate': {
         const { identity = 'same', caller: allowed, rotatesRotationSecret = false } = route
         const how = { identity, scopeRequired: allowed === 'writer', keepRotationSecret: !rotatesRotationSecret }
-        return give(await keys.rotate({ ...(body as RotateOptions), ...context, ...target, ...how }))
+        const retry = retryFrom === undefined ? {} : { retryFrom }
+        return give(await keys.rotate({ ...(body as RotateOptions), ...command, ...target, ...how, ...retry }))
       }
       case 'revoke':
-        return give(await keys.revoke({ ...context, ...target, ...(body as { reason?: string }) }))
+        return give(await keys.revoke({ ...command, ...target, ...(body as { reason?: string }) }))
       case 'update':
-        return give(await keys.update({ ...context, ...target, changes: body as KeyChanges }))
+        return give(await keys.update({ ...command, ...target, changes: body as KeyChanges }))
       case 'get':
         return give(await visible(caller, id as string, req, res))
       case 'list': {
         const { ownerId, ...page } = pageOf(req, contract.operators === true ? ['ownerId'] : [])
         const reader = await readerOf(caller, req, res)
         const named = ownerOf(caller, ownerId)
-        return give(await keys.list({ ownerId: reader ?? named, ...page }))
+        return give(await keys.list({ ownerId: reader ?? named ?? '', ...page }))
       }
       case 'events': {
         const page = pageOf(req, [])
@@ -208,7 +278,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     async function give(result: Answers[Route['action']]): Promise<void> {
       const used = usedBefore ?? familiar(caller)
       if (used !== undefined) keys.used(used, () => originOf(req))
-      if ((result as IssuedKey).replayed === true) await takeBack()
+      if ((result as MutationResult).replayed === true) await takeBack()
       send(keys, route, res, result)
     }
   }
@@ -217,7 +287,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const token = bearerSecret(req, contract.bareToken, operators === undefined ? undefined : MAX_TOKEN_LENGTH)
     if (keys.wellFormed(token)) return { secret: token }
     if (operators !== undefined && JWT.test(token)) return { operator: operators.authenticate(token) }
-    throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+    throw invalidKey('malformed')
   }
 
   /**
@@ -246,7 +316,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   async function readerOf(caller: Caller, req: Request, res: Response): Promise<string | undefined> {
     const scopes = 'operator' in caller ? caller.operator.scopes : undefined
     const key = 'secret' in caller ? await callerKey(caller.secret, req, res) : undefined
-    if (!(scopes ?? key?.scopes ?? []).includes(READ_SCOPE))
+    if (!hasScope(scopes ?? key?.scopes ?? [], READ_SCOPE))
       throw new ApiKeyError('insufficient_scope', `This needs the scope ${READ_SCOPE}.`)
     return key?.ownerId
   }
@@ -264,7 +334,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const result = await keys.verify(secret)
     if (!result.ok) {
       if (result.reason === 'rotated' || result.reason === 'revoked') keys.refused(secret, originOf(req))
-      throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+      throw invalidKey(result.reason)
     }
     if (result.grace !== undefined) announceEnd(res, result.grace, false)
     if (!result.live()) throw new ApiKeyError('store_unavailable', 'No verdict came back in time to be relied on.')
@@ -285,6 +355,24 @@ function tooMany(cause?: unknown): ApiKeyError {
   return new ApiKeyError('rate_limited', 'Too many requests; try again later.', { cause })
 }
 
+/** A request that can be repeated, by all that it is; `retryFrom` where it has no Idempotency-Key. */
+interface Repetition {
+  readonly name: string
+  readonly retryFrom: string | undefined
+}
+
+interface RouteLimit {
+  readonly bucket: Bucket
+  readonly by: 'ip' | 'credential'
+}
+
+/** Whether a proxy stands before this application that it does not know of: every client then seems to come from one place. */
+function hidesItsClients(req: Request): boolean {
+  const forwarded = req.headers['x-forwarded-for'] !== undefined || req.headers.forwarded !== undefined
+  const trusts = req.app.get('trust proxy fn') as ((address: string | undefined, hop: number) => boolean) | undefined
+  return forwarded && trusts?.(req.socket.remoteAddress, 0) !== true
+}
+
 type Attempt<T> = { readonly value: T } | { readonly error: unknown }
 
 function attempt<T>(work: () => T): Attempt<T> {
@@ -295,11 +383,19 @@ function attempt<T>(work: () => T): Attempt<T> {
   }
 }
 
+/** The same for what is under way; it never rejects. */
+function settled<T>(work: Promise<T>): Promise<Attempt<T>> {
+  return work.then(
+    (value) => ({ value }),
+    (error: unknown) => ({ error }),
+  )
+}
+
 /** The owner that an operator is about: the one it names, or else its only one. A key's is its own, and said by nobody. */
-function ownerOf(caller: Caller, named: unknown): string {
+function ownerOf(caller: Caller, named: unknown): string | undefined {
   if (!('operator' in caller)) {
     if (named !== undefined) throw new ApiKeyError('invalid_request', 'ownerId is for operators; a key acts for its own owner.')
-    return ''
+    return undefined
   }
   const { owners } = caller.operator
   const [only, ...more] = owners === 'all' ? [] : owners
@@ -318,10 +414,15 @@ function withoutSecrets(body: object): object {
 }
 
 function send<R extends Route>(keys: ApiKeys, route: R, res: Response, answer: Answers[R['action']]): void {
-  let body: string
   try {
     // The route's action and its success agree by the type of Route; the compiler loses sight of that inside a switch.
-    body = JSON.stringify((route.success as (answer: Answers[R['action']]) => object)(answer))
+    const body = JSON.stringify((route.success as (answer: Answers[R['action']]) => object)(answer))
+    const { replayed } = answer as { replayed?: boolean }
+    if (replayed === true) res.setHeader('Idempotent-Replayed', 'true')
+    res.status(route.status)
+    res.setHeader('Cache-Control', 'no-store')
+    res.setHeader('Content-Type', 'application/json; charset=utf-8')
+    res.end(body)
   } catch (cause) {
     if (route.method === 'get') throw cause
     // A 500 would say that nothing has changed.
@@ -329,12 +430,6 @@ function send<R extends Route>(keys: ApiKeys, route: R, res: Response, answer: A
     keys.report(error)
     throw error
   }
-  const { replayed } = answer as { replayed?: boolean }
-  if (replayed === true) res.setHeader('Idempotent-Replayed', 'true')
-  res.status(route.status)
-  res.setHeader('Cache-Control', 'no-store')
-  res.setHeader('Content-Type', 'application/json; charset=utf-8')
-  res.end(body)
 }
 
 function existing<T>(found: T | undefined): T {

@@ -3,44 +3,18 @@ import type { Request, RequestHandler, Response } from 'express'
 import { type ClientRateLimitInfo, ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
 import type { Counters } from '../cache/cache.js'
 import type { ApiKeys } from '../core/api-keys.js'
+import type { Clock } from '../core/clock.js'
 import type { Limit } from './contract.js'
 
 /** What routes without a limit of their own are held to: nobody rotates keys this often, and a loop that does is stopped. */
 export const DEFAULT_LIMIT: Limit = { max: 120, windowMs: 60_000, by: 'credential' }
 
-/**
- * How often one lost answer may be asked for beyond the limit of its route. Counted by what is asked for, never by where from: nobody
- * else can use up these, so nobody can be kept from recovering a key.
- */
-const REPLAYS = 30
-
-/**
- * How often somebody over the limit may ask for an answer that is not there. Counted by who asks and from where: a stranger with a dead
- * secret uses up their own, and each miss costs a transaction.
- */
-const MISSES = 30
-
 /** Requests with one name, counted. */
-interface Bucket {
+export interface Bucket {
   /** Counts a request; `within` says whether the limit allows it. */
   hit(req: Request, res: Response, name: string): Promise<{ readonly within: boolean; readonly retryAfterSeconds: number }>
   /** Takes a request back, which turns out not to have been one that counts. */
   takeBack(name: string): Promise<void>
-}
-
-/** The buckets of a route: `requests`, and for whoever is over its limit and asks for an answer that was lost, `replays` of it and `misses`. */
-export interface RouteBuckets {
-  readonly requests: Bucket
-  readonly replays: Bucket
-  readonly misses: Bucket
-}
-
-export function routeBuckets(keys: ApiKeys, name: string, limit: Limit): RouteBuckets {
-  return {
-    requests: bucket(keys, name, limit, true),
-    misses: bucket(keys, `${name}-misses`, { ...limit, max: MISSES }, false),
-    replays: bucket(keys, `${name}-replays`, { ...limit, max: REPLAYS }, false),
-  }
 }
 
 /** Where a request comes from: an IPv4 address or an IPv6 network, since a household has 2^64 addresses and more of the latter. */
@@ -48,15 +22,16 @@ export function network(req: Request): string {
   return req.ip !== undefined && isIP(req.ip) > 0 ? ipKeyGenerator(req.ip) : 'unknown'
 }
 
-function bucket(keys: ApiKeys, name: string, { max, windowMs }: Limit, tells: boolean): Bucket {
-  const store = sharedStore(max, windowMs, keys.counters?.(name, windowMs))
+/** The count of a route's requests. Answers that were lost can be asked for beyond it, and do not count. */
+export function routeBucket(keys: ApiKeys, name: string, { max, windowMs }: Limit): Bucket {
+  const store = sharedStore(max, windowMs, keys.counters?.(name, windowMs), keys.clock)
   const named = new WeakMap<Request, string>()
   const limiter: RequestHandler = rateLimit({
     windowMs,
     limit: max,
     store,
     // RateLimit and RateLimit-Policy. @see draft-ietf-httpapi-ratelimit-headers-08
-    standardHeaders: tells ? 'draft-8' : false,
+    standardHeaders: 'draft-8',
     legacyHeaders: false,
     identifier: name,
     requestPropertyName: 'rateLimit',
@@ -74,7 +49,8 @@ function bucket(keys: ApiKeys, name: string, { max, windowMs }: Limit, tells: bo
       })
       res.removeHeader('Retry-After')
       const { used, resetTime } = (req as Request & { rateLimit: { used: number; resetTime?: Date } }).rateLimit
-      const leftMs = (resetTime?.getTime() ?? Date.now() + windowMs) - Date.now()
+      // An instant of the wall clock, made from an interval a moment ago; should the clock have been set in between, no wait is longer than a window.
+      const leftMs = Math.min((resetTime?.getTime() ?? Number.POSITIVE_INFINITY) - Date.now(), windowMs)
       return { within: used <= max, retryAfterSeconds: Math.max(1, Math.ceil(leftMs / 1_000)) }
     },
     async takeBack(by) {
@@ -83,6 +59,7 @@ function bucket(keys: ApiKeys, name: string, { max, windowMs }: Limit, tells: bo
   }
 }
 
+/** Hits in a window, which ends at an instant of the monotonic clock: setting the other one makes no window longer. */
 interface Count {
   hits: number
   readonly endsAt: number
@@ -95,13 +72,22 @@ const MAX_NAMES = 50_000
  * Counts with the other instances where they share counters, and in this process as well, which is what goes while they are away: a limit is
  * then neither open nor closed. Hits that the shared counter did not hear of, or that it lost, it is told when it is back.
  */
-function sharedStore(max: number, windowMs: number, counters: Counters | undefined): Store & { decrement(name: string): Promise<void> } {
+function sharedStore(
+  max: number,
+  windowMs: number,
+  counters: Counters | undefined,
+  clock: Clock,
+): Store & { decrement(name: string): Promise<void> } {
   const own = new Map<string, Count>()
   /** What the shared counter last said. */
   const shared = new Map<string, Count>()
   /** The hits of a window that the shared counter has not heard of, or has lost. */
   const owed = new Map<string, Count>()
   const telling = new Set<string>()
+  const running = (count: Count | undefined): Count | undefined => runningAt(clock.monotonicMs(), count)
+  /** An instant of the monotonic clock as express-rate-limit wants it. */
+  const dateOf = (endsAt: number): Date => new Date(Date.now() + endsAt - clock.monotonicMs())
+  const info = ({ hits, endsAt }: Count): ClientRateLimitInfo => ({ totalHits: hits, resetTime: dateOf(endsAt) })
 
   return {
     localKeys: counters === undefined,
@@ -116,7 +102,7 @@ function sharedStore(max: number, windowMs: number, counters: Counters | undefin
       if (said === undefined) {
         owe(name, 1, before?.endsAt ?? mine.endsAt)
         const known = before === undefined ? 0 : before.hits + owing(name)
-        return known > here.totalHits ? { totalHits: known, resetTime: new Date(before?.endsAt ?? 0) } : here
+        return known > here.totalHits ? { totalHits: known, resetTime: dateOf(before?.endsAt ?? 0) } : here
       }
       // A new window although the old one is not over: the counter was lost. Others may have told it by now.
       if (before !== undefined && said.endsAt > before.endsAt + 1_000) owe(name, Math.max(0, before.hits + 1 - said.hits), before.endsAt)
@@ -132,7 +118,7 @@ function sharedStore(max: number, windowMs: number, counters: Counters | undefin
       const there = running(shared.get(name))
       if (debt !== undefined && debt.hits > 0) debt.hits--
       // A counter whose window is over is gone, and taking one back would leave one that never ends.
-      else if (there !== undefined && there.endsAt > Date.now() + 1_000) {
+      else if (there !== undefined && there.endsAt > clock.monotonicMs() + 1_000) {
         there.hits--
         await counters?.decrement(name).catch(() => {})
       }
@@ -143,7 +129,7 @@ function sharedStore(max: number, windowMs: number, counters: Counters | undefin
   }
 
   function count(name: string): Count {
-    const there = running(own.get(name)) ?? { hits: 0, endsAt: Date.now() + windowMs }
+    const there = running(own.get(name)) ?? { hits: 0, endsAt: clock.monotonicMs() + windowMs }
     there.hits++
     keep(own, name, there)
     return there
@@ -177,18 +163,14 @@ function sharedStore(max: number, windowMs: number, counters: Counters | undefin
   /** One hit more in the shared counter, or undefined when there is no answer that makes sense. */
   async function add(name: string): Promise<Count | undefined> {
     const said = await counters?.increment(name).catch(() => undefined)
-    const endsAt = said?.endsAt.getTime() ?? Number.NaN
-    const sane = said !== undefined && Number.isInteger(said.hits) && said.hits > 0 && endsAt <= Date.now() + windowMs + 1_000
-    return sane ? { hits: said.hits, endsAt } : undefined
+    const leftMs = (said?.endsAt.getTime() ?? Number.NaN) - Date.now()
+    const sane = said !== undefined && Number.isInteger(said.hits) && said.hits > 0 && leftMs <= windowMs + 1_000
+    return sane ? { hits: said.hits, endsAt: clock.monotonicMs() + leftMs } : undefined
   }
 }
 
-function running(count: Count | undefined): Count | undefined {
-  return count !== undefined && count.endsAt > Date.now() ? count : undefined
-}
-
-function info({ hits, endsAt }: Count): ClientRateLimitInfo {
-  return { totalHits: hits, resetTime: new Date(endsAt) }
+function runningAt(now: number, count: Count | undefined): Count | undefined {
+  return count !== undefined && count.endsAt > now ? count : undefined
 }
 
 /** The newest last, and the oldest goes when there are too many. */
@@ -215,13 +197,13 @@ export function failureGuard(keys: ApiKeys): FailureGuard {
   const failures = new Map<string, Count>()
   const guard: FailureGuard = {
     blockedFor(req, max) {
-      const { hits = 0, endsAt = 0 } = running(failures.get(network(req))) ?? {}
-      return hits < max ? undefined : Math.max(1, Math.ceil((endsAt - Date.now()) / 1_000))
+      const { hits = 0, endsAt = 0 } = runningAt(keys.clock.monotonicMs(), failures.get(network(req))) ?? {}
+      return hits < max ? undefined : Math.max(1, Math.ceil((endsAt - keys.clock.monotonicMs()) / 1_000))
     },
     note(req) {
       const name = network(req)
-      const there = running(failures.get(name))
-      if (there === undefined) keep(failures, name, { hits: 1, endsAt: Date.now() + FAILURE_WINDOW_MS })
+      const there = runningAt(keys.clock.monotonicMs(), failures.get(name))
+      if (there === undefined) keep(failures, name, { hits: 1, endsAt: keys.clock.monotonicMs() + FAILURE_WINDOW_MS })
       else there.hits++
     },
   }

@@ -1,6 +1,7 @@
 import { createPublicKey, createSecretKey, KeyObject } from 'node:crypto'
 import jwt, { type JwtHeader, type JwtPayload } from 'jsonwebtoken'
-import type { Operator } from '../core/api-keys.js'
+import type { Grants, Operator } from '../core/api-keys.js'
+import { ADMIN_SCOPE } from '../core/authorise.js'
 import { integerOption, refuseUnknown } from '../core/options.js'
 import { ApiKeyError } from '../errors.js'
 
@@ -23,6 +24,8 @@ export interface OperatorJwtOptions {
   keys?: { readonly [kid: string]: OperatorKey }
   /** The claim that lists the owners whose keys the operator may see and change; `["*"]` is all of them. Default `owners`. */
   ownersClaim?: string
+  /** The claim that holds what the operator may hand out, as `{ "scopes": [], "environments": [] }`; every token must then have it. Default: no claim, and everything. */
+  grantsClaim?: string
   /** A token that is good for longer than this from now is refused, in milliseconds. Default 86,400,000 (a day). */
   maxLifetimeMs?: number
 }
@@ -37,6 +40,7 @@ const FAMILIES: readonly { readonly algorithms: readonly string[]; readonly keyT
   { algorithms: ['RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512'], keyType: 'rsa' },
   { algorithms: ['ES256', 'ES384', 'ES512'], keyType: 'ec' },
 ]
+const EVERYTHING: Grants = { scopes: ['*', ADMIN_SCOPE], environments: ['live', 'test'] }
 const MIN_SECRET_BYTES = 32
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it refuses
 const SUBJECT = /^[^\u0000-\u001f\u007f-\u009f]{1,255}$/u
@@ -51,9 +55,9 @@ const TOLERANCE_SECONDS = 5
  * @see RFC 8725 (JWT best current practices), RFC 9068 (the profile of access tokens)
  */
 export function operatorJwt(options: OperatorJwtOptions): Operators {
-  refuseUnknown(options, ['issuer', 'audience', 'algorithms', 'key', 'keys', 'ownersClaim', 'maxLifetimeMs'], 'operatorJwt')
-  const { issuer, audience, ownersClaim = 'owners' } = options
-  for (const [name, value] of Object.entries({ issuer, audience, ownersClaim })) {
+  refuseUnknown(options, ['issuer', 'audience', 'algorithms', 'key', 'keys', 'ownersClaim', 'grantsClaim', 'maxLifetimeMs'], 'operatorJwt')
+  const { issuer, audience, ownersClaim = 'owners', grantsClaim } = options
+  for (const [name, value] of Object.entries({ issuer, audience, ownersClaim, grantsClaim: grantsClaim ?? 'none' })) {
     if (typeof value !== 'string' || value === '') throw badOption(`${name} must be a string that is not empty.`)
   }
   const family = FAMILIES.find(({ algorithms }) => options.algorithms?.[0] !== undefined && algorithms.includes(options.algorithms[0]))
@@ -103,7 +107,30 @@ export function operatorJwt(options: OperatorJwtOptions): Operators {
       throw refused(`The claim "${ownersClaim}" must be a list of owners.`)
     }
     const all = owners.length === 1 && owners[0] === '*'
-    return { issuer, subject: sub, scopes: scope?.split(' ').filter(Boolean) ?? [], owners: all ? 'all' : owners }
+    return {
+      issuer,
+      subject: sub,
+      scopes: scope?.split(' ').filter(Boolean) ?? [],
+      owners: all ? 'all' : owners,
+      grants: grantsOf(payload),
+    }
+  }
+
+  function grantsOf(payload: JwtPayload): Grants {
+    // Its issuer is trusted with what an operator may do, and may leave that to the scopes of the token.
+    if (grantsClaim === undefined) return EVERYTHING
+    const grants: unknown = Object.hasOwn(payload, grantsClaim) ? payload[grantsClaim] : undefined
+    const { scopes, environments } = (grants ?? {}) as { scopes?: unknown; environments?: unknown }
+    const known = (one: unknown): boolean => one === 'live' || one === 'test'
+    if (
+      !Array.isArray(scopes) ||
+      !scopes.every((one) => typeof one === 'string') ||
+      !Array.isArray(environments) ||
+      !environments.every(known)
+    ) {
+      throw refused(`The claim "${grantsClaim}" must hold scopes and environments.`)
+    }
+    return { scopes, environments }
   }
 }
 

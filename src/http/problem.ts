@@ -1,5 +1,7 @@
-import type { Response } from 'express'
-import type { ApiKeys } from '../core/api-keys.js'
+import { ServerResponse } from 'node:http'
+import { isIP } from 'node:net'
+import type { Request, Response } from 'express'
+import type { ApiKeys, Origin } from '../core/api-keys.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
 
 /** The one table from codes to HTTP statuses. */
@@ -21,6 +23,9 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   idempotency_key_spent: 409,
   rotation_superseded: 409,
   rotation_in_grace: 409,
+  secret_in_grace: 403,
+  // Told to `onError` only.
+  retried_without_key: 500,
   body_too_large: 413,
   unsupported_media_type: 415,
   idempotency_key_mismatch: 422,
@@ -28,6 +33,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   invalid_option: 500,
   internal_error: 500,
   store_unavailable: 503,
+  store_misconfigured: 503,
   outcome_unknown: 503,
 }
 
@@ -72,12 +78,13 @@ export interface FailureContext {
 
 /** The HTTP status of an error code, the same for every contract that does not say otherwise. */
 export function failureStatus(code: ApiKeyErrorCode): number {
-  return STATUS[code]
+  // Another copy of the package may know codes that this one does not.
+  return STATUS[code] ?? 500
 }
 
 /** `type: about:blank` and the status's own phrase, and beside them the stable `code`. @see RFC 9457 §3 */
 export function problem(error: ApiKeyError): Required<Failure> {
-  const status = STATUS[error.code]
+  const status = failureStatus(error.code)
   return {
     status,
     contentType: 'application/problem+json',
@@ -85,32 +92,93 @@ export function problem(error: ApiKeyError): Required<Failure> {
   }
 }
 
-/** Answers with a failure: status, challenge, `Retry-After`, `no-store`, and the body that `shape` gives it. */
-export function refuse(
-  keys: ApiKeys,
-  res: Response,
-  error: unknown,
-  { realm, scope, requestId = '', retryAfterSeconds = 1 }: FailureContext,
-  shape: (error: ApiKeyError, request: { requestId: string }) => Failure = problem,
-): void {
+/** What a client is told to wait before it comes again, where the answer is 503. What only a person can put right takes longer. */
+const RETRY_AFTER_SECONDS: { readonly [code in ApiKeyErrorCode]?: number } = { store_misconfigured: 30 }
+
+type Shape = (error: ApiKeyError, request: { requestId: string }) => Failure
+
+/** A failure as it goes out. */
+interface Answer {
+  readonly status: number
+  readonly contentType: string
+  readonly text: string
+}
+
+/**
+ * Answers with a failure: status, challenge, `Retry-After`, `no-store`, and the body that `shape` gives it. Never throws: where the shape or the response
+ * itself fails, `onError` hears of it and the client gets a plain 500.
+ */
+export function refuse(keys: ApiKeys, req: Request, res: Response, error: unknown, context: FailureContext, shape: Shape = problem): void {
   const known =
     error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
-  const unforeseen = STATUS[known.code] === 500
-  // What went wrong inside is for the log, not for a stranger.
-  const told = unforeseen ? new ApiKeyError('internal_error', 'The server met an unforeseen error.') : known
-  const { status = STATUS[told.code], contentType = 'application/json', body } = shape(told, { requestId })
+  const { realm, scope, requestId = '', retryAfterSeconds = 1 } = context
+  const unforeseen = failureStatus(known.code) === 500
   if (unforeseen) keys.report(known)
-  if (res.headersSent) {
-    res.destroy()
-    return
+  else if (failureStatus(known.code) < 500) deny(keys, req, known)
+  try {
+    if (res.headersSent) {
+      res.destroy()
+      return
+    }
+    const { status, contentType, text } = composed(keys, forClient(known), requestId, shape)
+    res.status(status)
+    res.setHeader('Cache-Control', 'no-store')
+    if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
+    if (status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
+    if (status === 503) res.setHeader('Retry-After', String(RETRY_AFTER_SECONDS[known.code] ?? 1))
+    res.setHeader('Content-Type', contentType)
+    res.end(text)
+  } catch (cause) {
+    keys.report(new ApiKeyError('internal_error', 'A failure could not be answered with.', { cause }))
+    // What was done and cannot be told of is not to be taken for "nothing has changed".
+    lastResort(res, known.code === 'outcome_unknown' ? known : SERVER_ERROR)
   }
-  res.status(status)
-  res.setHeader('Cache-Control', 'no-store')
-  if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
-  if (status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
-  if (status === 503) res.setHeader('Retry-After', '1')
-  res.setHeader('Content-Type', contentType)
-  res.end(JSON.stringify(body))
+}
+
+const SERVER_ERROR = new ApiKeyError('internal_error', 'The server met an unforeseen error.')
+
+/** What went wrong inside is for the log, not for a stranger. */
+function forClient(known: ApiKeyError): ApiKeyError {
+  if (failureStatus(known.code) === 500) return SERVER_ERROR
+  if (known.code === 'store_misconfigured') return new ApiKeyError(known.code, 'The store cannot be used at the moment.')
+  return known
+}
+
+function composed(keys: ApiKeys, told: ApiKeyError, requestId: string, shape: Shape): Answer {
+  try {
+    const { status = failureStatus(told.code), contentType = 'application/json', body } = shape(told, { requestId })
+    if (typeof body !== 'object' || body === null) throw new TypeError('failure() must return an object with a body.')
+    return { status, contentType, text: JSON.stringify(body) }
+  } catch (cause) {
+    keys.report(new ApiKeyError('internal_error', "The contract's failure() has failed.", { cause }))
+    const { status, contentType, body } = problem(SERVER_ERROR)
+    return { status, contentType, text: JSON.stringify(body) }
+  }
+}
+
+/** Past every hook that stands on this response: one of them has just thrown. */
+function lastResort(res: Response, error: ApiKeyError): void {
+  try {
+    if (res.headersSent) throw error
+    const { status, contentType, body } = problem(error)
+    const { writeHead, end } = ServerResponse.prototype as {
+      writeHead(status: number, headers: object): unknown
+      end(text: string): unknown
+    }
+    writeHead.call(res, status, { 'Content-Type': contentType, 'Cache-Control': 'no-store', Connection: 'close' })
+    end.call(res, JSON.stringify(body))
+  } catch {
+    res.destroy()
+  }
+}
+
+function deny(keys: ApiKeys, req: Request, { code, reason }: ApiKeyError): void {
+  keys.denied(() => ({ code, reason, keyId: req.apiKey?.id, origin: originOf(req) }))
+}
+
+/** For the audit trail and the last use. Where every proxy is trusted, `req.ip` is whatever a client wrote, and not always an address. */
+export function originOf(req: Request): Origin {
+  return { ip: req.ip !== undefined && isIP(req.ip) > 0 ? req.ip : undefined, userAgent: req.headers['user-agent'] }
 }
 
 function challenge(code: ApiKeyErrorCode, realm: string, scope: string | undefined): string {

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { ApiKeyError } from '../errors.js'
+import { wallMs } from '../real-time.js'
 import type { EventRow, GenerationRow, KeyRow, Position, ReplayRow, Store, StoreTransaction } from './store.js'
 
 export interface MemoryStoreOptions {
@@ -22,12 +23,12 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
   for (const name of Object.keys(options)) {
     if (name !== 'now') throw new ApiKeyError('invalid_option', `memoryStore has no option "${name}". It takes now.`)
   }
-  const clock = options.now ?? Date.now
+  const clock = options.now ?? wallMs
   const now = (): number => Math.floor(clock())
   let tables: Tables = { keys: new Map(), generations: new Map(), replays: new Map(), events: [] }
   const storeId = randomUUID()
   let leaseMs = 50
-  let earlier = { leaseMs: 0, until: 0 }
+  let earlier = { leaseMs: 0, version: 0 }
   let turn: Promise<unknown> = Promise.resolve()
 
   const inTurn = <T>(work: () => Promise<T>): Promise<T> => {
@@ -37,7 +38,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
   }
   const generationOf = (keyId: string, generation: number): GenerationRow | undefined =>
     [...tables.generations.values()].find((row) => row.keyId === keyId && row.generation === generation)
-  const longestLease = (): number => Math.max(leaseMs, now() < earlier.until ? earlier.leaseMs : 0)
+  const longestLease = (): number => Math.max(leaseMs, earlier.leaseMs)
 
   return {
     shared: false,
@@ -51,6 +52,17 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         return generation && key ? [{ key: jsonCopy(key), generation: { ...generation } }] : []
       })
       return { at, storeId, leaseMs, found }
+    },
+
+    async replays(ids) {
+      const found = ids.flatMap((id) => {
+        const record = tables.replays.get(id)
+        if (record === undefined) return []
+        return [
+          { record: { ...record }, made: record.generation === null ? undefined : copyOf(generationOf(record.keyId, record.generation)) },
+        ]
+      })
+      return { at: now(), waitMs: longestLease(), found }
     },
 
     // One at a time, on a copy that takes the place of the original at the end: a throw leaves nothing behind.
@@ -111,20 +123,34 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         }
       }),
 
-    settle: (replayId) =>
+    settle: (replayId, agoMs) =>
+      inTurn(async () => {
+        const row = tables.replays.get(replayId)
+        if (row === undefined || row.settledAt !== null) return
+        const expiresAt = Math.min(row.expiresAt, Math.floor(now() - agoMs) + row.windowMs)
+        tables.replays.set(replayId, { ...row, settledAt: now(), expiresAt })
+      }),
+
+    eraseSeals: (graceMs) =>
       inTurn(async () => {
         for (const row of tables.replays.values()) {
-          const settledAt = row.id === replayId && row.settledAt === null ? now() : row.settledAt
-          const sealed = row.expiresAt <= now() ? null : row.sealed
-          tables.replays.set(row.id, { ...row, settledAt, sealed })
+          if (row.sealed === null) continue
+          const usedAt = row.generation === null ? null : (generationOf(row.keyId, row.generation)?.firstUsedAt ?? null)
+          if (row.expiresAt > now() && !(usedAt !== null && usedAt + graceMs <= now())) continue
+          tables.replays.set(row.id, { ...row, sealed: null })
         }
       }),
 
     setLease: (ms) =>
       inTurn(async () => {
-        if (ms === leaseMs) return
-        earlier = { leaseMs: longestLease(), until: Math.max(earlier.until, now() + 2 * leaseMs + 10_000) }
+        if (ms < leaseMs) earlier = { leaseMs: longestLease(), version: earlier.version + 1 }
         leaseMs = ms
+        return { waitMs: earlier.leaseMs, version: earlier.version }
+      }),
+
+    settleLease: (version) =>
+      inTurn(async () => {
+        if (version === earlier.version) earlier = { leaseMs: 0, version }
       }),
 
     async close() {},
@@ -167,10 +193,6 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
       async insertReplay(row) {
         if (replays.has(row.id)) throw taken('replay record')
         replays.set(row.id, { ...row })
-      },
-      async countReplay(id, what) {
-        const row = replays.get(id)
-        if (row !== undefined) replays.set(id, { ...row, [what]: row[what] + 1 })
       },
       async eraseReplays(keyId, exceptId) {
         for (const row of replays.values()) if (row.keyId === keyId && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })

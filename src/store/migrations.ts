@@ -55,4 +55,12 @@ export const migrations: readonly ((db: Kysely<never>) => Promise<void>)[] = [
     await run(`alter table express_api_key_settings add column store_id text not null default ''`)
     await run(`update express_api_key_settings set store_id = '${randomUUID()}'`)
   },
+  async (db) => {
+    const run = (statement: string): Promise<unknown> => sql.raw(statement).execute(db)
+    await run('alter table express_api_key_replays add column window_ms bigint not null default 0')
+    await run('update express_api_key_replays set window_ms = expires_at - created_at')
+    for (const column of ['replays', 'refusals']) await run(`alter table express_api_key_replays drop column ${column}`)
+    await run('alter table express_api_key_settings add column lease_version integer not null default 0')
+    await run('alter table express_api_key_settings drop column earlier_until')
+  },
 ]

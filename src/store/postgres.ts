@@ -1,5 +1,6 @@
 import { Kysely, PostgresDialect } from 'kysely'
 import { ApiKeyError } from '../errors.js'
+import { clearTimeout, setTimeout } from '../real-time.js'
 import { type SqlStoreOptions, sqlStore } from './sql.js'
 import type { Store } from './store.js'
 

@@ -1,5 +1,6 @@
-import { type CompiledQuery, type Kysely, sql } from 'kysely'
+import { type CompiledQuery, type Kysely, type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../errors.js'
+import { clearTimeout, setTimeout, wallMs } from '../real-time.js'
 import { migrations } from './migrations.js'
 import type { EventRow, GenerationRow, JsonObject, KeyRow, KeyUse, ReplayRow, Store, StoreTransaction } from './store.js'
 
@@ -57,10 +58,9 @@ interface ReplayTable {
   fingerprint: string
   sealed: string | null
   created_at: number
+  window_ms: number
   expires_at: number
   settled_at: number | null
-  replays: number
-  refusals: number
 }
 interface EventTable {
   id: string
@@ -78,7 +78,7 @@ interface Tables {
   express_api_key_generations: GenerationTable
   express_api_key_replays: ReplayTable
   express_api_key_events: EventTable
-  express_api_key_settings: { id: number; lease_ms: number; earlier_lease_ms: number; earlier_until: number; store_id: string }
+  express_api_key_settings: { id: number; lease_ms: number; earlier_lease_ms: number; lease_version: number; store_id: string }
 }
 
 /** How long one statement may run, and wait for a row that somebody else holds, inside a transaction on PostgreSQL. */
@@ -105,11 +105,13 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
   const transactionTimeoutMs = options.transactionTimeoutMs ?? 5_000
   const clock = sql<number>`floor(extract(epoch from clock_timestamp()) * 1000)::bigint`
   const nowIn = async (on: Kysely<Tables>): Promise<number> => {
-    if (!postgres) return Date.now()
+    if (!postgres) return wallMs()
     const { rows } = await sql<{ at: number }>`select ${clock} as at`.execute(on)
     return Number(rows[0]?.at)
   }
-  const readQuery = readQueries(db, postgres)
+  const readClock = postgres ? sql<number | null>`floor(extract(epoch from now()) * 1000)::bigint` : sql<number | null>`null`
+  const standby = postgres ? sql<boolean>`pg_is_in_recovery()` : sql<boolean>`0`
+  const readQuery = readQueries(db, readClock, standby)
   const bounded = <T>(work: Promise<T>): Promise<T> => within(readTimeoutMs, work).catch((error) => Promise.reject(unavailable(error)))
 
   return {
@@ -142,18 +144,53 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
     read: (digests) =>
       bounded(
         (async () => {
-          const before = Date.now()
+          const before = wallMs()
           const rows = (await db.executeQuery(readQuery(digests))).rows
-          const [first] = rows
-          if (first === undefined) throw new ApiKeyError('store_unavailable', 'The settings row is missing; call keys.migrate() first.')
-          if (first.standby)
-            throw new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.')
+          const first = answeredByPrimary(rows[0])
           const found = rows.flatMap((row) =>
             row.g_digest === null || row.k_id === null
               ? []
-              : [{ key: keyRow(part(row, KEY_PART)), generation: generationRow(part(row, GENERATION_PART)) }],
+              : [
+                  {
+                    key: keyRow(part<KeyTable, ReadRow>(row, KEY_PART)),
+                    generation: generationRow(part<GenerationTable, ReadRow>(row, GENERATION_PART)),
+                  },
+                ],
           )
           return { at: postgres ? Number(first.at) : before, storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
+        })(),
+      ),
+
+    replays: (ids) =>
+      bounded(
+        (async () => {
+          const before = wallMs()
+          const rows = await db
+            .selectFrom('express_api_key_settings as s')
+            .leftJoin('express_api_key_replays as r', (join) => join.on('r.id', 'in', ids.length > 0 ? [...ids] : ['']))
+            .leftJoin('express_api_key_generations as g', (join) =>
+              join.onRef('g.key_id', '=', 'r.key_id').onRef('g.generation', '=', 'r.generation'),
+            )
+            .where('s.id', '=', 1)
+            .select(['s.lease_ms', 's.earlier_lease_ms', readClock.as('at'), standby.as('standby')])
+            .select(REPLAY.map((column) => `r.${column} as r_${column}` as const))
+            .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
+            .execute()
+          const first = answeredByPrimary(rows[0])
+          return {
+            at: postgres ? Number(first.at) : before,
+            waitMs: Math.max(Number(first.lease_ms), Number(first.earlier_lease_ms)),
+            found: rows.flatMap((row) =>
+              row.r_id === null
+                ? []
+                : [
+                    {
+                      record: replayRow(part<ReplayTable, typeof row>(row, REPLAY_PART)),
+                      made: row.g_digest === null ? undefined : generationRow(part<GenerationTable, typeof row>(row, GENERATION_PART)),
+                    },
+                  ],
+            ),
+          }
         })(),
       ),
 
@@ -248,31 +285,64 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
         }
       }),
 
-    settle: (replayId) =>
+    settle: (replayId, agoMs) =>
       write(async (on) => {
         const now = await nowIn(on)
-        const replays = on.updateTable('express_api_key_replays')
-        await replays.set({ settled_at: now }).where('id', '=', replayId).where('settled_at', 'is', null).execute()
-        await replays.set({ sealed: null }).where('expires_at', '<=', now).where('sealed', 'is not', null).execute()
+        const committedAt = Math.floor(now - agoMs)
+        const ends = sql<number>`case when expires_at < ${committedAt} + window_ms then expires_at else ${committedAt} + window_ms end`
+        await on
+          .updateTable('express_api_key_replays')
+          .set({ settled_at: now, expires_at: ends })
+          .where('id', '=', replayId)
+          .where('settled_at', 'is', null)
+          .execute()
+      }),
+
+    eraseSeals: (graceMs) =>
+      write(async (on) => {
+        const now = await nowIn(on)
+        await on
+          .updateTable('express_api_key_replays as r')
+          .set({ sealed: null })
+          .where('r.sealed', 'is not', null)
+          .where((is) =>
+            is.or([
+              is('r.expires_at', '<=', now),
+              is.exists(
+                is
+                  .selectFrom('express_api_key_generations as g')
+                  .select('g.digest')
+                  .whereRef('g.key_id', '=', 'r.key_id')
+                  .whereRef('g.generation', '=', 'r.generation')
+                  .where('g.first_used_at', '<=', now - graceMs),
+              ),
+            ]),
+          )
+          .execute()
       }),
 
     setLease: (leaseMs) =>
       own(async (on) => {
         const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
         const row = await (postgres ? query.forUpdate() : query).executeTakeFirstOrThrow()
-        const old = Number(row.lease_ms)
-        if (old === leaseMs) return
-        const now = await nowIn(on)
-        const stillInForce = now < Number(row.earlier_until) ? Number(row.earlier_lease_ms) : 0
+        const [old, earlier, version] = [Number(row.lease_ms), Number(row.earlier_lease_ms), Number(row.lease_version)]
+        if (old === leaseMs) return { waitMs: earlier, version }
+        const change = leaseMs > old ? { waitMs: earlier, version } : { waitMs: Math.max(old, earlier), version: version + 1 }
         await on
           .updateTable('express_api_key_settings')
-          .set({
-            lease_ms: leaseMs,
-            earlier_lease_ms: Math.max(old, stillInForce),
-            // Two leases and ten seconds: the change itself takes a moment to commit, and until then the old value is granted.
-            earlier_until: Math.max(Number(row.earlier_until), now + 2 * old + 10_000),
-          })
+          .set({ lease_ms: leaseMs, earlier_lease_ms: change.waitMs, lease_version: change.version })
           .where('id', '=', 1)
+          .execute()
+        return change
+      }),
+
+    settleLease: (version) =>
+      write(async (on) => {
+        await on
+          .updateTable('express_api_key_settings')
+          .set({ earlier_lease_ms: 0 })
+          .where('id', '=', 1)
+          .where('lease_version', '=', version)
           .execute()
       }),
 
@@ -372,8 +442,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       async waitMs() {
         const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
         const row = await (postgres ? query.forShare() : query).executeTakeFirstOrThrow()
-        const earlier = (await nowIn(on)) < Number(row.earlier_until) ? Number(row.earlier_lease_ms) : 0
-        return Math.max(Number(row.lease_ms), earlier)
+        return Math.max(Number(row.lease_ms), Number(row.earlier_lease_ms))
       },
 
       async lockName(name) {
@@ -476,19 +545,10 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
             fingerprint: row.fingerprint,
             sealed: row.sealed,
             created_at: row.createdAt,
+            window_ms: row.windowMs,
             expires_at: row.expiresAt,
             settled_at: row.settledAt,
-            replays: row.replays,
-            refusals: row.refusals,
           })
-          .execute()
-      },
-
-      async countReplay(id, what) {
-        await on
-          .updateTable('express_api_key_replays')
-          .set((column) => ({ [what]: column(what, '+', 1) }))
-          .where('id', '=', id)
           .execute()
       },
 
@@ -526,10 +586,12 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
  * Makes the query that verifying reads with. Compiled once for 1, 2, 4, … digests, with the first one repeated up to there: compiling it each time
  * would cost the process more than the answer does. The digests are its only parameters; what else it compares is written out.
  */
-function readQueries(db: Kysely<Tables>, postgres: boolean): (digests: readonly string[]) => CompiledQuery<ReadRow> {
+function readQueries(
+  db: Kysely<Tables>,
+  at: RawBuilder<number | null>,
+  standby: RawBuilder<boolean>,
+): (digests: readonly string[]) => CompiledQuery<ReadRow> {
   const compiled = new Map<number, CompiledQuery<ReadRow>>()
-  const at = postgres ? sql<number | null>`floor(extract(epoch from now()) * 1000)::bigint` : sql<number | null>`null`
-  const standby = postgres ? sql<boolean>`pg_is_in_recovery()` : sql<boolean>`0`
 
   return (digests) => {
     const parameters = digests.length > 0 ? [...digests] : ['']
@@ -595,11 +657,33 @@ const GENERATION = [
   'rotation_secret_hash',
 ] as const satisfies readonly (keyof GenerationTable)[]
 
-/** The columns of one table in the answer of `readQueries`, by what they are called there. */
+const REPLAY = [
+  'id',
+  'caller_id',
+  'key_id',
+  'generation',
+  'fingerprint',
+  'sealed',
+  'created_at',
+  'window_ms',
+  'expires_at',
+  'settled_at',
+] as const satisfies readonly (keyof ReplayTable)[]
+
+/** The columns of one table in the answer of a read, by what they are called there. */
 const KEY_PART = KEY.map((column) => [column, `k_${column}`] as const)
 const GENERATION_PART = GENERATION.map((column) => [column, `g_${column}`] as const)
 
-function part<Table>(row: ReadRow, columns: readonly (readonly [keyof Table, keyof ReadRow])[]): Table {
+const REPLAY_PART = REPLAY.map((column) => [column, `r_${column}`] as const)
+
+/** The first row of a read, which has the settings in it. */
+function answeredByPrimary<Row extends { standby: boolean }>(first: Row | undefined): Row {
+  if (first === undefined) throw new ApiKeyError('store_unavailable', 'The settings row is missing; call keys.migrate() first.')
+  if (first.standby) throw new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.')
+  return first
+}
+
+function part<Table, Row>(row: Row, columns: readonly (readonly [keyof Table, keyof Row])[]): Table {
   const own: Partial<Record<keyof Table, unknown>> = {}
   for (const [column, there] of columns) own[column] = row[there]
   return own as Table
@@ -717,10 +801,9 @@ function replayRow(row: ReplayTable): ReplayRow {
     fingerprint: row.fingerprint,
     sealed: row.sealed,
     createdAt: Number(row.created_at),
+    windowMs: Number(row.window_ms),
     expiresAt: Number(row.expires_at),
     settledAt: numberOrNull(row.settled_at),
-    replays: Number(row.replays),
-    refusals: Number(row.refusals),
   }
 }
 

@@ -1,3 +1,5 @@
+import type { ApiKeyError } from '../errors.js'
+
 /** A JSON value that metadata and event details may hold. */
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [name: string]: Json }
 export type JsonObject = { readonly [name: string]: Json }
@@ -68,13 +70,33 @@ export interface ReplayRow {
   /** Salt, IV and ciphertext, base64url; null once erased (burnt): it can then never be replayed. */
   readonly sealed: string | null
   readonly createdAt: number
+  /** For how long the answer can be asked for, in milliseconds from the commit. */
+  readonly windowMs: number
+  /**
+   * When the window ends. A commit may take long and its instant is known only afterwards, so this begins as `createdAt + windowMs` and ten minutes, and
+   * `settle` moves it to the commit and `windowMs`.
+   */
   readonly expiresAt: number
   /** When the mutation had waited out every lease; null before. */
   readonly settledAt: number | null
-  /** How many replays were given after it was settled. */
-  readonly replays: number
-  /** How many times it was asked for with a credential that does not open it. */
-  readonly refusals: number
+}
+
+/** What the authority said about some replay records, from one consistent read. */
+export interface ReplayAnswer {
+  /** The store's clock, no later than the read's snapshot. */
+  readonly at: number
+  /** The longest lease that a verifier may hold on the word of before this read. */
+  readonly waitMs: number
+  /** The records that exist, each with the generation that its mutation made (undefined where it made none). */
+  readonly found: readonly { readonly record: ReplayRow; readonly made: GenerationRow | undefined }[]
+}
+
+/** What `setLease` found. */
+export interface LeaseChange {
+  /** How long an earlier, longer lease may still be held, from now; 0 where none can be. */
+  readonly waitMs: number
+  /** Names the lowering behind that, for `settleLease`. */
+  readonly version: number
 }
 
 export type EventType =
@@ -140,11 +162,20 @@ export interface Store {
   /** Whether another process can see the same data. Only then must a rotation wait for leases to run out. */
   readonly shared: boolean
 
+  /** Hears of trouble that no call tells of, such as an idle connection that was lost. Returns a function that ends it. */
+  onFault?(listener: (fault: ApiKeyError) => void): () => void
+
   /** Creates or upgrades what the store needs; safe to run from several processes at once, and again. */
   migrate(): Promise<void>
 
   /** Answers for up to 100 distinct digests, from the primary. This is the read behind every lease. */
   read(digests: readonly string[]): Promise<AuthorityAnswer>
+
+  /**
+   * Finds up to 100 replay records by their ids, as committed at the time of this call, from the primary. Locks nothing: this is how a client asks for
+   * an answer that was lost, and how a stranger guesses at one.
+   */
+  replays(ids: readonly string[]): Promise<ReplayAnswer>
 
   /**
    * Runs `work` atomically, at READ COMMITTED or stricter with locks held to the end, and resolves with its result
@@ -179,15 +210,24 @@ export interface Store {
    */
   recordUses(uses: readonly KeyUse[]): Promise<void>
 
-  /** Sets `settledAt` to the store's clock if it is null, and erases the seal of every record whose `expiresAt` has passed. */
-  settle(replayId: string): Promise<void>
+  /**
+   * Sets `settledAt` of a record to the store's clock if it is null, and with it `expiresAt` to `windowMs` after the commit, which was `agoMs` before this
+   * call; never to a later instant than it was.
+   */
+  settle(replayId: string, agoMs: number): Promise<void>
+
+  /** Erases the seal of every record whose window is over, or whose generation was first used at least `graceMs` ago. */
+  eraseSeals(graceMs: number): Promise<void>
 
   /**
-   * Sets the lease that `read` grants from now on. Until every lease granted under an earlier, longer value has surely
-   * run out (two of the old lease and 10 s from now), `StoreTransaction.waitMs` goes on reporting that longer value.
-   * Setting the value already in force changes nothing.
+   * Sets the lease that `read` grants from now on; setting the value already in force changes nothing. After a lowering the longer lease may still be
+   * held, and `StoreTransaction.waitMs` goes on reporting it until `settleLease`. No clock ends that: the commit of the lowering may take any time,
+   * and a clock may step.
    */
-  setLease(leaseMs: number): Promise<void>
+  setLease(leaseMs: number): Promise<LeaseChange>
+
+  /** Ends what `setLease` began, unless there was another lowering since. The caller has waited `waitMs` and a margin after `setLease` answered. */
+  settleLease(version: number): Promise<void>
 
   /** Lets go of what the store itself opened; a pool or handle that was handed in stays open. */
   close(): Promise<void>
@@ -237,8 +277,6 @@ export interface StoreTransaction {
   replay(ids: readonly string[]): Promise<ReplayRow | undefined>
   /** Rejects when the id exists already. */
   insertReplay(row: ReplayRow): Promise<void>
-  /** Adds one to `replays`, or to `refusals`. */
-  countReplay(id: string, what: 'replays' | 'refusals'): Promise<void>
   /** Erases the seal of every record about this key (`keyId`), but for the one named. */
   eraseReplays(keyId: string, exceptId: string | null): Promise<void>
 

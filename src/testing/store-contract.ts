@@ -1,7 +1,7 @@
 import { ok, rejects, deepStrictEqual as same } from 'node:assert/strict'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { ApiKeyError } from '../errors.js'
-import type { EventRow, GenerationRow, KeyRow, ReplayRow, Store, StoreTransaction } from '../store/store.js'
+import type { EventRow, GenerationRow, KeyRow, ReplayAnswer, ReplayRow, Store, StoreTransaction } from '../store/store.js'
 
 /** What a test runner gives: those of jest, vitest and node:test all fit. */
 export interface TestRunner {
@@ -335,31 +335,76 @@ export function storeContract(
       same(race.filter(({ status }) => status === 'fulfilled').length, 1)
     })
 
-    check('counts replays and refusals, settles once, and erases seals where told', async (store) => {
+    check('finds records with what they made, without a lock, as they are committed', async (store, sibling) => {
+      const { key, generation } = await issue(store)
+      const record = replayOf(key, { id: 'made' })
+      const bare = replayOf(key, { id: 'bare', generation: null })
+      await store.transaction(async (tx) => {
+        await tx.insertReplay(record)
+        await tx.insertReplay(bare)
+      })
+      const sorted = ({ found }: ReplayAnswer): ReplayAnswer['found'] => found.toSorted((a, b) => (a.record.id < b.record.id ? -1 : 1))
+      const { leaseMs } = await store.read([])
+      const asked = await store.transaction((tx) => tx.now())
+      await store.transaction(async (tx) => {
+        await tx.lockKeys([key.id])
+        await tx.eraseReplays(key.id, null)
+        const answer = await sibling.replays(['nobody', 'made', 'bare'])
+        if (sibling !== store) {
+          same(sorted(answer), [
+            { record: bare, made: undefined },
+            { record, made: generation },
+          ])
+        }
+        ok(answer.waitMs >= leaseMs && answer.at >= asked - 1)
+      })
+      same(
+        sorted(await store.replays(['made', 'bare'])).map((one) => one.record.sealed),
+        [null, null],
+      )
+      same((await store.replays(Array.from({ length: 100 }, digest))).found, [])
+    })
+
+    check('settles a record once, and moves the end of its window to what it is from the commit on, never later', async (store) => {
       const { key } = await issue(store)
-      const other = await issue(store)
+      const at = await store.transaction((tx) => tx.now())
+      await store.transaction(async (tx) => {
+        await tx.insertReplay(replayOf(key, { id: 'slow', createdAt: at - 30_000, windowMs: 5_000, expiresAt: at + 575_000 }))
+        await tx.insertReplay(replayOf(key, { id: 'late', createdAt: at - 600_000, windowMs: 5_000, expiresAt: at + 1_000 }))
+      })
+      await store.settle('slow', 2_000)
+      await store.settle('late', 0)
+      const [slow, late] = [await recordOf(store, 'slow'), await recordOf(store, 'late')]
+      ok(slow !== undefined && slow.settledAt !== null && slow.settledAt >= at)
+      ok(slow.expiresAt >= at + 3_000 && slow.expiresAt <= slow.settledAt + 3_000)
+      same(late?.expiresAt, at + 1_000)
+      await store.settle('slow', 0)
+      same(await recordOf(store, 'slow'), slow)
+      await store.settle('nobody', 0)
+    })
+
+    check('erases seals: of one key where told, and everywhere once the window or the first use is past', async (store) => {
+      const [{ key, generation }, other] = [await issue(store), await issue(store)]
       const at = await store.transaction((tx) => tx.now())
       await store.transaction(async (tx) => {
         await tx.insertReplay(replayOf(key, { id: 'kept', expiresAt: at + 600_000 }))
         await tx.insertReplay(replayOf(key, { id: 'erased', expiresAt: at + 600_000 }))
         await tx.insertReplay(replayOf(other.key, { id: 'expired', expiresAt: at - 1 }))
-        await tx.countReplay('kept', 'replays')
-        await tx.countReplay('kept', 'replays')
-        await tx.countReplay('kept', 'refusals')
+        await tx.insertReplay(replayOf(other.key, { id: 'revocation', generation: null, expiresAt: at + 600_000 }))
         await tx.eraseReplays(key.id, 'kept')
       })
-      const find = async (id: string): Promise<ReplayRow | undefined> => store.transaction((tx) => tx.replay(['nobody', id]))
-      same((await find('erased'))?.sealed, null)
-      same((await find('expired'))?.sealed, 'seal')
-      await store.settle('kept')
-      const settled = await find('kept')
-      ok(settled !== undefined && settled.settledAt !== null && settled.settledAt >= at)
-      same([settled.replays, settled.refusals, settled.sealed], [2, 1, 'seal'])
-      same((await find('expired'))?.sealed, null)
-      await store.settle('kept')
-      same(await find('kept'), settled)
-      await store.transaction((tx) => tx.eraseReplays(key.id, null))
-      same((await find('kept'))?.sealed, null)
+      const sealed = async (): Promise<unknown[]> =>
+        Promise.all(['kept', 'erased', 'expired', 'revocation'].map(async (id) => (await recordOf(store, id))?.sealed))
+      same(await sealed(), ['seal', null, 'seal', 'seal'])
+      await store.eraseSeals(600_000)
+      same(await sealed(), ['seal', null, null, 'seal'])
+      await store.markFirstUse(generation.digest)
+      await store.eraseSeals(600_000)
+      same(await sealed(), ['seal', null, null, 'seal'])
+      await store.eraseSeals(-1)
+      same(await sealed(), [null, null, null, 'seal'])
+      await store.transaction((tx) => tx.eraseReplays(other.key.id, null))
+      same(await sealed(), [null, null, null, null])
     })
 
     check('notes the first use once', async (store) => {
@@ -401,18 +446,25 @@ export function storeContract(
       same(await store.events({ keyId: key.id, limit: 2, after: all[1] && { at: all[1].at, id: all[1].id } }), all.slice(2))
     })
 
-    check('rotations go on waiting for the longest lease that may still be held', async (store, sibling) => {
+    check('rotations go on waiting for the longest lease that may still be held, until that is settled', async (store, sibling) => {
       const wait = (): Promise<number> => sibling.transaction((tx) => tx.waitMs())
       await store.setLease(5_000)
       same([(await store.read([])).leaseMs, await wait()], [5_000, 5_000])
-      await store.setLease(300)
-      same([(await store.read([])).leaseMs, await wait()], [300, 5_000])
-      await sibling.setLease(800)
+      const first = await store.setLease(300)
+      same([(await store.read([])).leaseMs, await wait(), first.waitMs], [300, 5_000, 5_000])
+      same((await sibling.replays([])).waitMs, 5_000)
+      same(await sibling.setLease(800), first)
       same([(await store.read([])).leaseMs, await wait()], [800, 5_000])
+      const second = await store.setLease(200)
+      same(second.waitMs, 5_000)
+      await store.settleLease(first.version)
+      same(await wait(), 5_000)
+      same(await sibling.setLease(200), second)
+      await sibling.settleLease(second.version)
+      same([await wait(), (await store.setLease(200)).waitMs], [200, 0])
       await store.setLease(9_000)
       same([(await store.read([])).leaseMs, await wait()], [9_000, 9_000])
-      await store.setLease(9_000)
-      same(await wait(), 9_000)
+      same((await store.setLease(9_000)).waitMs, 0)
     })
 
     check('rows that were handed out are copies', async (store) => {
@@ -458,6 +510,10 @@ async function issue(store: Store, fields: Partial<KeyRow> = {}): Promise<{ key:
   })
 }
 
+function recordOf(store: Store, id: string): Promise<ReplayRow | undefined> {
+  return store.transaction((tx) => tx.replay(['nobody', id]))
+}
+
 function digest(): string {
   return randomBytes(32).toString('base64url')
 }
@@ -489,10 +545,9 @@ function replayOf(key: KeyRow, fields: Partial<ReplayRow>): ReplayRow {
     fingerprint: 'fingerprint',
     sealed: 'seal',
     createdAt: key.createdAt,
+    windowMs: 600_000,
     expiresAt: key.createdAt + 600_000,
     settledAt: null,
-    replays: 0,
-    refusals: 0,
     ...fields,
   }
 }

@@ -36,7 +36,7 @@ ifServer()('P3, P5: a Cluster of three masters and three replicas moves a slot a
   const { one, steadily, goesOn, end } = await startTraffic(clients)
 
   // Two keys that are only looked at, so that they stay in their slots, which belong to two masters.
-  const moved = await one.keys.create({ ownerId: 'acme', name: 'moves' })
+  const moved = await one.keys.create({ as: 'application', ownerId: 'acme', name: 'moves' })
   const slot = await slotOf(moved.secret)
   const stays = await elsewhere(await ownerOf(slot))
   for (const { secret } of [moved, stays]) steadily(secret)
@@ -68,7 +68,7 @@ ifServer()('P3, P5: a Cluster of three masters and three replicas moves a slot a
 
   async function elsewhere(owner: Node): Promise<{ secret: string }> {
     for (;;) {
-      const key = await one.keys.create({ ownerId: 'acme', name: 'stays' })
+      const key = await one.keys.create({ as: 'application', ownerId: 'acme', name: 'stays' })
       if ((await ownerOf(await slotOf(key.secret))) !== owner) return key
     }
   }
@@ -109,7 +109,7 @@ ifServer()('P3, P5: Sentinel puts a replica in the place of a killed master in m
   await until(async () => (await Promise.all(sentinels.map(seesAll))).every(Boolean))
   const options = { sentinels: sentinels.map(({ port }) => ({ host: '127.0.0.1', port })), name: 'keys', lazyConnect: true }
   const { one, steadily, goesOn, end } = await startTraffic([new Redis(options), new Redis(options)])
-  const { secret } = await one.keys.create({ ownerId: 'acme', name: 'only looked at' })
+  const { secret } = await one.keys.create({ as: 'application', ownerId: 'acme', name: 'only looked at' })
   steadily(secret)
   await goesOn(secret)
 
@@ -175,7 +175,7 @@ async function startTraffic(clients: readonly (Redis | Cluster)[]): Promise<Traf
   for (const index of rounds.keys()) loops.push(rove(index))
 
   async function rove(index: number): Promise<void> {
-    let { secret } = await one.keys.create({ ownerId: 'acme', name: `rotated ${index}` })
+    let { secret } = await one.keys.create({ as: 'application', ownerId: 'acme', name: `rotated ${index}` })
     for (let round = 0; running; round++) {
       for (let n = 0; n < 3; n++) await Promise.all(apps.map((app) => look(app, secret, 200)))
       const by = round % 2 === 0 ? one : other

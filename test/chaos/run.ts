@@ -179,11 +179,11 @@ async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void)
   await keys.migrate()
   // No lease has been granted yet, so none of the default length can be left.
   await pool.query('update express_api_key_settings set earlier_until = 0')
-  const admin = await keys.create({ ownerId: 'acme', name: 'rotates the last one', scopes: ['api_keys:write'] })
+  const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'rotates the last one', scopes: ['api_keys:write'] })
   const made: ClientKey[] = []
   for (let n = 1; n <= KEYS; n++) {
     const start = now()
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: `chaos ${n}` })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: `chaos ${n}` })
     record({ f: 'create', type: 'ok', status: 201, key: key.id, digest: digestOf(secret), start, end: now() })
     made.push({ id: key.id, secret, dead: [], ...(n === KEYS ? { rotatedWith: admin.secret } : {}) })
   }

@@ -30,7 +30,7 @@ describe('a generated client rotates a key through', () => {
 
   test('standard', async () => {
     const { keys, url, accepted } = await serveContract(contracts.standard, memoryStore())
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const client = createClient<Standard>({ baseUrl: url, headers: bearer(secret) })
     const { data, error } = await client.POST('/v1/api-keys/{id}/rotate', {
       params: { path: { id: key.id }, header: { 'Idempotency-Key': 'one' } },
@@ -43,8 +43,8 @@ describe('a generated client rotates a key through', () => {
 
   test('redditFind', async () => {
     const { keys, url, accepted } = await serveContract(contracts.redditFind, memoryStore())
-    const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const { key } = await keys.create({ ownerId: 'acme', name: 'n' })
+    const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const client = createClient<RedditFind>({ baseUrl: url, headers: bearer(admin.secret) })
     const { data } = await client.POST('/api/open/v1/keys/{key_id}/rotate', { params: { path: { key_id: key.id } } })
     expect([data?.key.id, data?.object, await accepted(data?.token ?? '')]).toEqual([key.id, 'open_api.key.rotate', 200])
@@ -52,7 +52,7 @@ describe('a generated client rotates a key through', () => {
 
   test('agents', async () => {
     const { keys, url, accepted } = await serveContract(contracts.agents, memoryStore())
-    const { secret, rotationSecret = '' } = await keys.create({ ownerId: 'agent', name: 'Scout', rotationSecret: true })
+    const { secret, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'agent', name: 'Scout', rotationSecret: true })
     const client = createClient<Agents>({ baseUrl: url, headers: bearer(secret) })
     const { data } = await client.POST('/v1/agents/self/rotate-key', { body: { rotationSecret } })
     expect([data?.agentId, data?.agentName, await accepted(data?.apiKey ?? '')]).toEqual(['agent', 'Scout', 200])
@@ -60,7 +60,7 @@ describe('a generated client rotates a key through', () => {
 
   test('rixl', async () => {
     const { keys, url, accepted } = await serveContract(contracts.rixl, memoryStore())
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const client = createClient<Rixl>({ baseUrl: url, headers: { Authorization: secret } })
     const { data } = await client.POST('/platform/api-keys/{keyId}/rotate', { params: { path: { keyId: key.id } } })
     expect([data?.api_key.id, await accepted(data?.api_key.secret ?? '')]).toEqual([key.id, 200])
@@ -69,7 +69,7 @@ describe('a generated client rotates a key through', () => {
   test('suwappu', async () => {
     const options = { prefix: 'suwappu_sk', environmentInSecret: false }
     const { keys, url, accepted } = await serveContract(contracts.suwappu, memoryStore(), options)
-    const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+    const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const client = createClient<Suwappu>({ baseUrl: url, headers: bearer(secret) })
     const { data } = await client.POST('/v1/agent/keys/rotate')
     expect([data?.success, await accepted(data?.api_key ?? '')]).toEqual([true, 200])
@@ -77,7 +77,7 @@ describe('a generated client rotates a key through', () => {
 
   test('blendFi', async () => {
     const { keys, url, accepted } = await serveContract(contracts.blendFi, memoryStore())
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n', scopes: ['trade'] })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['trade'] })
     const client = createClient<BlendFi>({ baseUrl: url, headers: bearer(secret) })
     const { data } = await client.POST('/v1/api-keys/{id}/rotate', {
       params: { path: { id: key.id }, header: { 'Idempotency-Key': 'one' } },

@@ -11,11 +11,21 @@ const path = '/self/rotate-key'
 playContract({
   contract,
   async prepare(keys) {
-    const { key, secret, rotationSecret } = await keys.create({ ownerId: 'agent-1', name: 'Scout', rotationSecret: true })
+    const { key, secret, rotationSecret } = await keys.create({
+      as: 'application',
+      ownerId: 'agent-1',
+      name: 'Scout',
+      rotationSecret: true,
+    })
     return { request: { path, secret, body: { rotationSecret } }, secret, retires: secret, id: key.id }
   },
   async prepareGuarded(keys) {
-    const { secret, rotationSecret = '' } = await keys.create({ ownerId: 'agent-1', name: 'Scout', rotationSecret: true })
+    const { secret, rotationSecret = '' } = await keys.create({
+      as: 'application',
+      ownerId: 'agent-1',
+      name: 'Scout',
+      rotationSecret: true,
+    })
     return { request: { path, secret, body: { rotationSecret } }, rotationSecret }
   },
   secretOf: ({ body }) => body.apiKey,
@@ -50,7 +60,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   test('one answer to a bad key and to a bad rotation secret; 403 only to the holder of the exact key', async () => {
     const { secret, rotationSecret, id } = await agent(here.keys)
     const other = await agent(here.keys)
-    const plain = await here.keys.create({ ownerId: 'agent-2', name: 'Plain' })
+    const plain = await here.keys.create({ as: 'application', ownerId: 'agent-2', name: 'Plain' })
     const send = async (given?: string, second?: unknown): Promise<unknown> => {
       const { status, body } = await here.send({ path, secret: given, body: second === undefined ? {} : { rotationSecret: second } })
       return [status, body.error]
@@ -68,11 +78,11 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     }
     expect(await send(plain.secret, rotationSecret)).toMatchObject([403, { code: 'rotation_secret_not_configured' }])
     expect((await here.keys.get(id))?.generation).toBe(1)
-    await here.keys.revoke({ id })
+    await here.keys.revoke({ as: 'application', id })
     expect(await send(secret, other.rotationSecret)).toEqual(refused)
     expect(await send(secret, rotationSecret)).toMatchObject([403, { code: 'agent_revoked' }])
     expect(await send(other.secret, rotationSecret)).toEqual(refused)
-    const rotated = await here.keys.rotate({ secret: other.secret, rotationSecret: other.rotationSecret })
+    const rotated = await here.keys.rotate({ as: { secret: other.secret }, rotationSecret: other.rotationSecret })
     expect(await send(other.secret, other.rotationSecret)).toEqual(refused)
     expect(await here.accepted(rotated.secret)).toBe(200)
   })
@@ -88,7 +98,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     expect((await send(rotationSecret)).body).toEqual(first.body)
     // Nor by another way that asks for one credential only.
     const request = { method: 'POST', path: contract.path + path, body: {} }
-    const around = await here.keys.rotate({ secret, idempotencyKey: 'lost', request }).catch(({ code }) => code)
+    const around = await here.keys.rotate({ as: { secret }, idempotencyKey: 'lost', request }).catch(({ code }) => code)
     expect(around).toBe('invalid_key')
   })
 
@@ -180,6 +190,10 @@ describe('three attempts in 15 minutes from one address', () => {
 })
 
 async function agent(keys: ApiKeys): Promise<{ secret: string; rotationSecret: string; id: string }> {
-  const { key, secret, rotationSecret = '' } = await keys.create({ ownerId: 'agent-1', name: 'Scout', rotationSecret: true })
+  const {
+    key,
+    secret,
+    rotationSecret = '',
+  } = await keys.create({ as: 'application', ownerId: 'agent-1', name: 'Scout', rotationSecret: true })
   return { secret, rotationSecret, id: key.id }
 }

@@ -7,12 +7,12 @@ const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/
 playContract({
   contract,
   async prepare(keys) {
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'worker' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'worker' })
     return { request: { path: `/${key.id}/rotate`, secret }, secret, retires: secret, id: key.id }
   },
   async prepareGuarded(keys) {
-    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const { key, rotationSecret = '' } = await keys.create({ ownerId: 'acme', name: 'guarded', rotationSecret: true })
+    const caller = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'acme', name: 'guarded', rotationSecret: true })
     return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
   },
   secretOf: ({ body }) => body.api_key,
@@ -35,7 +35,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       metadata: { team: 1 },
       expiresAt,
     } as const
-    const old = await here.keys.create(fields)
+    const old = await here.keys.create({ as: 'application', ...fields })
     const { status, body } = await here.send({ path: `/${old.key.id}/rotate`, secret: old.secret, idempotencyKey: 'one' })
     expect([status, body]).toEqual([
       200,
@@ -69,7 +69,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 
   test('wants an Idempotency-Key, and a UUID', async () => {
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'n' })
+    const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const missing = await here.send({ path: `/${key.id}/rotate`, secret })
     expect([missing.status, missing.body.code]).toEqual([400, 'idempotency_key_missing'])
     const id = await here.send({ path: '/not-a-uuid/rotate', secret, idempotencyKey: 'one' })
@@ -78,13 +78,13 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 
   test('has one shape for every error', async () => {
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'n' })
+    const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const [other, admin, foreign] = [
-      await here.keys.create({ ownerId: 'acme', name: 'n' }),
-      await here.keys.create({ ownerId: 'acme', name: 'n', scopes: ['api_keys:write'] }),
-      await here.keys.create({ ownerId: 'other', name: 'n' }),
+      await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n' }),
+      await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['api_keys:write'] }),
+      await here.keys.create({ as: 'application', ownerId: 'other', name: 'n' }),
     ]
-    await here.keys.revoke({ id: key.id })
+    await here.keys.revoke({ as: 'application', id: key.id })
     const large = JSON.stringify({ a: 'x'.repeat(20_000) })
     const errors: [number, string, Parameters<Serving['send']>[0]][] = [
       [401, 'invalid_key', { path: `/${key.id}/rotate`, secret }],
@@ -104,7 +104,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 
   test('takes over a request id that is sane, and makes one for any other', async () => {
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'n' })
+    const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const send = (...headers: string[]): ReturnType<Serving['send']> => here.send({ path: `/${key.id}/rotate`, secret, headers })
     expect((await send('X-Request-Id', 'abc-123')).body.request_id).toBe('abc-123')
     for (const bad of [['X-Request-Id', 'a b'], ['X-Request-Id', 'x'.repeat(200)], ['X-Request-Id', 'a', 'X-Request-Id', 'b'], []]) {

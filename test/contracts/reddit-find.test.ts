@@ -6,14 +6,14 @@ const contract = contracts.redditFind
 playContract({
   contract,
   async prepare(keys) {
-    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const target = await keys.create({ ownerId: 'acme', name: 'worker' })
+    const caller = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const target = await keys.create({ as: 'application', ownerId: 'acme', name: 'worker' })
     const request = { path: `/${target.key.id}/rotate`, secret: caller.secret }
     return { request, secret: caller.secret, retires: target.secret, id: target.key.id }
   },
   async prepareGuarded(keys) {
-    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const { key, rotationSecret = '' } = await keys.create({ ownerId: 'acme', name: 'guarded', rotationSecret: true })
+    const caller = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'acme', name: 'guarded', rotationSecret: true })
     return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
   },
   secretOf: ({ body }) => body.token,
@@ -27,7 +27,13 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 
   test('answers as published: the same key, its times, its last use and the new token', async () => {
     const admin = await adminOf(here.keys)
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'worker', environment: 'test', scopes: ['a', 'b'] })
+    const { key, secret } = await here.keys.create({
+      as: 'application',
+      ownerId: 'acme',
+      name: 'worker',
+      environment: 'test',
+      scopes: ['a', 'b'],
+    })
     await here.accepted(secret)
     await written(here.keys, key.id)
     const used = await here.keys.get(key.id)
@@ -61,8 +67,8 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 
   test('says UNAUTHORIZED, FORBIDDEN, NOT_FOUND and KEY_REVOKED', async () => {
     const admin = await adminOf(here.keys)
-    const worker = await here.keys.create({ ownerId: 'acme', name: 'worker' })
-    const foreign = await here.keys.create({ ownerId: 'other', name: 'foreign' })
+    const worker = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'worker' })
+    const foreign = await here.keys.create({ as: 'application', ownerId: 'other', name: 'foreign' })
     const said = async (id: string, secret?: string): Promise<unknown> => {
       const { status, body } = await here.send({ path: `/${id}/rotate`, secret })
       return [status, body.error.code]
@@ -74,7 +80,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     expect(await said(foreign.key.id, admin)).toEqual([404, 'NOT_FOUND'])
     expect(await said('0198c3f2-5e7a-7abc-9def-0123456789ab', admin)).toEqual([404, 'NOT_FOUND'])
     expect(await said('no-id-at-all', admin)).toEqual([404, 'NOT_FOUND'])
-    await here.keys.revoke({ id: worker.key.id })
+    await here.keys.revoke({ as: 'application', id: worker.key.id })
     expect(await said(worker.key.id, admin)).toEqual([409, 'KEY_REVOKED'])
     expect((await here.keys.get(foreign.key.id))?.generation).toBe(1)
   })
@@ -83,7 +89,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 test('says RATE_LIMITED by token, not by address, and answers replays beyond the limit', async () => {
   const here = await serveContract(contract, memoryStore())
   const [busy, calm] = [await adminOf(here.keys), await adminOf(here.keys)]
-  const { key } = await here.keys.create({ ownerId: 'acme', name: 'worker' })
+  const { key } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'worker' })
   const send = (secret: string, idempotencyKey?: string): ReturnType<Serving['send']> =>
     here.send({ path: `/${key.id}/rotate`, secret, idempotencyKey })
   const first = await send(busy, 'first')
@@ -98,7 +104,7 @@ test('says RATE_LIMITED by token, not by address, and answers replays beyond the
 })
 
 async function adminOf(keys: ApiKeys): Promise<string> {
-  return (await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })).secret
+  return (await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })).secret
 }
 
 /** Waits until the last use of a key has been written behind. */

@@ -6,12 +6,12 @@ const contract = contracts.rixl
 playContract({
   contract,
   async prepare(keys) {
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'worker' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'worker' })
     return { request: { path: `/${key.id}/rotate`, secret }, secret, retires: secret, id: key.id }
   },
   async prepareGuarded(keys) {
-    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const { key, rotationSecret = '' } = await keys.create({ ownerId: 'acme', name: 'guarded', rotationSecret: true })
+    const caller = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'acme', name: 'guarded', rotationSecret: true })
     return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
   },
   secretOf: ({ body }) => body.api_key.secret,
@@ -26,8 +26,8 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   test('answers as published: strings only, the expiry kept, and what is not there left out', async () => {
     const expiresAt = '2099-01-31T00:00:00.000Z'
     const metadata = { org_id: 'org_1', project_id: 'p_1', project_name: 'Films', more: 1 }
-    const full = await here.keys.create({ ownerId: 'acme', name: 'full', expiresAt, metadata })
-    const bare = await here.keys.create({ ownerId: 'acme', name: 'bare', metadata: { org_id: 7 } })
+    const full = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'full', expiresAt, metadata })
+    const bare = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'bare', metadata: { org_id: 7 } })
     const [one, two] = [
       await here.send({ path: `/${full.key.id}/rotate`, secret: full.secret }),
       await here.send({ path: `/${bare.key.id}/rotate`, secret: bare.secret }),
@@ -54,7 +54,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 
   test('takes the bare token too, but no other scheme', async () => {
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'bare' })
+    const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'bare' })
     const send = (value: string): ReturnType<Serving['send']> =>
       here.send({ path: `/${key.id}/rotate`, headers: ['Authorization', value], idempotencyKey: 'one' })
     expect((await send(`Basic ${secret}`)).status).toBe(401)
@@ -65,9 +65,9 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 
   test('errors have snake_case codes', async () => {
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'n' })
-    const other = await here.keys.create({ ownerId: 'acme', name: 'n' })
-    const foreign = await here.keys.create({ ownerId: 'other', name: 'n' })
+    const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+    const other = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+    const foreign = await here.keys.create({ as: 'application', ownerId: 'other', name: 'n' })
     const send = async (id: string, caller: string): Promise<unknown> => {
       const { status, body } = await here.send({ path: `/${id}/rotate`, secret: caller })
       return [status, body.error.code]
@@ -75,7 +75,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     expect(await send(other.key.id, secret)).toEqual([403, 'insufficient_scope'])
     expect(await send(foreign.key.id, secret)).toEqual([404, 'key_not_found'])
     expect(await send('x', secret)).toEqual([400, 'key_id_invalid'])
-    await here.keys.revoke({ id: key.id })
+    await here.keys.revoke({ as: 'application', id: key.id })
     expect(await send(key.id, secret)).toEqual([401, 'invalid_key'])
   })
 })

@@ -9,12 +9,12 @@ const contract = contracts.standard
 playContract({
   contract,
   async prepare(keys) {
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'worker' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'worker' })
     return { request: { path: '/self/rotate', secret }, secret, retires: secret, id: key.id }
   },
   async prepareGuarded(keys) {
-    const caller = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const { key, rotationSecret = '' } = await keys.create({ ownerId: 'acme', name: 'guarded', rotationSecret: true })
+    const caller = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'acme', name: 'guarded', rotationSecret: true })
     return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
   },
   secretOf: ({ body }) => body.secret,
@@ -41,10 +41,11 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   let admin: string
   beforeAll(async () => {
     here = await serveContract(contract, await makeStore(), { operators, limits: false })
-    admin = (await here.keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write', 'api_keys:read'] })).secret
+    admin = (await here.keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write', 'api_keys:read'] }))
+      .secret
   })
   const worker = async (fields: object = {}): Promise<{ id: string; secret: string; rotationSecret: string }> => {
-    const { key, secret, rotationSecret = '' } = await here.keys.create({ ownerId: 'acme', name: 'worker', ...fields })
+    const { key, secret, rotationSecret = '' } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'worker', ...fields })
     return { id: key.id, secret, rotationSecret }
   }
 
@@ -102,7 +103,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       const fresh = await fetch(`${here.url}/data`, { headers: { authorization: `Bearer ${body.secret}` } })
       expect(['api-key-expires-at', 'deprecation', 'sunset'].map((name) => fresh.headers.get(name))).toEqual([null, null, null])
       expect(fresh.status).toBe(200)
-      await here.keys.revoke({ id })
+      await here.keys.revoke({ as: 'application', id })
       expect([await here.accepted(secret), await here.accepted(body.secret)]).toEqual([401, 401])
     })
 
@@ -288,7 +289,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     })
 
     test('sees nothing of other owners, and does nothing without the scope', async () => {
-      const { key } = await here.keys.create({ ownerId: 'initech', name: 'foreign' })
+      const { key } = await here.keys.create({ as: 'application', ownerId: 'initech', name: 'foreign' })
       const foreign: [string, string, number][] = [
         ['GET', `/${key.id}`, 404],
         ['GET', `/${key.id}/events`, 404],
@@ -399,7 +400,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     test('its last use is written behind, at most once a minute, and when the keys are closed', async () => {
       const store = await makeStore()
       const one = await serveContract(contract, store)
-      const { key, secret } = await one.keys.create({ ownerId: 'acme', name: 'used' })
+      const { key, secret } = await one.keys.create({ as: 'application', ownerId: 'acme', name: 'used' })
       for (const agent of ['first/1', 'second/1']) {
         await fetch(`${one.url}/data`, { headers: { authorization: `Bearer ${secret}`, 'user-agent': agent } })
       }
@@ -431,13 +432,13 @@ test('listeners hear of what was committed, each by its name, and cannot do harm
   })
   const off = here.keys.on('rotated', () => heard.push('never'))
   off()
-  const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'n', rotationSecret: true })
+  const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'n', rotationSecret: true })
   const other = await createOther(here.keys)
   await here.send({ path: '/self/rotate', secret, body: { rotationSecret: other } })
-  await here.keys.update({ id: key.id, changes: { name: 'm' } })
-  await here.keys.rotate({ id: key.id })
-  await here.keys.revoke({ id: key.id })
-  await here.keys.rotate({ id: key.id }).catch(() => {})
+  await here.keys.update({ as: 'application', id: key.id, changes: { name: 'm' } })
+  await here.keys.rotate({ as: 'application', id: key.id })
+  await here.keys.revoke({ as: 'application', id: key.id })
+  await here.keys.rotate({ as: 'application', id: key.id }).catch(() => {})
   while (heard.length < 6 || reported.length < 2) await new Promise(setImmediate)
   expect(heard.sort()).toEqual([
     'key.created 1',
@@ -452,5 +453,5 @@ test('listeners hear of what was committed, each by its name, and cannot do harm
 })
 
 async function createOther(keys: ApiKeys): Promise<string> {
-  return (await keys.create({ ownerId: 'acme', name: 'other', rotationSecret: true })).rotationSecret ?? ''
+  return (await keys.create({ as: 'application', ownerId: 'acme', name: 'other', rotationSecret: true })).rotationSecret ?? ''
 }

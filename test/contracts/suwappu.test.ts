@@ -8,7 +8,7 @@ playContract({
   contract,
   options,
   async prepare(keys) {
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'agent' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
     return { request: { path: '/keys/rotate', secret }, secret, retires: secret, id: key.id }
   },
   secretOf: ({ body }) => body.api_key,
@@ -22,7 +22,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 
   test('answers as published, to no body and to an empty one', async () => {
     for (const headers of [[], ['Content-Type', 'text/plain']]) {
-      const { secret } = await here.keys.create({ ownerId: 'acme', name: 'agent' })
+      const { secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
       const { status, body } = await here.send({ path: '/keys/rotate', secret, headers })
       expect([status, body]).toEqual([
         200,
@@ -32,7 +32,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 
   test('takes an empty body of unknown length without a type, and no other', async () => {
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'agent' })
+    const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
     const sent = { path: '/keys/rotate', secret, chunked: true }
     for (const body of ['x', '[]', '{"a":1}']) expect((await here.send({ ...sent, body })).status).toBe(400)
     expect((await here.keys.get(key.id))?.generation).toBe(1)
@@ -41,25 +41,25 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   })
 
   test('says Unauthorized, and that alone', async () => {
-    const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'agent' })
+    const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
     const unauthorized = [401, { success: false, error: 'Unauthorized' }]
     for (const given of [undefined, 'nonsense', 'sk_live_0000']) {
       const { status, body } = await here.send({ path: '/keys/rotate', secret: given })
       expect([status, body]).toEqual(unauthorized)
     }
-    await here.keys.revoke({ id: key.id })
+    await here.keys.revoke({ as: 'application', id: key.id })
     const { status, body } = await here.send({ path: '/keys/rotate', secret })
     expect([status, body]).toEqual(unauthorized)
   })
 
   test('has the same shape for 400, 403 and 409', async () => {
-    const { secret } = await here.keys.create({ ownerId: 'acme', name: 'agent' })
-    const guarded = await here.keys.create({ ownerId: 'acme', name: 'agent', rotationSecret: true })
+    const { secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
+    const guarded = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent', rotationSecret: true })
     const bad = await here.send({ path: '/keys/rotate', secret, body: { any: 1 } })
     expect([bad.status, bad.body.success]).toEqual([400, false])
     const factor = await here.send({ path: '/keys/rotate', secret: guarded.secret })
     expect([factor.status, factor.body.success]).toEqual([403, false])
-    const grace = await here.keys.rotate({ secret, retire: { afterMs: 60_000 } })
+    const grace = await here.keys.rotate({ as: { secret }, retire: { afterMs: 60_000 } })
     for (const each of [secret, grace.secret]) {
       const answer = await here.send({ path: '/keys/rotate', secret: each })
       expect([answer.status, answer.body.success]).toEqual([409, false])
@@ -70,7 +70,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 test('a 500 says that the rotation failed, and nothing has changed', async () => {
   const store = memoryStore()
   const here = await serveContract(contract, store, options)
-  const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'agent' })
+  const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
   const { transaction } = store
   Object.assign(store, {
     transaction: (work: Parameters<typeof transaction>[0]) =>
@@ -88,7 +88,7 @@ test('a 500 says that the rotation failed, and nothing has changed', async () =>
 test('a fault after the change is no 500: the answer can be asked for again', async () => {
   const store = memoryStore()
   const here = await serveContract(contract, store, options)
-  const { secret } = await here.keys.create({ ownerId: 'acme', name: 'agent' })
+  const { secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
   const [route] = contract.routes
   const success = ({ secret: made }: { secret: string }): object => {
     // Not so early that the document could not be made.

@@ -1,7 +1,9 @@
 import type { Cache } from '../../src/cache/cache.js'
-import { endedBecause, type Leases, leases, malformed, marginMs, storeFailure } from '../../src/core/lease.js'
+import { endedBecause, type Leases, leases, malformed, marginMs } from '../../src/core/lease.js'
+import { guardedStore } from '../../src/core/store-faults.js'
 import { ApiKeyError } from '../../src/errors.js'
-import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../../src/store/store.js'
+import { memoryStore } from '../../src/store/memory.js'
+import type { AuthorityAnswer, GenerationRow, KeyRow, LeaseChange, Store } from '../../src/store/store.js'
 import { TestClock } from '../support/clock.js'
 
 const LEASE = 1_000
@@ -595,14 +597,18 @@ test('an instance started with another lease says so to the store once, and agai
   expect(same.authority.declared).toBe(0)
 })
 
-test('a failure of the store is told apart from a mistake in a program, and keeps its cause', () => {
+test('a failure of the store is told apart from a mistake in a program, and keeps its cause', async () => {
+  const thrown = async (cause: unknown): Promise<unknown> => {
+    const store = guardedStore({ ...memoryStore(), read: () => Promise.reject(cause) })
+    return store.read([]).catch((error: unknown) => error)
+  }
   const known = new ApiKeyError('outcome_unknown', 'x')
-  expect(storeFailure(known)).toBe(known)
+  expect(await thrown(known)).toBe(known)
   for (const cause of [new TypeError(), new RangeError(), new ReferenceError()]) {
-    expect(storeFailure(cause)).toMatchObject({ code: 'internal_error', message: 'Something unforeseen went wrong.', cause })
+    expect(await thrown(cause)).toMatchObject({ code: 'internal_error', message: 'Something unforeseen went wrong.', cause })
   }
   const cause = new Error('down')
-  expect(storeFailure(cause)).toMatchObject({ code: 'store_unavailable', message: 'The store could not be asked.', cause })
+  expect(await thrown(cause)).toMatchObject({ code: 'store_unavailable', message: 'The store could not be asked.', cause })
 })
 
 test('the margin is a hundredth of a lease, and at least 50 ms', () => {
@@ -1217,7 +1223,7 @@ function world(
 }
 
 /** The part of a store that verifying needs, with switches for trouble. */
-class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirstUse' | 'setLease'> {
+class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirstUse' | 'setLease' | 'settleLease'> {
   key: KeyRow
   generation: GenerationRow
   leaseMs = LEASE
@@ -1231,6 +1237,7 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
   largestBatch = 0
   mostAtOnce = 0
   declared = 0
+  readonly settledLeases: number[] = []
   firstUses: string[] = []
   beforeAnswer = (): void => {}
   readonly #clock: TestClock
@@ -1333,10 +1340,16 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
     this.generation = { ...this.generation, retiresEarlier: false }
   }
 
-  async setLease(leaseMs: number): Promise<void> {
+  async setLease(leaseMs: number): Promise<LeaseChange> {
     this.declared++
     if (this.deaf) throw new Error('the authority does not listen')
+    const change = leaseMs < this.leaseMs ? { waitMs: this.leaseMs, version: this.declared } : { waitMs: 0, version: 0 }
     this.leaseMs = leaseMs
+    return change
+  }
+
+  async settleLease(version: number): Promise<void> {
+    this.settledLeases.push(version)
   }
 }
 

@@ -3,7 +3,7 @@ import { replaySeals } from '../../src/core/replay.js'
 
 const [OLD, NEW] = [Buffer.alloc(32, 1), Buffer.alloc(32, 2)]
 const seals = replaySeals([OLD])
-const context = { id: 'r', callerId: 'c', keyId: 'k', generation: 2, fingerprint: 'f', expiresAt: 1_000 }
+const context = { id: 'r', callerId: 'c', keyId: 'k', generation: 2, fingerprint: 'f', createdAt: 500, windowMs: 1_000 }
 const credentials = { secret: 'sk_live_old', idempotencyKey: 'i' }
 const answer = '{"secret":"sk_live_new"}'
 const sealed = seals.seal(context, credentials, answer)
@@ -23,7 +23,9 @@ test.each([
   ['another key', { ...context, keyId: 'l' }, credentials],
   ['another generation', { ...context, generation: 3 }, credentials],
   ['another fingerprint', { ...context, fingerprint: 'g' }, credentials],
-  ['a later end', { ...context, expiresAt: 2_000 }, credentials],
+  ['a later beginning', { ...context, createdAt: 501 }, credentials],
+  ['a longer window', { ...context, windowMs: 2_000 }, credentials],
+  ['another network', context, { ...credentials, network: '192.0.2.1' }],
 ])('a seal does not open for %s', (_what, otherContext, otherCredentials) => {
   expect(seals.open(0, otherContext, otherCredentials, sealed)).toBeUndefined()
 })

@@ -32,12 +32,12 @@ test('bcrypt never runs inside a transaction, whatever is done with a rotation s
   spy('hash')
   spy('compare')
   const keys = createApiKeys({ store: Object.assign(Object.create(inner), { transaction }), secret: SECRET })
-  const made = await keys.create({ ownerId: 'o', name: 'n', rotationSecret: true })
-  const first = await keys.rotate({ secret: made.secret, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
-  await keys.rotate({ secret: made.secret, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
-  await keys.rotate({ id: made.key.id })
-  await keys.rotate({ id: made.key.id, identity: 'successor' })
-  await keys.rotate({ secret: first.secret, rotationSecret: first.rotationSecret ?? '' }).catch(() => {})
+  const made = await keys.create({ as: 'application', ownerId: 'o', name: 'n', rotationSecret: true })
+  const first = await keys.rotate({ as: { secret: made.secret }, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
+  await keys.rotate({ as: { secret: made.secret }, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
+  await keys.rotate({ as: 'application', id: made.key.id })
+  await keys.rotate({ as: 'application', id: made.key.id, identity: 'successor' })
+  await keys.rotate({ as: { secret: first.secret }, rotationSecret: first.rotationSecret ?? '' }).catch(() => {})
   expect(seen.filter(([name]) => name === 'hash').length).toBeGreaterThanOrEqual(8)
   expect(seen.filter(([name]) => name === 'compare').length).toBeGreaterThanOrEqual(6)
   expect(seen.filter(([, transactions]) => transactions > 0)).toEqual([])
@@ -47,7 +47,7 @@ test('bcrypt never runs inside a transaction, whatever is done with a rotation s
 test('the hash that was compared is looked at again inside the transaction', async () => {
   const store = memoryStore()
   const keys = createApiKeys({ store, secret: SECRET })
-  const { key, secret, rotationSecret = '' } = await keys.create({ ownerId: 'o', name: 'n', rotationSecret: true })
+  const { key, secret, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'o', name: 'n', rotationSecret: true })
   const { read } = store
   // A store whose reads outside are stale, or worse.
   store.read = async (digests) => {
@@ -55,7 +55,7 @@ test('the hash that was compared is looked at again inside the transaction', asy
     const rotationSecretHash = await bcrypt.hash(rotationSecret, 10)
     return { ...answer, found: answer.found.map((one) => ({ ...one, generation: { ...one.generation, rotationSecretHash } })) }
   }
-  await expect(keys.rotate({ secret, rotationSecret })).rejects.toMatchObject({ code: 'invalid_key' })
+  await expect(keys.rotate({ as: { secret }, rotationSecret })).rejects.toMatchObject({ code: 'invalid_key' })
   store.read = read
   expect((await keys.get(key.id))?.generation).toBe(1)
   await keys.close()
@@ -104,8 +104,8 @@ test('a rotation secret fits its own hash and no other, and without a hash it fi
 test('a key without a rotation secret costs no bcrypt', async () => {
   const [hash, compare] = [jest.spyOn(bcrypt, 'hash'), jest.spyOn(bcrypt, 'compare')]
   const keys = createApiKeys({ store: memoryStore(), secret: SECRET })
-  const { secret } = await keys.create({ ownerId: 'o', name: 'n' })
-  await keys.rotate({ secret })
+  const { secret } = await keys.create({ as: 'application', ownerId: 'o', name: 'n' })
+  await keys.rotate({ as: { secret } })
   expect([hash.mock.calls.length, compare.mock.calls.length]).toEqual([0, 0])
   await keys.close()
 })

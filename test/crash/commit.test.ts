@@ -55,7 +55,7 @@ test.each(FATES)('P1, P2: when COMMIT %s, every mutation answers 503 outcome_unk
   const cases = await Promise.all(Object.entries(MUTATIONS).map(async ([name, how]) => ({ name, ...how, ...(await uncertain()) })))
   const outcomes = cases.map(async ({ name, asks, commit, keys, url, ...expected }) => {
     const ownerId = `${name}: ${what}`
-    const made = await keys.create({ ownerId, name: 'n', scopes: ['api_keys:write'] })
+    const made = await keys.create({ as: 'application', ownerId, name: 'n', scopes: ['api_keys:write'] })
     const { path, ...rest } = { method: 'POST', ...asks(made) }
     const send = (): Promise<Answer> => call(url + path, { ...rest, secret: made.secret, idempotencyKey: 'k' })
     const count = async (type: string): Promise<number> =>
@@ -87,7 +87,7 @@ test.each(FATES)('P1, P2: when COMMIT %s, every mutation answers 503 outcome_unk
 
 test.each(FATES)('a rotation without an Idempotency-Key is told to look before it tries again when COMMIT %s', async (_what, fate) => {
   const { commit, keys, url } = await uncertain()
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   commit(fate)
   const lost = await call(`${url}/keys/self/rotate`, { method: 'POST', secret })
   expect([lost.status, lost.body]).toMatchObject([503, { code: 'outcome_unknown', detail: expect.stringMatching(/Check which state/) }])

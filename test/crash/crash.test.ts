@@ -68,7 +68,7 @@ beforeAll(async () => {
 
 test.each(STEPS)('P1, P2, P3: a rotation killed with SIGKILL at step %s', (_step, crash, done) =>
   onEach(async (world) => {
-    const { key, secret: old } = await world.keys.create({ ownerId: 'acme', name: crash })
+    const { key, secret: old } = await world.keys.create({ as: 'application', ownerId: 'acme', name: crash })
     const rotate = { method: 'POST', secret: old, idempotencyKey: nameOf(crash) }
     expect(await accepted(world.verifier, old)).toBe(200)
     const early = await killed(world, '/keys/self/rotate', { ...rotate, crash })
@@ -87,7 +87,7 @@ test.each(STEPS)('P1, P2, P3: a rotation killed with SIGKILL at step %s', (_step
 test.each(AROUND_COMMIT)('P1, P2: a creation killed with SIGKILL %s', (crash) =>
   onEach(async (world) => {
     const ownerId = `creates ${crash}`
-    const { secret } = await world.keys.create({ ownerId, name: 'admin', scopes: ['api_keys:write'] })
+    const { secret } = await world.keys.create({ as: 'application', ownerId, name: 'admin', scopes: ['api_keys:write'] })
     const create = { method: 'POST', secret, idempotencyKey: nameOf(crash), body: { name: 'made' } }
     await killed(world, '/keys', { ...create, crash })
     const answer = await persistently(() => call(`${world.server.url}/keys`, create))
@@ -104,7 +104,7 @@ test.each(AROUND_COMMIT)('P1, P2: a creation killed with SIGKILL %s', (crash) =>
 
 test.each(AROUND_COMMIT)('P1, P2, P3: a revocation killed with SIGKILL %s', (crash) =>
   onEach(async (world) => {
-    const { key, secret } = await world.keys.create({ ownerId: 'acme', name: crash })
+    const { key, secret } = await world.keys.create({ as: 'application', ownerId: 'acme', name: crash })
     const revoke = { method: 'POST', secret, idempotencyKey: nameOf(crash) }
     expect(await accepted(world.verifier, secret)).toBe(200)
     await killed(world, `/keys/${key.id}/revoke`, { ...revoke, crash })
@@ -120,7 +120,7 @@ test.each(AROUND_COMMIT)('P1, P2, P3: a revocation killed with SIGKILL %s', (cra
 test.each(AROUND_COMMIT)('P1, P2, P3: a rotation to a successor killed with SIGKILL %s', (crash) =>
   onEach(async (world) => {
     const ownerId = `succeeds ${crash}`
-    const { key, secret: old } = await world.keys.create({ ownerId, name: 'old', scopes: ['api_keys:write'] })
+    const { key, secret: old } = await world.keys.create({ as: 'application', ownerId, name: 'old', scopes: ['api_keys:write'] })
     const rotate = { method: 'POST', secret: old, idempotencyKey: nameOf(crash) }
     expect(await accepted(world.verifier, old)).toBe(200)
     await killed(world, `/successors/${key.id}/rotate`, { ...rotate, crash })
@@ -138,7 +138,7 @@ test.each(AROUND_COMMIT)('P1, P2, P3: a rotation to a successor killed with SIGK
 
 test('P1, P2: a duplicate that queues behind a process that is killed does what that one did not', () =>
   onEach(async (world) => {
-    const { key, secret: old } = await world.keys.create({ ownerId: 'acme', name: 'twins' })
+    const { key, secret: old } = await world.keys.create({ as: 'application', ownerId: 'acme', name: 'twins' })
     const rotate = { method: 'POST', secret: old, idempotencyKey: 'twins' }
     const said = new Promise<void>((resolve) => {
       world.server.child.stdout?.on('data', (chunk) => String(chunk).includes('stalled') && resolve())

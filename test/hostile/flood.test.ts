@@ -29,7 +29,8 @@ test.each([
   const [database, redis] = [await freshDatabase(), await startRedis()]
   const keys = createApiKeys({ store: postgresStore(database.pool), secret: SERVER_SECRET })
   await keys.migrate()
-  const issue = async (): Promise<string> => (await keys.create({ ownerId: 'acme', name: 'good', scopes: ['api_keys:write'] })).secret
+  const issue = async (): Promise<string> =>
+    (await keys.create({ as: 'application', ownerId: 'acme', name: 'good', scopes: ['api_keys:write'] })).secret
   const server = await startServer({
     STORE_URL: database.url,
     REDIS_URL: redis.url,

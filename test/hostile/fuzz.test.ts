@@ -41,7 +41,11 @@ describe.each(everyServer)('on %s and %s', (framework, store) => {
   beforeAll(async () => {
     here = await serveOn(framework, store)
     const scopes = ['api_keys:read', 'api_keys:write']
-    const { key, secret, rotationSecret = '' } = await here.keys.create({ ownerId: 'rival', name: 'foreign', scopes, rotationSecret: true })
+    const {
+      key,
+      secret,
+      rotationSecret = '',
+    } = await here.keys.create({ as: 'application', ownerId: 'rival', name: 'foreign', scopes, rotationSecret: true })
     foreign = key
     foreignRotation = rotationSecret
     everIssued = [secret]
@@ -49,8 +53,13 @@ describe.each(everyServer)('on %s and %s', (framework, store) => {
 
   /** Two keys and an operator of one owner, and a foreign key beside them. */
   async function stage(rotationSecret: boolean): Promise<Marked> {
-    const worker = await here.keys.create({ ownerId: 'acme', name: 'worker', ...(rotationSecret ? { rotationSecret } : {}) })
-    const admin = await here.keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:read', 'api_keys:write'] })
+    const worker = await here.keys.create({
+      as: 'application',
+      ownerId: 'acme',
+      name: 'worker',
+      ...(rotationSecret ? { rotationSecret } : {}),
+    })
+    const admin = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:read', 'api_keys:write'] })
     const claims = { iss: 'https://id.example', aud: 'keys', sub: 'ada', owners: ['acme'], scope: 'api_keys:read api_keys:write' }
     const operator = jwt.sign(claims, SHARED, { expiresIn: '1h' })
     const { rotationSecret: rotation = foreignRotation } = worker

@@ -45,12 +45,17 @@ describe.each(stores)('on %s', (_name, make) => {
     store = await make()
     here = await serveContract(contracts.standard, store.store, { operators, limits: false, waitForLease: false, leaseMs: 1_000 })
     admin = await adminOf('acme')
-    const { key, secret } = await here.keys.create({ ownerId: 'rival', name: 'foreign', scopes: ['api_keys:read', 'api_keys:write'] })
+    const { key, secret } = await here.keys.create({
+      as: 'application',
+      ownerId: 'rival',
+      name: 'foreign',
+      scopes: ['api_keys:read', 'api_keys:write'],
+    })
     foreign = { id: key.id, secret }
-    await here.keys.update({ id: key.id, changes: { name: 'foreign' } })
+    await here.keys.update({ as: 'application', id: key.id, changes: { name: 'foreign' } })
   })
   const adminOf = async (ownerId: string): Promise<string> =>
-    (await here.keys.create({ ownerId, name: 'admin', scopes: ['api_keys:read', 'api_keys:write'] })).secret
+    (await here.keys.create({ as: 'application', ownerId, name: 'admin', scopes: ['api_keys:read', 'api_keys:write'] })).secret
   const send = (method: string, path: string, body?: unknown, secret = admin): Promise<Checked> =>
     here.send({ method, path, secret, ...(body === undefined ? {} : { body }) } as Sent)
 
@@ -175,7 +180,7 @@ describe.each(stores)('on %s', (_name, make) => {
       ['203.0.113.7', '203.0.113.7'],
       ['2001:db8::1', '2001:db8::1'],
     ] as const) {
-      const { key, secret } = await here.keys.create({ ownerId: 'acme', name: 'proxied' })
+      const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'proxied' })
       const headers = ['X-Forwarded-For', forwarded]
       expect((await proxied.send({ path: '/self/rotate', secret, headers })).status).toBe(200)
       expect((await here.keys.events({ id: key.id, limit: 1 }))?.items[0]).toMatchObject({ type: 'key.rotated', ip: kept })
@@ -183,7 +188,7 @@ describe.each(stores)('on %s', (_name, make) => {
   })
 
   test('bodies that aim at prototypes are refused, and nobody gets a scope by them', async () => {
-    const weak = (await here.keys.create({ ownerId: 'acme', name: 'weak' })).secret
+    const weak = (await here.keys.create({ as: 'application', ownerId: 'acme', name: 'weak' })).secret
     for (const body of [
       '{"__proto__":{"scopes":["api_keys:write"]}}',
       '{"name":"n","__proto__":{"ownerId":"rival"}}',

@@ -20,7 +20,7 @@ function portOf({ server }: Instance): number {
 }
 
 async function issue({ keys }: Instance): Promise<{ id: string; secret: string }> {
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'worker' })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'worker' })
   return { id: key.id, secret }
 }
 

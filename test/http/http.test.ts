@@ -20,7 +20,7 @@ describe.each([
   beforeEach(async () => {
     here = await serve(memoryStore(), {}, framework)
     const issue = async (name: string, scopes: string[]): Promise<{ id: string; secret: string }> => {
-      const { key, secret } = await here.keys.create({ ownerId: 'acme', name, scopes })
+      const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name, scopes })
       return { id: key.id, secret }
     }
     admin = await issue('admin', ['api_keys:read', 'api_keys:write', 'reports:read'])
@@ -55,7 +55,10 @@ describe.each([
         req.apiKey = undefined
         look(req, res, () => res.end())
       })
-      const [without, other] = [await supertest(app).get('/'), await here.keys.create({ ownerId: 'acme', name: 'another' })]
+      const [without, other] = [
+        await supertest(app).get('/'),
+        await here.keys.create({ as: 'application', ownerId: 'acme', name: 'another' }),
+      ]
       expect(without.status).toBe(200)
       for (const { secret } of [worker, other]) await supertest(app).get('/guarded').auth(secret, { type: 'bearer' }).expect(200)
       const none = [undefined, undefined, undefined]
@@ -150,11 +153,16 @@ describe.each([
     })
 
     test('answers alike to an unknown, an expired, a revoked and a rotated key', async () => {
-      const expired = await here.keys.create({ ownerId: 'acme', name: 'e', expiresAt: '2020-01-01T00:00:00Z' })
-      const revoked = await here.keys.create({ ownerId: 'acme', name: 'r' })
-      await here.keys.revoke({ id: revoked.key.id })
-      await here.keys.rotate({ id: worker.id })
-      const unknown = await createApiKeys({ store: memoryStore(), secret: 'x'.repeat(32) }).create({ ownerId: 'o', name: 'u' })
+      const expired = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'e' })
+      await here.keys.update({ as: 'application', id: expired.key.id, changes: { expiresAt: '2020-01-01T00:00:00Z' } })
+      const revoked = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'r' })
+      await here.keys.revoke({ as: 'application', id: revoked.key.id })
+      await here.keys.rotate({ as: 'application', id: worker.id })
+      const unknown = await createApiKeys({ store: memoryStore(), secret: 'x'.repeat(32) }).create({
+        as: 'application',
+        ownerId: 'o',
+        name: 'u',
+      })
       const answers = await Promise.all(
         [expired.secret, revoked.secret, worker.secret, unknown.secret].map((secret) => call(`${here.url}/data`, { secret })),
       )
@@ -208,7 +216,7 @@ describe.each([
       const reported: ApiKeyError[] = []
       const store = memoryStore()
       const { url, keys } = await serve(store, { onError: (error) => reported.push(error) }, framework)
-      const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+      const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
       Object.assign(store, { transaction: () => Promise.reject(new TypeError('an inner matter')) })
       const answer = await call(`${url}/keys/self/rotate`, { method: 'POST', secret })
       expect([answer.status, answer.body]).toMatchObject([500, { code: 'internal_error' }])
@@ -268,8 +276,16 @@ describe.each([
 
     test('keep the name, scopes, metadata and expiry', async () => {
       const expiresAt = '2099-01-01T00:00:00.000Z'
-      const made = await here.keys.create({ ownerId: 'acme', name: 'm', scopes: ['a'], metadata: { b: 1 }, environment: 'test', expiresAt })
-      const { key, secret } = await here.keys.rotate({ secret: made.secret })
+      const made = await here.keys.create({
+        as: 'application',
+        ownerId: 'acme',
+        name: 'm',
+        scopes: ['a'],
+        metadata: { b: 1 },
+        environment: 'test',
+        expiresAt,
+      })
+      const { key, secret } = await here.keys.rotate({ as: { secret: made.secret } })
       expect(key).toEqual({ ...made.key, generation: 2, updatedAt: key.updatedAt, secretLast4: secret.slice(-4) })
       expect(secret).toMatch(/^sk_test_/)
     })
@@ -297,14 +313,15 @@ describe.each([
     })
 
     test('a revoked key: 409 to others, 401 to itself', async () => {
-      await here.keys.revoke({ id: worker.id })
+      await here.keys.revoke({ as: 'application', id: worker.id })
       const answer = await post(`/keys/${worker.id}/rotate`)
       expect([answer.status, answer.body]).toMatchObject([409, { code: 'key_revoked' }])
       expect((await post('/keys/self/rotate', { secret: worker.secret })).status).toBe(401)
     })
 
     test('an expired key: 409 to others, 401 to itself', async () => {
-      const expired = await here.keys.create({ ownerId: 'acme', name: 'e', expiresAt: '2020-01-01T00:00:00Z' })
+      const expired = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'e' })
+      await here.keys.update({ as: 'application', id: expired.key.id, changes: { expiresAt: '2020-01-01T00:00:00Z' } })
       const answer = await post(`/keys/${expired.key.id}/rotate`)
       expect([answer.status, answer.body]).toMatchObject([409, { code: 'key_expired' }])
       expect((await post('/keys/self/rotate', { secret: expired.secret })).status).toBe(401)
@@ -313,7 +330,7 @@ describe.each([
 
   describe('every route with an id', () => {
     test('answers alike to an unknown id and to one of another owner', async () => {
-      const foreign = await here.keys.create({ ownerId: 'rival', name: 'f' })
+      const foreign = await here.keys.create({ as: 'application', ownerId: 'rival', name: 'f' })
       for (const [method, path, body] of [
         ['GET', '', undefined],
         ['GET', '/events', undefined],
@@ -402,7 +419,7 @@ describe.each([
   })
 
   test('GET / lists the keys of the owner, page by page, and never a secret', async () => {
-    await here.keys.create({ ownerId: 'rival', name: 'f' })
+    await here.keys.create({ as: 'application', ownerId: 'rival', name: 'f' })
     const first = await ask('/keys?limit=1')
     const { keys: one, nextCursor } = first.body as { keys: { id: string }[]; nextCursor: string }
     const { keys: two, nextCursor: end } = (await ask(`/keys?limit=1&cursor=${nextCursor}`)).body as typeof first.body & {

@@ -44,7 +44,7 @@ describe('an address that keeps presenting bad keys', () => {
 
   test('is no trouble to others, nor to keys that this process has met', async () => {
     const { keys, ask, flood, other } = await guarded({ failuresPerMinute: 5 })
-    const issue = async (maker: ApiKeys): Promise<string> => (await maker.create({ ownerId: 'acme', name: 'n' })).secret
+    const issue = async (maker: ApiKeys): Promise<string> => (await maker.create({ as: 'application', ownerId: 'acme', name: 'n' })).secret
     const [familiar, unfamiliar] = [await issue(other), await issue(other)]
     expect((await ask('GET /data', { secret: familiar, from: ELSEWHERE })).status).toBe(200)
     await flood()
@@ -59,7 +59,7 @@ describe('an address that keeps presenting bad keys', () => {
 
   test('can go on with a key that it has just rotated', async () => {
     const { ask, flood, other } = await guarded({ failuresPerMinute: 5 })
-    const { secret } = await other.create({ ownerId: 'acme', name: 'n' })
+    const { secret } = await other.create({ as: 'application', ownerId: 'acme', name: 'n' })
     expect((await ask('GET /data', { secret })).status).toBe(200)
     await flood()
     const rotated = await ask('POST /keys/self/rotate', { secret })
@@ -69,9 +69,9 @@ describe('an address that keeps presenting bad keys', () => {
 
   test('P2: gets the answer that it lost, with a dead key that this process has never met', async () => {
     const { ask, flood, other } = await guarded({ failuresPerMinute: 5 })
-    const { secret } = await other.create({ ownerId: 'acme', name: 'n' })
+    const { secret } = await other.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const request = { method: 'POST', path: '/keys/self/rotate', body: {} }
-    const first = await other.rotate({ secret, idempotencyKey: 'lost', request })
+    const first = await other.rotate({ as: { secret }, idempotencyKey: 'lost', request })
     await flood()
     expect((await ask('POST /keys/self/rotate', { secret })).status).toBe(429)
     const again = await ask('POST /keys/self/rotate', { secret, idempotencyKey: 'lost' })
@@ -286,7 +286,7 @@ function stranger(): string {
 }
 
 async function issue({ keys }: Serving): Promise<string> {
-  return (await keys.create({ ownerId: 'acme', name: 'n' })).secret
+  return (await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })).secret
 }
 
 function narrow(limit: Limit): Contract {

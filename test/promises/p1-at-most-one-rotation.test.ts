@@ -17,7 +17,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const leaseMs = 3_000
     const { keys, url } = await serve(store, { leaseMs })
     const other = await startServer({ STORE_URL: storeUrl, OPTIONS: JSON.stringify({ leaseMs }), EXPRESS: '4' })
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'fifty' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'fifty' })
     // Through both processes, one on Express 5 and one on 4, so that only the database can be what keeps them apart.
     const answers = await Promise.all(
       FIFTY.map((n) => call(`${n % 2 === 0 ? url : other.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'one' })),
@@ -33,7 +33,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const leaseMs = 3_000
     const before = await serve(store, { leaseMs, secret: [OLDER_SECRET, SERVER_SECRET] })
     const after = await serve(store, { leaseMs, secret: [SERVER_SECRET, OLDER_SECRET] })
-    const { key, secret } = await before.keys.create({ ownerId: 'acme', name: 'in between' })
+    const { key, secret } = await before.keys.create({ as: 'application', ownerId: 'acme', name: 'in between' })
     const answers = await Promise.all(
       FIFTY.map((n) => call(`${n % 2 === 0 ? before.url : after.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'one' })),
     )
@@ -46,7 +46,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const { store, url: storeUrl, query } = await makeStore()
     const { keys, url } = await serve(store)
     const other = await startServer({ STORE_URL: storeUrl, OPTIONS: '{"leaseMs":100}' })
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'itself' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'itself' })
     const answers = await Promise.all(
       FIFTY.map((n) => call(`${n % 2 === 0 ? url : other.url}/keys/self/rotate`, { method: 'POST', secret, ...naming(n) })),
     )
@@ -60,8 +60,8 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const { store, query } = await makeStore()
     // A lease that is longer than fifty rotations take to commit: nothing is rotated between an answer and its use here.
     const { keys, url } = await serve(store, { leaseMs: 1_000 })
-    const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const { key } = await keys.create({ ownerId: 'acme', name: 'target' })
+    const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'target' })
     const accepted: number[] = []
     const answers = await Promise.all(
       FIFTY.map(async (n) => {
@@ -87,8 +87,8 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('P1: a retry after the replay window makes no second rotation', async () => {
     const { store, query } = await makeStore()
     const { keys, url } = await serve(store)
-    const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-    const { key } = await keys.create({ ownerId: 'acme', name: 'target' })
+    const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const { key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'target' })
     const send = (): Promise<Answer> =>
       call(`${url}/keys/${key.id}/rotate`, { method: 'POST', secret: admin.secret, idempotencyKey: 'once' })
     expect((await send()).status).toBe(200)
@@ -101,7 +101,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('P1: a retried creation makes one key', async () => {
     const { store } = await makeStore()
     const { keys, url } = await serve(store)
-    const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+    const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
     const send = (name: string): Promise<Answer> =>
       call(`${url}/keys`, { method: 'POST', secret: admin.secret, idempotencyKey: 'create', body: { name } })
     // A creation has no leases to wait for and is settled at once: after that, five replays are given.

@@ -10,7 +10,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('P2: a client whose response was cut off gets the same secret with the key that died in the rotation', async () => {
     const { store } = await makeStore()
     const { keys, url } = await serve(store)
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'cut off' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'cut off' })
     const { port } = new URL(url)
     const socket = connect(Number(port), '127.0.0.1')
     socket.write(
@@ -36,7 +36,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   ])('P2: a process killed with SIGKILL %s and started again gives the retry its secret', async (_when, crash, replayed) => {
     const { store, url: STORE_URL, query } = await makeStore()
     const { keys } = await serve(store)
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'killed' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'killed' })
     const rotate = { method: 'POST', secret, idempotencyKey: 'killed' }
     const doomed = await startServer({ STORE_URL, OPTIONS: '{"leaseMs":100}' })
     await expect(call(`${doomed.url}/keys/self/rotate`, { ...rotate, crash })).rejects.toThrow('fetch failed')
@@ -57,7 +57,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('P2: a client whose answer is dropped on the way asks until it arrives, and gets what was lost', async () => {
     const { store, query } = await makeStore()
     const { keys, url } = await serve(store)
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'behind a bad line' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'behind a bad line' })
     const line = await badLine(Number(new URL(url).port), 3)
     const answers: Answer[] = []
     for (let tries = 0; answers.length === 0 && tries < 10; tries++) {
@@ -76,13 +76,13 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('P2: another key that sends the same Idempotency-Key rotates itself and hears nothing of the answer', async () => {
     const { rotate, keys, url, id, secret } = await rotated(makeStore)
     for (const ownerId of ['acme', 'rival']) {
-      const other = await keys.create({ ownerId, name: 'other', scopes: ['api_keys:write'] })
+      const other = await keys.create({ as: 'application', ownerId, name: 'other', scopes: ['api_keys:write'] })
       const own = await rotate(other.secret)
       expect([own.status, own.body]).toMatchObject([200, { key: { id: other.key.id, generation: 2 } }])
       expect(own.headers.get('idempotent-replayed')).toBeNull()
       expect(secretOf(own)).not.toBe(secret)
     }
-    const rival = await keys.create({ ownerId: 'rival', name: 'rival', scopes: ['api_keys:write'] })
+    const rival = await keys.create({ as: 'application', ownerId: 'rival', name: 'rival', scopes: ['api_keys:write'] })
     const foreign = await call(`${url}/keys/${id}/rotate`, { method: 'POST', secret: rival.secret, idempotencyKey: 'first' })
     expect([foreign.status, foreign.body]).toMatchObject([404, { code: 'key_not_found' }])
     expect(secretOf(await rotate())).toBe(secret)
@@ -134,7 +134,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
 
     test('after a revocation: 401', async () => {
       const { rotate, keys, id } = await rotated(makeStore)
-      await keys.revoke({ id })
+      await keys.revoke({ as: 'application', id })
       expect(await refusal(rotate())).toEqual([401, 'invalid_key'])
     })
 
@@ -166,14 +166,14 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     test('to a key that was revoked after it had rotated another one: dead means dead', async () => {
       const { send, keys, admin } = await rotatedByAdmin(makeStore)
       expect((await send()).status).toBe(200)
-      await keys.revoke({ id: admin.key.id })
+      await keys.revoke({ as: 'application', id: admin.key.id })
       expect(await refusal(send())).toEqual([401, 'invalid_key'])
     })
 
     test('to a key that rotated itself after it had rotated another one: 401 to its dead secret, 409 to its live one', async () => {
       const { send, keys, admin } = await rotatedByAdmin(makeStore)
       expect((await send()).status).toBe(200)
-      const { secret } = await keys.rotate({ secret: admin.secret, idempotencyKey: 'itself' })
+      const { secret } = await keys.rotate({ as: { secret: admin.secret }, idempotencyKey: 'itself' })
       expect(await refusal(send())).toEqual([401, 'invalid_key'])
       expect(await refusal(send(secret))).toEqual([409, 'idempotency_key_spent'])
     })
@@ -181,7 +181,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     test('to a key that has lost the scope since: 403', async () => {
       const { send, keys, admin } = await rotatedByAdmin(makeStore)
       expect((await send()).status).toBe(200)
-      await keys.update({ id: admin.key.id, changes: { scopes: [] } })
+      await keys.update({ as: 'application', id: admin.key.id, changes: { scopes: [] } })
       expect(await refusal(send())).toEqual([403, 'insufficient_scope'])
     })
 
@@ -189,7 +189,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
       const { send, keys, query, target } = await rotatedByAdmin(makeStore)
       expect((await send()).status).toBe(200)
       const [backup] = await query<{ sealed: string }>('select sealed from express_api_key_replays')
-      await keys.revoke({ id: target })
+      await keys.revoke({ as: 'application', id: target })
       expect(await query('select 1 from express_api_key_replays where sealed is not null')).toEqual([])
       await query(`update express_api_key_replays set sealed = '${backup?.sealed}'`)
       const answer = await send()
@@ -201,7 +201,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('P2: a record sealed before the server secret was changed opens after it', async () => {
     const { store } = await makeStore()
     const before = await serve(store)
-    const { secret } = await before.keys.create({ ownerId: 'acme', name: 'n' })
+    const { secret } = await before.keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const first = await call(`${before.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'k' })
     const after = await serve(store, { secret: ['another-server-secret-0123456789-0123456789', SERVER_SECRET] })
     const retry = await call(`${after.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'k' })
@@ -211,7 +211,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('a retried revocation by the key itself is answered, though it died of it', async () => {
     const { store } = await makeStore()
     const { keys, url } = await serve(store)
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const send = (): Promise<Answer> => call(`${url}/keys/${key.id}/revoke`, { method: 'POST', secret, idempotencyKey: 'bye' })
     const first = await send()
     expect([first.status, first.body]).toMatchObject([200, { key: { status: 'revoked' } }])
@@ -234,7 +234,7 @@ interface Rotated {
 async function rotated(makeStore: (typeof stores)[number][1]): Promise<Rotated> {
   const { store, query } = await makeStore()
   const { keys, url } = await serve(store)
-  const { key, secret: dead } = await keys.create({ ownerId: 'acme', name: 'n' })
+  const { key, secret: dead } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const rotate = (secret = dead, idempotencyKey = 'first'): Promise<Answer> =>
     call(`${url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey })
   const answer = await rotate()
@@ -252,8 +252,8 @@ async function rotatedByAdmin(makeStore: (typeof stores)[number][1]): Promise<{
 }> {
   const { store, query } = await makeStore()
   const { keys, url } = await serve(store)
-  const admin = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
-  const target = (await keys.create({ ownerId: 'acme', name: 'target' })).key.id
+  const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
+  const target = (await keys.create({ as: 'application', ownerId: 'acme', name: 'target' })).key.id
   const send = (secret = admin.secret): Promise<Answer> =>
     call(`${url}/keys/${target}/rotate`, { method: 'POST', secret, idempotencyKey: 'other' })
   return { keys, admin, target, query, send }

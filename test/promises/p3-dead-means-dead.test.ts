@@ -32,7 +32,7 @@ test.each([
     const { keys } = await serve(postgresStore(database.pool), { leaseMs: 1_000 })
     const env = { STORE_URL: database.url, REDIS_URL: redis.url }
     const [here, there] = await Promise.all([startServer(env), startServer(env)])
-    const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+    const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     for (const { url } of [here, there, here, there]) expect((await call(`${url}/data`, { secret })).status).toBe(200)
 
     await before(redis)
@@ -68,7 +68,7 @@ describe('a secret in its grace period', () => {
   const both = (secret: string): Promise<number[]> =>
     Promise.all([here, there].map(async ({ url }) => (await call(`${url}/data`, { secret })).status))
   const rotated = async (retire: unknown): Promise<{ secret: string; fresh: string; acceptedUntil: string }> => {
-    const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+    const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     expect(await both(secret)).toEqual([200, 200])
     const answer = await call(`${here.url}/keys/self/rotate`, { method: 'POST', secret, body: { retire } })
     expect(answer.status).toBe(200)

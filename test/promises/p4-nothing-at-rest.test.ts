@@ -115,7 +115,7 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
     return secret
   }
 
-  const first = await keys.create({ ownerId: 'acme', name: 'admin', scopes: ['api_keys:write', 'api_keys:read'] })
+  const first = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write', 'api_keys:read'] })
   console.log(first, { first }, JSON.stringify(first), `${first}`)
   const admin = first.secret
   secrets.push(admin)
@@ -190,18 +190,19 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
     both(await post(self, third.secret, { rotationSecret: third.rotationSecret, emergency: true }, 'emergency'))
     await refused(401, post(self, third.secret, { rotationSecret: third.rotationSecret, emergency: true }, 'emergency'))
     for (const command of [
-      { secret: other.secret, rotationSecret: made.rotationSecret },
-      { id: keyId, rotationSecret: other.rotationSecret },
-      { secret: second.secret, rotationSecret: second.rotationSecret, idempotencyKey: 'late' },
+      { as: { secret: other.secret }, rotationSecret: made.rotationSecret },
+      { as: 'application' as const, id: keyId, rotationSecret: other.rotationSecret },
+      { as: { secret: second.secret }, rotationSecret: second.rotationSecret, idempotencyKey: 'late' },
     ]) {
       const error = await keys.rotate(command).catch((thrown: unknown) => thrown)
       expect(error).toBeInstanceOf(Error)
       told.push(error)
       console.error(error)
     }
-    const issued = await keys.rotate({ secret: other.secret, rotationSecret: other.rotationSecret })
+    const issued = await keys.rotate({ as: { secret: other.secret }, rotationSecret: other.rotationSecret })
     secrets.push(issued.secret, issued.rotationSecret ?? '')
-    console.log(issued, { issued }, JSON.stringify(issued), `${issued}`, { ...issued })
+    console.log(issued, { issued }, `${issued}`, { ...issued })
+    for (const each of [issued, { ...issued }]) expect(() => JSON.stringify(each)).toThrow('pick what the client gets')
   }
 }
 

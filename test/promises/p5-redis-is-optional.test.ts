@@ -21,9 +21,9 @@ test('P5: while Redis is killed, started and flushed in mid-traffic, not one req
   )
   const [one, other] = instances as [Instance, Instance]
 
-  const live = await one.keys.create({ ownerId: 'acme', name: 'live' })
-  const doomed = await one.keys.create({ ownerId: 'acme', name: 'revoked' })
-  await one.keys.revoke({ id: doomed.key.id })
+  const live = await one.keys.create({ as: 'application', ownerId: 'acme', name: 'live' })
+  const doomed = await one.keys.create({ as: 'application', ownerId: 'acme', name: 'revoked' })
+  await one.keys.revoke({ as: 'application', id: doomed.key.id })
   const unknown = secretOfAnotherInstall()
   const traffic = instances.flatMap(({ url }) => [
     { right: 200, ...steady(() => call(`${url}/data`, { secret: live.secret })) },
@@ -36,7 +36,7 @@ test('P5: while Redis is killed, started and flushed in mid-traffic, not one req
   await redis.stop()
   await goesOn()
   // A rotation in the dark, and its old secret on the other instance right after.
-  const victim = await one.keys.create({ ownerId: 'acme', name: 'victim' })
+  const victim = await one.keys.create({ as: 'application', ownerId: 'acme', name: 'victim' })
   expect((await call(`${other.url}/data`, { secret: victim.secret })).status).toBe(200)
   const rotated = await call(`${one.url}/keys/self/rotate`, { method: 'POST', secret: victim.secret, idempotencyKey: 'in-the-dark' })
   expect(rotated.status).toBe(200)
@@ -59,8 +59,8 @@ test('P5: with the store down the answer is 503 with Retry-After, never 401, and
       down ? Promise.reject(new ApiKeyError('store_unavailable', 'The store is down.')) : store.transaction(work),
   })
   const { keys, url } = await serve(breakable, { leaseMs: 1_000 })
-  const warm = await keys.create({ ownerId: 'acme', name: 'warm' })
-  const cold = await keys.create({ ownerId: 'acme', name: 'cold' })
+  const warm = await keys.create({ as: 'application', ownerId: 'acme', name: 'warm' })
+  const cold = await keys.create({ as: 'application', ownerId: 'acme', name: 'cold' })
   expect((await call(`${url}/data`, { secret: warm.secret })).status).toBe(200)
 
   down = true

@@ -129,11 +129,14 @@ async function soak(): Promise<boolean> {
     secret: SERVER_SECRET,
     ...OPTIONS,
   })
-  const admin = (await own.create({ ownerId: 'soak', name: 'admin', scopes: ['api_keys:read', 'api_keys:write'] })).secret
-  const fixed = await Promise.all(Array.from({ length: FIXED_KEYS }, (_, n) => own.create({ ownerId: 'soak', name: `fixed ${n}` })))
+  const admin = (await own.create({ as: 'application', ownerId: 'soak', name: 'admin', scopes: ['api_keys:read', 'api_keys:write'] }))
+    .secret
+  const fixed = await Promise.all(
+    Array.from({ length: FIXED_KEYS }, (_, n) => own.create({ as: 'application', ownerId: 'soak', name: `fixed ${n}` })),
+  )
   const secrets = fixed.map(({ secret }) => secret)
-  const { secret: first } = await own.create({ ownerId: 'soak', name: 'retired before the others' })
-  await own.rotate({ secret: first })
+  const { secret: first } = await own.create({ as: 'application', ownerId: 'soak', name: 'retired before the others' })
+  await own.rotate({ as: { secret: first } })
   retired.push(first)
   await own.close()
   await pool.end()

@@ -11,19 +11,19 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     const keys = createApiKeys({ store, secret: SECRET, leaseMs: 50 })
     await keys.migrate()
     const [revoked, rotated] = [
-      await keys.create({ ownerId: 'acme', name: 'revoked' }),
-      await keys.create({ ownerId: 'acme', name: 'rotated' }),
+      await keys.create({ as: 'application', ownerId: 'acme', name: 'revoked' }),
+      await keys.create({ as: 'application', ownerId: 'acme', name: 'rotated' }),
     ]
     const uses = keyUses(store, { monotonicMs: () => performance.now(), wallMs: Date.now, sleep: async () => {} }, () => {})
     for (const { key } of [revoked, rotated]) uses.note(key.id, () => ({ ip: '192.0.2.1', userAgent: 'late/1' }))
-    const ended = await keys.revoke({ id: revoked.key.id, reason: 'leaked' })
-    const { key: turned } = await keys.rotate({ id: rotated.key.id })
+    const ended = await keys.revoke({ as: 'application', id: revoked.key.id, reason: 'leaked' })
+    const { key: turned } = await keys.rotate({ as: 'application', id: rotated.key.id })
     await uses.close()
     const used = { lastUsedAt: expect.any(String), lastUsedIp: '192.0.2.1', lastUsedUserAgent: 'late/1' }
     expect(await keys.get(revoked.key.id)).toEqual({ ...ended.key, ...used })
     expect(await keys.get(rotated.key.id)).toEqual({ ...turned, ...used })
     expect(await keys.verify(revoked.secret)).toEqual({ ok: false, reason: 'revoked' })
-    const { key: again } = await keys.rotate({ id: rotated.key.id })
+    const { key: again } = await keys.rotate({ as: 'application', id: rotated.key.id })
     expect(again).toMatchObject({ ...used, generation: 3 })
     expect(await keys.get(rotated.key.id)).toEqual(again)
     await keys.close()
@@ -36,8 +36,8 @@ test('on PostgreSQL a key that somebody is changing does not hold up the last us
   const keys = createApiKeys({ store, secret: SECRET, leaseMs: 50 })
   await keys.migrate()
   const [changing, other] = [
-    await keys.create({ ownerId: 'acme', name: 'changing' }),
-    await keys.create({ ownerId: 'acme', name: 'other' }),
+    await keys.create({ as: 'application', ownerId: 'acme', name: 'changing' }),
+    await keys.create({ as: 'application', ownerId: 'acme', name: 'other' }),
   ]
   const ids = [changing, other].map(({ key }) => key.id)
   let writing: Promise<void> = Promise.resolve()

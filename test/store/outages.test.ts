@@ -27,8 +27,8 @@ test.each(['immediate', 'fast'] as const)(
     const instances = await Promise.all([1, 2].map(() => serve(postgresStore(pool(server.url)))))
     const [one, other] = instances.map(({ url }) => url) as [string, string]
     const { keys } = instances[0] as (typeof instances)[number]
-    const live = await keys.create({ ownerId: 'acme', name: 'live' })
-    const { key, secret: first } = await keys.create({ ownerId: 'acme', name: 'rotated all the while' })
+    const live = await keys.create({ as: 'application', ownerId: 'acme', name: 'live' })
+    const { key, secret: first } = await keys.create({ as: 'application', ownerId: 'acme', name: 'rotated all the while' })
     const traffic = [one, other].flatMap((url) => [
       { right: 200, ...steady(() => polite(call(`${url}/data`, { secret: live.secret }))) },
       { right: 401, ...steady(() => polite(call(`${url}/data`, { secret: STRANGER }))) },
@@ -78,8 +78,8 @@ test('an exhausted pool answers 503 in time, carries out nothing of it later, an
   const database = await freshDatabase()
   const own = pool(database.url, { max: 2 })
   const { keys, url } = await serve(postgresStore(own, { readTimeoutMs: 300, transactionTimeoutMs: 600 }))
-  const live = await keys.create({ ownerId: 'acme', name: 'live' })
-  const rotated = await keys.create({ ownerId: 'acme', name: 'to be rotated' })
+  const live = await keys.create({ as: 'application', ownerId: 'acme', name: 'live' })
+  const rotated = await keys.create({ as: 'application', ownerId: 'acme', name: 'to be rotated' })
   expect(await verdict(url, rotated.secret)).toBe(200)
   const taken = [await own.connect(), await own.connect()]
   const release = (): void => {
@@ -94,7 +94,9 @@ test('an exhausted pool answers 503 in time, carries out nothing of it later, an
   ])
   for (const answer of answers) refused(answer)
   // These ask nothing before their transactions, which therefore are what waits for a connection.
-  const creations = await Promise.allSettled(Array.from({ length: 20 }, () => keys.create({ ownerId: 'acme', name: 'too late' })))
+  const creations = await Promise.allSettled(
+    Array.from({ length: 20 }, () => keys.create({ as: 'application', ownerId: 'acme', name: 'too late' })),
+  )
   for (const outcome of creations) expect(outcome).toMatchObject({ status: 'rejected', reason: { code: 'store_unavailable' } })
   release()
   await untilStatus(() => call(`${url}/data`, { secret: live.secret }), 200)
@@ -112,7 +114,7 @@ test('a statement_timeout answers 503, and the connection serves on', async () =
   const database = await freshDatabase()
   const own = pool(database.url, { statement_timeout: 200, max: 1 })
   const { keys, url } = await serve(postgresStore(own))
-  const { secret } = await keys.create({ ownerId: 'acme', name: 'n' })
+  const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const send = (): Promise<Answer> => call(`${url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'k' })
   const blocker = await session(database.url)
   const backend = async (): Promise<number> => (await own.query('select pg_backend_pid() as pid')).rows[0].pid
@@ -131,8 +133,8 @@ test('a statement_timeout answers 503, and the connection serves on', async () =
 test('a row that somebody holds for ten seconds delays its own rotation only, which is told 503 meanwhile', async () => {
   const database = await freshDatabase()
   const { keys, url } = await serve(postgresStore(pool(database.url)), { leaseMs: 1_000 })
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'held' })
-  const other = await keys.create({ ownerId: 'acme', name: 'other' })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'held' })
+  const other = await keys.create({ as: 'application', ownerId: 'acme', name: 'other' })
   const rotate = (from: string, idempotencyKey: string): Promise<Answer> =>
     polite(call(`${url}/keys/self/rotate`, { method: 'POST', secret: from, idempotencyKey }))
   const holder = await session(database.url)
@@ -169,8 +171,8 @@ test('P3: a standby that answers instead of the primary grants no lease, until i
   const way = await throughProxy(primary.url)
   const { keys, url } = await serve(postgresStore(way.pool))
   const direct = await serve(postgresStore(pool(primary.url)))
-  const { key, secret: old } = await keys.create({ ownerId: 'acme', name: 'n' })
-  const cold = await keys.create({ ownerId: 'acme', name: 'cold' })
+  const { key, secret: old } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+  const cold = await keys.create({ as: 'application', ownerId: 'acme', name: 'cold' })
   expect(await verdict(url, old)).toBe(200)
 
   const replica = await session(standby.url)
@@ -212,8 +214,8 @@ test('P3: a standby that answers instead of the primary grants no lease, until i
 test('another process that holds the write lock of SQLite makes rotations answer 503, and its death ends that', async () => {
   const { file, store } = sqliteFile(folderOf(), { transactionTimeoutMs: 500 })
   const { keys, url } = await serve(store)
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'n' })
-  const cold = await keys.create({ ownerId: 'acme', name: 'cold' })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+  const cold = await keys.create({ as: 'application', ownerId: 'acme', name: 'cold' })
   const program = `new (require('libsql'))(${JSON.stringify(file)}).exec('begin immediate'); console.log('held'); setInterval(() => {}, 1000)`
   const holder = spawn(process.execPath, ['-e', program], { stdio: ['ignore', 'pipe', 'inherit'] })
   const gone = once(holder, 'exit')
@@ -289,8 +291,8 @@ test.each(fullDisks)(
     const { keys, url } = await serve(store)
     // Each answer that is kept takes up new pages, and cannot be compressed.
     const metadata = { ballast: randomBytes(5_500).toString('base64') }
-    const { key, secret: first } = await keys.create({ ownerId: 'acme', name: 'n', metadata })
-    const cold = await keys.create({ ownerId: 'acme', name: 'cold' })
+    const { key, secret: first } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', metadata })
+    const cold = await keys.create({ as: 'application', ownerId: 'acme', name: 'cold' })
     await fill()
     let [secret, rotations] = [first, 0]
     const send = (): Promise<Answer> => call(`${url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: `k${rotations}` })

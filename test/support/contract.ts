@@ -272,7 +272,7 @@ export function playContract(play: Play): void {
         const answer = await here.send({ ...own, ...sent })
         expect(answer.status).toBe(200)
         const rotate = (rotationSecret: string): Promise<unknown> =>
-          here.keys.rotate({ secret: secretOf(answer), rotationSecret }).then(
+          here.keys.rotate({ as: { secret: secretOf(answer) }, rotationSecret }).then(
             () => 'rotated',
             ({ code }) => code,
           )

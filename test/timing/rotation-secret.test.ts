@@ -20,10 +20,15 @@ test(
   async () => {
     const { pool } = await freshDatabase()
     const here = await serveContract(contracts.agents, postgresStore(pool), { limits: false, failuresPerMinute: false })
-    const make = (): ReturnType<typeof here.keys.create> => here.keys.create({ ownerId: 'o', name: 'n', rotationSecret: true })
+    const make = (): ReturnType<typeof here.keys.create> =>
+      here.keys.create({ as: 'application', ownerId: 'o', name: 'n', rotationSecret: true })
     const [live, retired, other] = [await make(), await make(), await make()]
-    await here.keys.rotate({ id: retired.key.id })
-    const unknown = await createApiKeys({ store: memoryStore(), secret: 'x'.repeat(32) }).create({ ownerId: 'o', name: 'n' })
+    await here.keys.rotate({ as: 'application', id: retired.key.id })
+    const unknown = await createApiKeys({ store: memoryStore(), secret: 'x'.repeat(32) }).create({
+      as: 'application',
+      ownerId: 'o',
+      name: 'n',
+    })
     const wrong = other.rotationSecret ?? ''
     const credentials: readonly [string, string][] = [
       [unknown.secret, wrong],

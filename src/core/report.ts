@@ -1,0 +1,81 @@
+import type { ApiKeyError, ApiKeyErrorCode } from '../errors.js'
+import type { Clock } from './clock.js'
+import { failureOf } from './store-faults.js'
+
+/** Faults that last, and that every request meets: one line for each cause and minute says it. */
+const LASTING: readonly ApiKeyErrorCode[] = ['store_unavailable', 'store_misconfigured', 'outcome_unknown']
+const ONCE_IN_MS = 60_000
+const MAX_CAUSES = 100
+/** What looks like a secret of this package, or of most others: a word of 32 letters and digits or more. */
+const SECRET_LIKE = /\b(?:\w+_)?[0-9A-Za-z]{32,}\b/g
+
+export interface Reports {
+  /** Hands an error to `onError`. Never throws. */
+  report(error: unknown): void
+  /** The same where it is a fault of the store, and nothing otherwise. */
+  reportStoreFault(error: ApiKeyError): void
+}
+
+/** `onError` as in `ApiKeysOptions`. */
+export function reports(onError: (error: ApiKeyError) => unknown, clock: Clock): Reports {
+  /** When each cause was last told of. */
+  const told = new Map<string, number>()
+  return {
+    report,
+    reportStoreFault(error) {
+      if (LASTING.includes(error.code)) report(error)
+    },
+  }
+
+  function report(error: unknown): void {
+    const known = failureOf(error)
+    if (LASTING.includes(known.code) && !isDue(causeOf(known))) return
+    try {
+      // An async function may be handed over, and its failure must not end the process.
+      Promise.resolve(onError(known)).catch(complain)
+    } catch (failure) {
+      complain(failure)
+    }
+  }
+
+  function isDue(cause: string): boolean {
+    const now = clock.monotonicMs()
+    const last = told.get(cause)
+    if (last !== undefined && now - last < ONCE_IN_MS) return false
+    told.delete(cause)
+    told.set(cause, now)
+    const [oldest = cause] = told.keys()
+    if (told.size > MAX_CAUSES) told.delete(oldest)
+    return true
+  }
+}
+
+/** The default `onError`. */
+export function logError(error: ApiKeyError): void {
+  console.error(`express-api-keys: ${error.code}: ${oneLine(error.message)}${causes(error.cause)}`)
+}
+
+function complain(failure: unknown): void {
+  console.error(`express-api-keys: onError has failed:${causes(failure)}`)
+}
+
+function causeOf({ code, message, cause }: ApiKeyError): string {
+  const { code: said, message: text } = (cause ?? {}) as { code?: unknown; message?: unknown }
+  return [code, typeof said === 'string' ? said : typeof text === 'string' ? text.replaceAll(/\d+/g, '') : message].join(' ')
+}
+
+/** What lies behind an error, on one line: names, codes and messages; never the errors themselves, which carry statements and their values. */
+function causes(error: unknown, depth = 0): string {
+  if (error === undefined || error === null || depth === 3) return ''
+  const { name, code, message, cause } = error as { name?: unknown; code?: unknown; message?: unknown; cause?: unknown }
+  const parts = [
+    typeof name === 'string' ? name : typeof error,
+    typeof code === 'string' ? code : '',
+    typeof message === 'string' ? message : '',
+  ]
+  return ` (${oneLine(parts.filter((part) => part !== '').join(' '))}${causes(cause, depth + 1)})`
+}
+
+function oneLine(text: string): string {
+  return text.replaceAll(/\s+/g, ' ').replaceAll(SECRET_LIKE, '[redacted]').slice(0, 500)
+}

@@ -1,0 +1,65 @@
+import { ApiKeyError } from '../errors.js'
+import type { Store, StoreTransaction } from '../store/store.js'
+
+/** What a store threw, as one of our errors: its own, or `store_unavailable` with the cause. A mistake in its program is no reason to try again. */
+function storeFault(error: unknown): ApiKeyError {
+  if (error instanceof ApiKeyError) return error
+  const { name } = (error ?? {}) as { name?: unknown }
+  if (name === 'TypeError' || name === 'RangeError' || name === 'ReferenceError') return unforeseen(error)
+  return new ApiKeyError('store_unavailable', 'The store could not be asked.', { cause: error })
+}
+
+/** Any failure of a command as one of our errors. What does not come from the store (see `guardedStore`) is a bug, and nothing to be tried again. */
+export function failureOf(error: unknown): ApiKeyError {
+  return error instanceof ApiKeyError ? error : unforeseen(error)
+}
+
+/**
+ * The same store, where every method answers with a promise, and whatever it throws or rejects with is an `ApiKeyError`. So a failure of the store and one of
+ * our own can be told apart: what the work of a transaction throws itself comes out as it is.
+ */
+export function guardedStore(store: Store): Store {
+  const guarded = guard(store)
+  const transaction: Store['transaction'] = async (work) => {
+    let thrown: { readonly error: unknown } | undefined
+    try {
+      return await store.transaction(async (tx) => {
+        try {
+          return await work(guard<StoreTransaction>(tx))
+        } catch (error) {
+          thrown = { error }
+          throw error
+        }
+      })
+    } catch (error) {
+      throw thrown !== undefined && thrown.error === error ? error : storeFault(error)
+    }
+  }
+  return new Proxy(guarded, { get: (target, name) => (name === 'transaction' ? transaction : Reflect.get(target, name)) })
+}
+
+function guard<T extends object>(part: T): T {
+  const methods = new Map<string | symbol, { readonly value: unknown; readonly method: unknown }>()
+  return new Proxy(part, {
+    get(target, name) {
+      const value: unknown = Reflect.get(target, name, target)
+      if (typeof value !== 'function' || name === 'onFault') return value
+      const known = methods.get(name)
+      // Asked anew each time: a method may have been replaced since.
+      if (known !== undefined && known.value === value) return known.method
+      const method = async (...args: unknown[]): Promise<unknown> => {
+        try {
+          return await Reflect.apply(value, target, args)
+        } catch (error) {
+          throw storeFault(error)
+        }
+      }
+      methods.set(name, { value, method })
+      return method
+    },
+  })
+}
+
+function unforeseen(cause: unknown): ApiKeyError {
+  return new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause })
+}
