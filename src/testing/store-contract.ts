@@ -349,13 +349,13 @@ export function storeContract(
       await store.transaction(async (tx) => {
         await tx.lockKeys([key.id])
         await tx.eraseReplays(key.id, null)
+        // A store alone may have one connection only, and it is taken.
+        if (sibling === store) return
         const answer = await sibling.replays(['nobody', 'made', 'bare'])
-        if (sibling !== store) {
-          same(sorted(answer), [
-            { record: bare, made: undefined },
-            { record, made: generation },
-          ])
-        }
+        same(sorted(answer), [
+          { record: bare, made: undefined },
+          { record, made: generation },
+        ])
         ok(answer.waitMs >= leaseMs && answer.at >= asked - 1)
       })
       same(

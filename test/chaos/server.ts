@@ -61,7 +61,7 @@ function plantedKeys(inner: ApiKeys): ApiKeys {
     return plant({
       async rotate(command) {
         const issued = await inner.rotate(command)
-        const { secret } = issued.replayed ? secretFormat('sk', true).mint('live') : issued
+        const { secret } = issued.replayed ? secretFormat('sk', true).mint('sk_live_') : issued
         return { ...issued, secret }
       },
     })

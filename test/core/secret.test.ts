@@ -6,7 +6,7 @@ const format = secretFormat('sk', true)
 
 test('a secret is its prefix, its environment, 43 random characters and a checksum of six', () => {
   for (const environment of ['live', 'test'] as const) {
-    const { secret, digest, start, last4 } = format.mint(environment)
+    const { secret, digest, start, last4 } = format.mint(format.startFor(environment))
     expect(secret).toMatch(new RegExp(`^sk_${environment}_[0-9A-Za-z]{49}$`))
     expect([start, last4, digest]).toEqual([`sk_${environment}_`, secret.slice(-4), digestOf(secret)])
     expect(format.wellFormed(secret)).toBe(true)
@@ -15,14 +15,14 @@ test('a secret is its prefix, its environment, 43 random characters and a checks
 
 test('the environment can be left out, and prefixes do not take each other for their own', () => {
   const bare = secretFormat('suwappu_sk', false)
-  const { secret } = bare.mint('live')
+  const { secret } = bare.mint(bare.startFor('live'))
   expect(secret).toMatch(/^suwappu_sk_[0-9A-Za-z]{49}$/)
   expect([bare.wellFormed(secret), format.wellFormed(secret)]).toEqual([true, false])
-  expect(bare.wellFormed(format.mint('live').secret)).toBe(false)
+  expect(bare.wellFormed(format.mint(format.startFor('live')).secret)).toBe(false)
 })
 
 test('ten thousand secrets are all different, and use the whole alphabet in every place but the first', () => {
-  const secrets = Array.from({ length: 10_000 }, () => format.mint('live').secret)
+  const secrets = Array.from({ length: 10_000 }, () => format.mint(format.startFor('live')).secret)
   expect(secrets.filter((secret) => !/^sk_live_[0-9A-Za-z]{49}$/.test(secret))).toEqual([])
   const bodies = secrets.map((secret) => secret.slice(8, 51))
   expect(new Set(bodies).size).toBe(10_000)
@@ -30,7 +30,7 @@ test('ten thousand secrets are all different, and use the whole alphabet in ever
 })
 
 test('no change of one character, and no other text, passes for a secret', () => {
-  const { secret } = format.mint('live')
+  const { secret } = format.mint(format.startFor('live'))
   fc.assert(
     fc.property(fc.nat(secret.length - 1), fc.string({ unit: 'binary-ascii', minLength: 1, maxLength: 1 }), (place, character) => {
       const changed = secret.slice(0, place) + character + secret.slice(place + 1)
@@ -74,7 +74,7 @@ test('a rotation secret is never a secret, though its checksum is right', () => 
     ['rot_sk', true],
   ] as const) {
     const rotation = secretFormat(prefix, environmentInSecret)
-    const { secret } = rotation.mint('live')
+    const { secret } = rotation.mint(rotation.startFor('live'))
     expect([rotation.wellFormed(secret), format.wellFormed(secret)]).toEqual([true, false])
     expect(secretFormat('sk', false).wellFormed(secret)).toBe(false)
   }

@@ -2,6 +2,8 @@ import type { Store } from 'express-api-keys'
 import { keyUses } from '../../src/core/uses.js'
 import { TestClock } from '../support/clock.js'
 
+jest.mock('../../src/real-time.js', () => require('../support/global-time.js'))
+
 const MINUTE = 60_000
 const ORIGIN = { ip: '::1', userAgent: 'agent/1' }
 

@@ -282,7 +282,7 @@ const format = secretFormat('sk', true)
 
 /** A key that is well-formed, and nobody's. */
 function stranger(): string {
-  return format.mint('live').secret
+  return format.mint('sk_live_').secret
 }
 
 async function issue({ keys }: Serving): Promise<string> {

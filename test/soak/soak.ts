@@ -152,7 +152,7 @@ async function soak(): Promise<boolean> {
       if (left > 0) inUse.set(secret, left)
       else inUse.delete(secret)
     },
-    unknown: () => expectStatus('an unknown key', 401, send(url(), 'GET', '/data', strange.mint('live').secret)),
+    unknown: () => expectStatus('an unknown key', 401, send(url(), 'GET', '/data', strange.mint('sk_live_').secret)),
     malformed: () => expectStatus('a malformed key', 401, send(url(), 'GET', '/data', `sk_live_${randomUUID()}`)),
     async retired() {
       const [method, path] = Math.random() < 0.5 ? ['GET', '/data'] : ['POST', '/keys/self/rotate']

@@ -29,7 +29,7 @@ setInterval(() => console.log(JSON.stringify(statuses)), 100)
 function present(): void {
   const [method, path] = turn++ % 10 === 0 ? ['POST', '/keys/self/rotate'] : ['GET', '/data']
   const headers = {
-    authorization: `Bearer ${format.mint('live').secret}`,
+    authorization: `Bearer ${format.mint('sk_live_').secret}`,
     ...(FLOOD_ADDRESSES === 'many' ? { 'x-forwarded-for': [...randomBytes(4)].join('.') } : {}),
     ...(method === 'POST' ? { 'content-length': '0' } : {}),
   }
