@@ -87,6 +87,11 @@ export interface Contract {
   readonly operators?: boolean
   /** Whether every answer has an `X-Request-Id`, taken from the request when it sends a sane one. Default false. */
   readonly requestId?: boolean
+  /**
+   * How far `api_keys:write` reaches. `bounded`: a key creates, changes and rotates only what it could be itself; `open`: any key of its owner and
+   * environment, as some published pages have it. Default `bounded`.
+   */
+  readonly delegation?: 'bounded' | 'open'
   failure(error: ApiKeyError, request: { readonly requestId: string }): Failure
   /** The schema of the failure bodies, for the OpenAPI document. */
   readonly failureSchema?: Schema

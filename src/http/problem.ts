@@ -70,14 +70,14 @@ export interface FailureContext {
   readonly retryAfterSeconds?: number | undefined
 }
 
-/** The HTTP status of an error code, the same for every contract that does not say otherwise. */
+/** The HTTP status of an error code, the same for every contract that does not say otherwise; 500 for one that is not known here. */
 export function failureStatus(code: ApiKeyErrorCode): number {
-  return STATUS[code]
+  return STATUS[code] ?? 500
 }
 
 /** `type: about:blank` and the status's own phrase, and beside them the stable `code`. @see RFC 9457 §3 */
 export function problem(error: ApiKeyError): Required<Failure> {
-  const status = STATUS[error.code]
+  const status = failureStatus(error.code)
   return {
     status,
     contentType: 'application/problem+json',
@@ -95,10 +95,10 @@ export function refuse(
 ): void {
   const known =
     error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
-  const unforeseen = STATUS[known.code] === 500
+  const unforeseen = failureStatus(known.code) === 500
   // What went wrong inside is for the log, not for a stranger.
   const told = unforeseen ? new ApiKeyError('internal_error', 'The server met an unforeseen error.') : known
-  const { status = STATUS[told.code], contentType = 'application/json', body } = shape(told, { requestId })
+  const { status = failureStatus(told.code), contentType = 'application/json', body } = shape(told, { requestId })
   if (unforeseen) keys.report(known)
   if (res.headersSent) {
     res.destroy()

@@ -190,6 +190,11 @@ export interface Play {
   rotationSecretOf?(answer: Checked): string
   /** Whether an Idempotency-Key has to be there. */
   readonly needsIdempotencyKey?: boolean
+  /**
+   * For a published page, which has one 401 for every bad credential, and 400 for a body that is too large or of another type: what the body of its
+   * 401 holds.
+   */
+  readonly published?: object
 }
 
 interface Scene {
@@ -203,6 +208,9 @@ interface Scene {
 /** What every contract has to do, whatever it looks like. */
 export function playContract(play: Play): void {
   const { contract, options, prepare, secretOf, prepareGuarded, rotationSecretOf, needsIdempotencyKey = false } = play
+  const { published } = play
+  const unauthorized = published ?? { status: 401, title: 'Unauthorized' }
+  const [malformed, tooLarge, unsupported] = published === undefined ? [400, 413, 415] : [401, 400, 400]
   const own = needsIdempotencyKey ? { idempotencyKey: 'usual' } : {}
 
   describe.each(everyStore)('on %s', (_name, makeStore) => {
@@ -292,10 +300,18 @@ export function playContract(play: Play): void {
       await refused(401, 'Bearer realm="api"', anonymous)
       await refused(401, 'Bearer realm="api", error="invalid_token"', { ...sent, secret: unknown.secret })
       await refused(401, 'Bearer realm="api", error="invalid_token"', { ...sent, secret: `${secret.slice(0, -1)}~` })
-      await refused(400, 'Bearer realm="api", error="invalid_request"', { ...anonymous, headers: ['Authorization', 'Bearer two words'] })
-      await refused(400, 'Bearer realm="api", error="invalid_request"', { ...sent, headers: ['Authorization', `Bearer ${secret}`] })
+      const authorization = (...lines: string[]): Sent => ({ ...anonymous, headers: lines.flatMap((line) => ['Authorization', line]) })
+      for (const lines of [[''], [`Basic ${secret}`], ['Digest a="b"'], ['Bearers x'], [`Token ${secret}`]])
+        await refused(401, 'Bearer realm="api"', authorization(...lines))
+      const good = `Bearer ${secret}`
+      const bad = ['Bearer', 'Bearer ', 'bearer', 'Bearer a b', `Bearer "${secret}"`, `Bearer '${secret}'`, `${good}, ${good}`, `${good};`]
+      for (const line of [...bad, `Bearer ${'a'.repeat(1_020)}`, 'a'.repeat(5_000), 'Bearer \u00e9'])
+        await refused(malformed, 'Bearer realm="api", error="invalid_request"', authorization(line))
+      for (const other of [good, 'Bearer', 'Basic YTpi', ''])
+        await refused(malformed, 'Bearer realm="api", error="invalid_request"', authorization(good, other))
       for (const [status, challenge, answer] of refusals) {
         expect([answer.status, answer.headers['www-authenticate']]).toEqual([status, challenge])
+        if (status === 401) expect(answer.body).toMatchObject(unauthorized)
       }
       expect((await here.keys.get(id))?.generation).toBe(1)
       expect((await here.send({ ...own, ...sent })).status).toBe(200)
@@ -311,17 +327,11 @@ export function playContract(play: Play): void {
         const doubled = headers.flatMap((value) => ['Idempotency-Key', value])
         expect((await here.send({ ...sent, headers: doubled })).status).toBe(400)
       }
-      for (const body of [
-        '{',
-        '[]',
-        'null',
-        '{"__proto__":{}}',
-        `{"a":"${'x'.repeat(20_000)}"}`,
-        `{"a":${'['.repeat(4_000)}${']'.repeat(4_000)}}`,
-      ]) {
-        const { status } = await here.send({ ...own, ...sent, body })
-        expect([400, 413]).toContain(status)
-      }
+      for (const body of ['{', '[]', 'null', '{"__proto__":{}}', `{"a":${'['.repeat(4_000)}${']'.repeat(4_000)}}`])
+        expect((await here.send({ ...own, ...sent, body })).status).toBe(400)
+      expect((await here.send({ ...own, ...sent, body: `{"a":"${'x'.repeat(20_000)}"}` })).status).toBe(tooLarge)
+      for (const type of ['text/plain', 'application/x-www-form-urlencoded'])
+        expect((await here.send({ ...own, ...sent, body: '{}', type })).status).toBe(unsupported)
       expect((await here.keys.get(id))?.generation).toBe(1)
     })
   })
