@@ -61,6 +61,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   const guard = failureGuard(keys)
   const router = express.Router()
   router.get('/openapi.json', (req, res) => {
+    requestId(req, res)
     res.json(openApiDocument(contract, req.baseUrl))
   })
   for (const route of contract.routes as readonly Route[]) router[route.method](route.path, serve(route))

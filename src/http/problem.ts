@@ -75,6 +75,11 @@ export function failureStatus(code: ApiKeyErrorCode): number {
   return STATUS[code] ?? 500
 }
 
+/** Whether a failure carries a challenge: each 401 does, and what RFC 6750 has an `error` for. @see RFC 6750 §3 */
+export function challenges(code: ApiKeyErrorCode, status: number): boolean {
+  return status === 401 || CHALLENGE[code] !== undefined
+}
+
 /** `type: about:blank` and the status's own phrase, and beside them the stable `code`. @see RFC 9457 §3 */
 export function problem(error: ApiKeyError): Required<Failure> {
   const status = failureStatus(error.code)
@@ -106,7 +111,7 @@ export function refuse(
   }
   res.status(status)
   res.setHeader('Cache-Control', 'no-store')
-  if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
+  if (challenges(known.code, status)) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
   if (status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
   if (status === 503) res.setHeader('Retry-After', '1')
   res.setHeader('Content-Type', contentType)
