@@ -1,18 +1,6 @@
 import type { ApiKey, KeyEvent } from '../core/key.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
-import {
-  type Answers,
-  type Contract,
-  type Field,
-  instant,
-  object,
-  oneOf,
-  orNull,
-  type Route,
-  type Schema,
-  text,
-  uuid,
-} from './contract.js'
+import { type Answers, type Contract, type Field, instant, object, oneOf, orNull, type Route, type Schema, text, uuid } from './contract.js'
 import { challenges, failureStatus } from './problem.js'
 
 /**

@@ -1,4 +1,4 @@
-import { type ApiKeysOptions, type Contract, contracts, memoryStore, openApiDocument, type Store } from 'express-api-keys'
+import { ApiKeyError, type ApiKeysOptions, type Contract, contracts, memoryStore, openApiDocument, type Store } from 'express-api-keys'
 import { type Checked, type Sent, type Serving, serveContract } from '../support/contract.js'
 import { documentOf } from '../support/document.js'
 
@@ -186,7 +186,7 @@ async function scene(contract: Contract, options: Partial<ApiKeysOptions> = {}, 
       return answer
     },
     async fail(whose, during) {
-      const error = whose === 'store' ? new Error('The store is away.') : new TypeError('A fault in a program.')
+      const error = whose === 'store' ? new ApiKeyError('store_unavailable', 'The store is away.') : new TypeError('A fault in a program.')
       const broken = () => Promise.reject(error)
       const { transaction, key, keys, events } = store
       Object.assign(store, { transaction: broken, key: broken, keys: broken, events: broken })
