@@ -85,13 +85,13 @@ export interface Contract {
   readonly bareToken?: boolean
   /** Whether operators may call, where the router has `operators`. Default false. */
   readonly operators?: boolean
+  /** Whether every answer has an `X-Request-Id`, taken from the request when it sends a sane one. Default false. */
+  readonly requestId?: boolean
   /**
    * How far `api_keys:write` reaches. `bounded`: a key creates, changes and rotates only what it could be itself; `open`: any key of its owner and
    * environment, as some published pages have it. Default `bounded`.
    */
   readonly delegation?: 'bounded' | 'open'
-  /** Whether every answer has an `X-Request-Id`, taken from the request when it sends a sane one. Default false. */
-  readonly requestId?: boolean
   failure(error: ApiKeyError, request: { readonly requestId: string }): Failure
   /** The schema of the failure bodies, for the OpenAPI document. */
   readonly failureSchema?: Schema

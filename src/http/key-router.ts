@@ -75,6 +75,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   let misplacedTold = false
   const router = express.Router()
   router.get('/openapi.json', (req, res) => {
+    requestId(req, res)
     res.json(openApiDocument(contract, req.baseUrl))
   })
   for (const route of contract.routes as readonly Route[]) router[route.method](route.path, serve(route))

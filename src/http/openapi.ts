@@ -1,19 +1,7 @@
 import type { ApiKey, KeyEvent } from '../core/key.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
-import {
-  type Answers,
-  type Contract,
-  type Field,
-  instant,
-  object,
-  oneOf,
-  orNull,
-  type Route,
-  type Schema,
-  text,
-  texts,
-} from './contract.js'
-import { failureStatus } from './problem.js'
+import { type Answers, type Contract, type Field, instant, object, oneOf, orNull, type Route, type Schema, text, uuid } from './contract.js'
+import { challenges, failureStatus } from './problem.js'
 
 /**
  * Describes a contract as an OpenAPI 3.1 document. Everything in it comes from the contract's own values: the examples are what its `success` and
@@ -24,10 +12,13 @@ import { failureStatus } from './problem.js'
  */
 export function openApiDocument(contract: Contract, path: string = contract.path): object {
   const paths: { [path: string]: { [method: string]: object } } = {}
+  const base = path.replace(/\/+$/, '')
   for (const route of contract.routes) {
-    const template = (path + (route.path === '/' ? '' : route.path)).replaceAll(/:(\w+)/g, '{$1}')
+    const template = (base + (route.path === '/' ? '' : route.path)).replaceAll(/:(\w+)/g, '{$1}') || '/'
     paths[template] = { ...paths[template], [route.method]: operation(contract, route) }
   }
+  // A path of its own, or readers of the document would take it for an id.
+  paths[`${base}/openapi.json`] = { get: ownOperation(contract) }
   return {
     openapi: '3.1.1',
     info: {
@@ -43,25 +34,68 @@ export function openApiDocument(contract: Contract, path: string = contract.path
       securitySchemes: {
         key: contract.bareToken
           ? { type: 'apiKey', in: 'header', name: 'Authorization', description: 'The key, alone or after `Bearer `.' }
-          : { type: 'http', scheme: 'bearer', description: 'The key.' },
+          : {
+              type: 'http',
+              scheme: 'bearer',
+              description: contract.operators ? 'The key, or the JWT of an operator where operators may call.' : 'The key.',
+            },
       },
     },
   }
 }
 
+/** The document, as it is served beside what it describes. */
+function ownOperation(contract: Contract): object {
+  const sent = contract.requestId ? { headers: headers([['X-Request-Id', 'always']]) } : {}
+  return {
+    operationId: 'openApi',
+    summary: 'Read this document',
+    security: [],
+    ...(contract.requestId ? { parameters: [REQUEST_ID] } : {}),
+    responses: {
+      200: { description: 'The document.', ...sent, content: { 'application/json': { schema: { type: 'object' } } } },
+      304: { description: 'The document still has the ETag that the request names.', ...sent },
+    },
+  }
+}
+
+const REQUEST_ID = {
+  name: 'X-Request-Id',
+  in: 'header',
+  required: false,
+  description:
+    'Names this request, and comes back with the answer where it is 1 to 128 characters of `A-Z a-z 0-9 . _ -` and holds nothing as long as a key. A new name comes back otherwise.',
+  schema: text,
+}
+
+const IDEMPOTENCY_KEY = {
+  name: 'Idempotency-Key',
+  in: 'header',
+  description:
+    'Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651.',
+  schema: { type: 'string', minLength: 1 },
+}
+
 const FIELDS: { readonly [field in Field]: Schema } = {
-  name: { type: 'string', minLength: 1, maxLength: 255 },
+  name: { type: 'string', minLength: 1, maxLength: 255, description: 'Without control characters.' },
   environment: oneOf('live', 'test'),
-  scopes: { ...texts, maxItems: 100 },
-  metadata: { type: 'object' },
+  scopes: {
+    type: 'array',
+    maxItems: 100,
+    items: { type: 'string', maxLength: 128, pattern: '^[\\x21\\x23-\\x5b\\x5d-\\x7e]+$', description: 'RFC 6749 section 3.3.' },
+  },
+  metadata: { type: 'object', description: 'At most 8 KiB of JSON, and at most 16 levels deep.' },
   expiresAt: orNull(instant),
   ownerId: { type: 'string', minLength: 1, maxLength: 255, description: 'For operators, whose token may name several owners.' },
-  rotationSecret: text,
+  rotationSecret: { type: 'string', minLength: 1, description: 'The rotation secret of the key that is calling.' },
   retire: {
     description: 'When the old secret stops being accepted.',
     oneOf: [oneOf('now', 'on-first-use'), object({ afterMs: { type: 'integer', minimum: 1, description: 'At most 7 days count.' } })],
   },
-  emergency: { type: 'boolean' },
+  emergency: {
+    type: 'boolean',
+    description: 'Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`.',
+  },
   reason: { type: 'string', minLength: 1, maxLength: 255 },
 }
 
@@ -75,20 +109,9 @@ function operation(contract: Contract, route: Route): object {
   const target = /:(\w+)/.exec(path)?.[1]
   const required = fields.filter((field) => requires.some((name) => name === field) || (action === 'create' && field === 'name'))
   const parameters = [
-    ...(target === undefined
-      ? []
-      : [{ name: target, in: 'path', required: true, description: 'The id of the key.', schema: { type: 'string' } }]),
-    ...(method === 'get'
-      ? []
-      : [
-          {
-            name: 'Idempotency-Key',
-            in: 'header',
-            required: requires.includes('idempotencyKey'),
-            description: 'Makes a retry safe: the same request with the same value is done once, and answered the same.',
-            schema: { type: 'string', minLength: 1, maxLength: 255 },
-          },
-        ]),
+    ...(target === undefined ? [] : [{ name: target, in: 'path', required: true, description: 'The id of the key.', schema: uuid }]),
+    ...(method === 'get' ? [] : [{ ...IDEMPOTENCY_KEY, required: requires.includes('idempotencyKey') }]),
+    ...(contract.requestId ? [REQUEST_ID] : []),
     ...(action === 'list' || action === 'events'
       ? [
           { name: 'limit', in: 'query', schema: { type: 'integer', minimum: 1, maximum: 100, default: 50 } },
@@ -99,6 +122,8 @@ function operation(contract: Contract, route: Route): object {
         ]
       : []),
   ]
+  // A change of nothing is refused.
+  const changes = action === 'update'
   const properties = Object.fromEntries(fields.map((field) => [field, (action === 'create' && FIELDS_OF_CREATE[field]) || FIELDS[field]]))
   return {
     operationId: operationId(route),
@@ -108,13 +133,16 @@ function operation(contract: Contract, route: Route): object {
       ? {}
       : {
           requestBody: {
-            required: required.length > 0,
+            required: required.length > 0 || changes,
             content: {
               'application/json': {
-                schema: object(
-                  properties,
-                  fields.filter((field) => !required.includes(field)),
-                ),
+                schema: {
+                  ...object(
+                    properties,
+                    fields.filter((field) => !required.includes(field)),
+                  ),
+                  ...(changes ? { minProperties: 1 } : {}),
+                },
               },
             },
           },
@@ -122,7 +150,7 @@ function operation(contract: Contract, route: Route): object {
     responses: {
       [status]: {
         description: 'Success.',
-        headers: headersOf(contract, method === 'get' ? [] : ['Idempotent-Replayed']),
+        headers: headersOf(contract, route, status, []),
         content: { 'application/json': { schema, example: (route.success as (answer: unknown) => object)(SAMPLES[action]) } },
       },
       ...failures(contract, route),
@@ -140,17 +168,49 @@ function operationId({ action, path, method }: Route): string {
     .join('')
 }
 
-const HEADERS: { readonly [name: string]: object } = {
-  'Cache-Control': { description: 'Always `no-store`.', schema: text },
-  'Idempotent-Replayed': { description: '`true` where this is the answer of an earlier request.', schema: text },
-  'Retry-After': { description: 'Seconds.', schema: text },
-  'WWW-Authenticate': { description: 'RFC 6750 section 3.', schema: text },
+const HEADERS = {
+  'Cache-Control': { description: 'Answers are never cached.', schema: { const: 'no-store' } },
   'X-Request-Id': { description: 'Names this request in the logs.', schema: text },
+  'WWW-Authenticate': { description: 'The challenge of RFC 6750 section 3.', schema: text },
+  'Retry-After': { description: 'Seconds.', schema: { type: 'integer', minimum: 1 } },
+  'Idempotent-Replayed': { description: 'Sent when this is the answer to an earlier request.', schema: { const: 'true' } },
+  RateLimit: {
+    description: 'What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it.',
+    schema: text,
+  },
+  'RateLimit-Policy': { description: 'The limit (`q`) and its window in seconds (`w`).', schema: text },
+  'Api-Key-Expires-At': {
+    description: 'Sent when the request came with a secret in its grace period: until when that secret is accepted.',
+    schema: instant,
+  },
+} as const
+
+type Sent = readonly [name: keyof typeof HEADERS, when: 'always' | 'sometimes']
+
+function headers(sent: readonly Sent[]): object {
+  return Object.fromEntries(sent.map(([name, when]) => [name, { ...HEADERS[name], required: when === 'always' }]))
 }
 
-function headersOf(contract: Contract, names: readonly string[]): object {
-  const all = ['Cache-Control', ...names, ...(contract.requestId ? ['X-Request-Id'] : [])]
-  return Object.fromEntries(all.map((name) => [name, HEADERS[name]]))
+/** Codes that a reader may get once its key is known. */
+const TOLD_TO_READERS: readonly ApiKeyErrorCode[] = ['insufficient_scope', 'key_not_found', 'store_unavailable', 'internal_error']
+
+/** The headers of the answers with one status; `codes` says why a failure has it. */
+function headersOf({ requestId }: Contract, { method, action }: Route, status: number, codes: readonly ApiKeyErrorCode[]): object {
+  const succeeds = codes.length === 0
+  const reads = method === 'get'
+  const challenged = codes.filter((code) => challenges(code, status)).length
+  const known = succeeds || codes.some((code) => TOLD_TO_READERS.includes(code) || (code === 'invalid_request' && action !== 'get'))
+  const rows: readonly (readonly [applies: boolean, ...Sent])[] = [
+    [true, 'Cache-Control', 'always'],
+    [requestId === true, 'X-Request-Id', 'always'],
+    [challenged > 0, 'WWW-Authenticate', challenged === codes.length ? 'always' : 'sometimes'],
+    [status === 429 || status === 503, 'Retry-After', 'always'],
+    [succeeds && !reads, 'Idempotent-Replayed', 'sometimes'],
+    [!reads, 'RateLimit', 'sometimes'],
+    [!reads, 'RateLimit-Policy', 'sometimes'],
+    [reads && known, 'Api-Key-Expires-At', 'sometimes'],
+  ]
+  return headers(rows.flatMap(([applies, ...sent]) => (applies ? [sent] : [])))
 }
 
 /** Every way in which a route can fail, by status. */
@@ -169,7 +229,7 @@ function failures(contract: Contract, route: Route): object {
       status,
       {
         description: Object.keys(examples).join(', '),
-        headers: headersOf(contract, status === 401 ? ['WWW-Authenticate'] : status === 429 || status === 503 ? ['Retry-After'] : []),
+        headers: headersOf(contract, route, status, Object.keys(examples) as ApiKeyErrorCode[]),
         content: { [contentType]: { schema: contract.failureSchema ?? { type: 'object' }, examples } },
       },
     ]),
@@ -184,26 +244,38 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]?: string } = {
   rate_limited: 'Too many requests; try again later.',
 }
 
-function failureCodes(
-  { operators }: Contract,
-  { method, path, action, caller, requires = [], fields = [] }: Route,
-): readonly ApiKeyErrorCode[] {
+function failureCodes({ operators }: Contract, { method, path, action, requires = [], fields = [] }: Route): readonly ApiKeyErrorCode[] {
   const [reads, targeted, rotates] = [method === 'get', path.includes(':'), action === 'rotate']
   const self = rotates && !targeted
-  const asksRotationSecret = rotates && caller !== 'writer'
+  const takesRotationSecret = rotates && fields.includes('rotationSecret')
   const codes: readonly (readonly [boolean, readonly ApiKeyErrorCode[]])[] = [
-    [true, ['credential_malformed', 'credential_missing', 'invalid_key', 'rate_limited', 'store_unavailable', 'internal_error']],
+    [targeted, ['invalid_request']],
+    [
+      true,
+      [
+        'credential_malformed',
+        'credential_missing',
+        'invalid_key',
+        'rate_limited',
+        'store_unavailable',
+        'store_misconfigured',
+        'internal_error',
+      ],
+    ],
     [!self, ['insufficient_scope']],
     [targeted, ['key_id_invalid', 'key_not_found']],
     [!reads || action === 'list' || action === 'events', ['invalid_request']],
     [!reads, ['idempotency_key_invalid', 'idempotency_key_spent', 'idempotency_key_mismatch', 'outcome_unknown']],
+    [!reads, ['secret_in_grace']],
     [!reads, ['body_too_large', 'unsupported_media_type']],
     [requires.includes('idempotencyKey'), ['idempotency_key_missing']],
     [requires.includes('rotationSecret'), ['rotation_secret_missing']],
-    [rotates, ['key_expired', 'rotation_superseded', 'rotation_in_grace']],
+    [rotates, ['rotation_in_grace']],
+    [rotates || action === 'create', ['rotation_superseded']],
+    [rotates && targeted, ['key_expired']],
     [targeted && (rotates || action === 'update'), ['key_revoked']],
-    [asksRotationSecret && fields.includes('rotationSecret'), ['rotation_secret_not_configured', 'key_revoked']],
-    [asksRotationSecret && !requires.includes('rotationSecret'), ['rotation_secret_required']],
+    [takesRotationSecret, ['rotation_secret_not_configured', 'key_revoked']],
+    [rotates && !requires.includes('rotationSecret'), ['rotation_secret_required']],
     [operators === true && self, ['invalid_request']],
   ]
   return [...new Set(codes.flatMap(([applies, these]) => (applies ? these : [])))]

@@ -23,7 +23,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   idempotency_key_spent: 409,
   rotation_superseded: 409,
   rotation_in_grace: 409,
-  secret_in_grace: 403,
+  secret_in_grace: 409,
   // Told to `onError` only.
   retried_without_key: 500,
   body_too_large: 413,
@@ -76,10 +76,14 @@ export interface FailureContext {
   readonly retryAfterSeconds?: number | undefined
 }
 
-/** The HTTP status of an error code, the same for every contract that does not say otherwise. */
+/** The HTTP status of an error code, the same for every contract that does not say otherwise; 500 for one that is not known here. */
 export function failureStatus(code: ApiKeyErrorCode): number {
-  // Another copy of the package may know codes that this one does not.
   return STATUS[code] ?? 500
+}
+
+/** Whether a failure carries a challenge: each 401 does, and what RFC 6750 has an `error` for. @see RFC 6750 §3 */
+export function challenges(code: ApiKeyErrorCode, status: number): boolean {
+  return status === 401 || CHALLENGE[code] !== undefined
 }
 
 /** `type: about:blank` and the status's own phrase, and beside them the stable `code`. @see RFC 9457 §3 */
@@ -123,7 +127,7 @@ export function refuse(keys: ApiKeys, req: Request, res: Response, error: unknow
     const { status, contentType, text } = composed(keys, forClient(known), requestId, shape)
     res.status(status)
     res.setHeader('Cache-Control', 'no-store')
-    if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
+    if (challenges(known.code, status)) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
     if (status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
     if (status === 503) res.setHeader('Retry-After', String(RETRY_AFTER_SECONDS[known.code] ?? 1))
     res.setHeader('Content-Type', contentType)

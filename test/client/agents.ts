@@ -21,6 +21,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/agents/openapi.json": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read this document */
+        get: operations["openApi"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -37,7 +54,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -46,6 +63,7 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": {
+                    /** @description The rotation secret of the key that is calling. */
                     rotationSecret: string;
                 };
             };
@@ -54,16 +72,20 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     /**
                      * @example {
-                     *       "message": "The API key and the rotation secret have been rotated. Save both: they are not shown again.",
+                     *       "message": "API key and rotation secret rotated successfully. Save both — they will not be shown again.",
                      *       "apiKey": "sk_live_0000000000000000000000000000000000000000000000000",
                      *       "rotationSecret": "rot_live_0000000000000000000000000000000000000000000000000",
                      *       "agentId": "acme",
@@ -79,11 +101,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, invalid_request, idempotency_key_invalid, rotation_secret_missing */
+            /** @description invalid_request, idempotency_key_invalid, body_too_large, unsupported_media_type, rotation_secret_missing */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -95,13 +121,17 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_missing, invalid_key */
+            /** @description credential_malformed, credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -116,8 +146,12 @@ export interface operations {
             /** @description rotation_secret_not_configured, key_revoked */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -129,43 +163,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, key_expired, rotation_superseded, rotation_in_grace */
+            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        error: {
-                            code: string;
-                            message: string;
-                        };
-                    };
-                };
-            };
-            /** @description body_too_large */
-            413: {
-                headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        error: {
-                            code: string;
-                            message: string;
-                        };
-                    };
-                };
-            };
-            /** @description unsupported_media_type */
-            415: {
-                headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -180,8 +186,12 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -196,10 +206,14 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -214,8 +228,12 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -230,10 +248,14 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -244,6 +266,33 @@ export interface operations {
                         };
                     };
                 };
+            };
+        };
+    };
+    openApi: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The document. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The document still has the ETag that the request names. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };

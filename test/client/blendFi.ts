@@ -21,6 +21,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/api-keys/openapi.json": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read this document */
+        get: operations["openApi"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -37,8 +54,10 @@ export interface operations {
         parameters: {
             query?: never;
             header: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key": string;
+                /** @description Names this request, and comes back with the answer where it is 1 to 128 characters of `A-Z a-z 0-9 . _ -` and holds nothing as long as a key. A new name comes back otherwise. */
+                "X-Request-Id"?: string;
             };
             path: {
                 /** @description The id of the key. */
@@ -51,12 +70,16 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -84,13 +107,17 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, key_id_invalid, invalid_request, idempotency_key_invalid, body_too_large, unsupported_media_type, idempotency_key_missing */
+            /** @description invalid_request, key_id_invalid, idempotency_key_invalid, body_too_large, unsupported_media_type, idempotency_key_missing */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -102,15 +129,19 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_missing, invalid_key */
+            /** @description credential_malformed, credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -125,10 +156,16 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -143,10 +180,14 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -158,13 +199,17 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, key_expired, rotation_superseded, rotation_in_grace, key_revoked */
+            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -179,10 +224,14 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -197,12 +246,16 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description Seconds. */
-                    "Retry-After"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description Seconds. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -217,10 +270,14 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -235,12 +292,16 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description Seconds. */
-                    "Retry-After"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
-                    "X-Request-Id"?: string;
+                    "X-Request-Id": string;
+                    /** @description Seconds. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -251,6 +312,40 @@ export interface operations {
                         details: Record<string, never>;
                     };
                 };
+            };
+        };
+    };
+    openApi: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Names this request, and comes back with the answer where it is 1 to 128 characters of `A-Z a-z 0-9 . _ -` and holds nothing as long as a key. A new name comes back otherwise. */
+                "X-Request-Id"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The document. */
+            200: {
+                headers: {
+                    /** @description Names this request in the logs. */
+                    "X-Request-Id": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The document still has the ETag that the request names. */
+            304: {
+                headers: {
+                    /** @description Names this request in the logs. */
+                    "X-Request-Id": string;
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };

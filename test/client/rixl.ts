@@ -21,6 +21,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/platform/api-keys/openapi.json": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read this document */
+        get: operations["openApi"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -37,7 +54,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -51,10 +68,14 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -90,11 +111,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, key_id_invalid, invalid_request, idempotency_key_invalid */
+            /** @description invalid_request, key_id_invalid, idempotency_key_invalid, body_too_large, unsupported_media_type */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -106,13 +131,17 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_missing, invalid_key */
+            /** @description credential_malformed, credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -127,8 +156,14 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -143,8 +178,12 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -156,43 +195,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, key_expired, rotation_superseded, rotation_in_grace, key_revoked */
+            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        error: {
-                            code: string;
-                            message: string;
-                        };
-                    };
-                };
-            };
-            /** @description body_too_large */
-            413: {
-                headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        error: {
-                            code: string;
-                            message: string;
-                        };
-                    };
-                };
-            };
-            /** @description unsupported_media_type */
-            415: {
-                headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -207,8 +218,12 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -223,10 +238,14 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -241,8 +260,12 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -257,10 +280,14 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -271,6 +298,33 @@ export interface operations {
                         };
                     };
                 };
+            };
+        };
+    };
+    openApi: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The document. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The document still has the ETag that the request names. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };

@@ -108,6 +108,23 @@ export interface paths {
         patch: operations["update"];
         trace?: never;
     };
+    "/v1/api-keys/openapi.json": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Read this document */
+        get: operations["openApi"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -137,8 +154,10 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -212,8 +231,12 @@ export interface operations {
             /** @description credential_malformed, invalid_request */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -229,10 +252,10 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -248,8 +271,12 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -265,10 +292,10 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -284,8 +311,10 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -301,10 +330,12 @@ export interface operations {
             /** @description store_unavailable */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -323,7 +354,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -332,10 +363,12 @@ export interface operations {
         requestBody: {
             content: {
                 "application/json": {
+                    /** @description Without control characters. */
                     name: string;
                     /** @enum {string} */
                     environment?: "live" | "test";
                     scopes?: string[];
+                    /** @description At most 8 KiB of JSON, and at most 16 levels deep. */
                     metadata?: Record<string, never>;
                     /** Format: date-time */
                     expiresAt?: string | null;
@@ -350,10 +383,14 @@ export interface operations {
             /** @description Success. */
             201: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -429,8 +466,14 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -446,10 +489,14 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -465,8 +512,14 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -479,11 +532,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent */
+            /** @description idempotency_key_spent, rotation_superseded */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -499,8 +556,12 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -516,8 +577,12 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -533,8 +598,12 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -550,10 +619,14 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -569,8 +642,12 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -586,10 +663,14 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -608,7 +689,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -617,12 +698,14 @@ export interface operations {
         requestBody?: {
             content: {
                 "application/json": {
+                    /** @description The rotation secret of the key that is calling. */
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
                         /** @description At most 7 days count. */
                         afterMs: number;
                     };
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
                     emergency?: boolean;
                 };
             };
@@ -631,10 +714,14 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -710,8 +797,14 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -727,10 +820,14 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -746,8 +843,12 @@ export interface operations {
             /** @description rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -760,11 +861,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, key_expired, rotation_superseded, rotation_in_grace, key_revoked */
+            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded, key_revoked */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -780,8 +885,12 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -797,8 +906,12 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -814,8 +927,12 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -831,10 +948,14 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -850,8 +971,12 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -867,10 +992,14 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -889,7 +1018,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -901,12 +1030,14 @@ export interface operations {
         requestBody?: {
             content: {
                 "application/json": {
+                    /** @description The rotation secret of the key that is calling. */
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
                         /** @description At most 7 days count. */
                         afterMs: number;
                     };
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
                     emergency?: boolean;
                 };
             };
@@ -915,10 +1046,14 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -991,11 +1126,17 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, key_id_invalid, invalid_request, idempotency_key_invalid */
+            /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1011,10 +1152,14 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1030,8 +1175,14 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1047,8 +1198,12 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1061,11 +1216,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, key_expired, rotation_superseded, rotation_in_grace, key_revoked */
+            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1081,8 +1240,12 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1098,8 +1261,12 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1115,8 +1282,12 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1132,10 +1303,14 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1151,8 +1326,12 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1168,10 +1347,14 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1190,7 +1373,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1210,10 +1393,14 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1282,11 +1469,17 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, key_id_invalid, invalid_request, idempotency_key_invalid */
+            /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1302,10 +1495,14 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1321,8 +1518,14 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1338,8 +1541,12 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1355,8 +1562,12 @@ export interface operations {
             /** @description idempotency_key_spent */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1372,8 +1583,12 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1389,8 +1604,12 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1406,8 +1625,12 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1423,10 +1646,14 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1442,8 +1669,12 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1459,10 +1690,14 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1495,8 +1730,10 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1537,11 +1774,15 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, key_id_invalid, invalid_request */
+            /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1557,10 +1798,10 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1576,8 +1817,12 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1593,8 +1838,10 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1610,10 +1857,10 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1629,8 +1876,10 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1646,10 +1895,12 @@ export interface operations {
             /** @description store_unavailable */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1679,8 +1930,10 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1747,11 +2000,13 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, key_id_invalid */
+            /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1767,10 +2022,10 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1786,8 +2041,12 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1803,8 +2062,10 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1820,10 +2081,10 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1839,8 +2100,10 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1856,10 +2119,12 @@ export interface operations {
             /** @description store_unavailable */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1878,7 +2143,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. */
+                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1887,11 +2152,13 @@ export interface operations {
             };
             cookie?: never;
         };
-        requestBody?: {
+        requestBody: {
             content: {
                 "application/json": {
+                    /** @description Without control characters. */
                     name?: string;
                     scopes?: string[];
+                    /** @description At most 8 KiB of JSON, and at most 16 levels deep. */
                     metadata?: Record<string, never>;
                     /** Format: date-time */
                     expiresAt?: string | null;
@@ -1902,10 +2169,14 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description `true` where this is the answer of an earlier request. */
-                    "Idempotent-Replayed"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent when this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1974,11 +2245,17 @@ export interface operations {
                     };
                 };
             };
-            /** @description credential_malformed, key_id_invalid, invalid_request, idempotency_key_invalid */
+            /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -1994,10 +2271,14 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
-                    /** @description RFC 6750 section 3. */
-                    "WWW-Authenticate"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2013,8 +2294,14 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2030,8 +2317,12 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2047,8 +2338,12 @@ export interface operations {
             /** @description idempotency_key_spent, key_revoked */
             409: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2064,8 +2359,12 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2081,8 +2380,12 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2098,8 +2401,12 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2115,10 +2422,14 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2134,8 +2445,12 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2151,10 +2466,14 @@ export interface operations {
             /** @description store_unavailable, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Always `no-store`. */
-                    "Cache-Control"?: string;
+                    /** @description Answers are never cached. */
+                    "Cache-Control": "no-store";
                     /** @description Seconds. */
-                    "Retry-After"?: string;
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
                     [name: string]: unknown;
                 };
                 content: {
@@ -2166,6 +2485,33 @@ export interface operations {
                         detail: string;
                     };
                 };
+            };
+        };
+    };
+    openApi: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The document. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": Record<string, never>;
+                };
+            };
+            /** @description The document still has the ETag that the request names. */
+            304: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
         };
     };

@@ -1,4 +1,4 @@
-import { type ApiKeys, contracts, memoryStore } from 'express-api-keys'
+import { type ApiKeys, contracts, type JsonObject, memoryStore } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { everyStore, exchange, playContract, type Serving, serveContract } from '../support/contract.js'
 import { freshDatabase } from '../support/postgres.js'
@@ -30,6 +30,7 @@ playContract({
   },
   secretOf: ({ body }) => body.apiKey,
   rotationSecretOf: ({ body }) => body.rotationSecret,
+  published: { error: { code: 'invalid_key', message: 'Invalid API key or invalid rotation secret' } },
 })
 
 describe.each(everyStore)('on %s', (_name, makeStore) => {
@@ -44,7 +45,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     expect([status, body]).toEqual([
       200,
       {
-        message: expect.any(String),
+        message: 'API key and rotation secret rotated successfully. Save both — they will not be shown again.',
         apiKey: expect.stringMatching(/^sk_live_[0-9A-Za-z]{49}$/),
         rotationSecret: expect.stringMatching(/^rot_live_[0-9A-Za-z]{49}$/),
         agentId: 'agent-1',
@@ -57,6 +58,19 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     expect((await here.send({ path, secret: body.apiKey, body: { rotationSecret: body.rotationSecret } })).status).toBe(200)
   })
 
+  test('an agent is who its metadata says, and its owner where that says nothing', async () => {
+    const named = async (metadata: JsonObject): Promise<string> => {
+      const { secret, rotationSecret } = await here.keys.create({ as: 'application', ownerId: 'studio', name: 'Scout', metadata, rotationSecret: true })
+      const { status, body } = await here.send({ path, secret, body: { rotationSecret } })
+      const again = await here.send({ path, secret: body.apiKey, body: { rotationSecret: body.rotationSecret } })
+      expect([status, again.status, again.body.agentId]).toEqual([200, 200, body.agentId])
+      return body.agentId
+    }
+    expect([await named({ agentId: 'agent-1' }), await named({ agentId: 'agent-2', more: 1 })]).toEqual(['agent-1', 'agent-2'])
+    for (const metadata of [{}, { agentId: 7 }, { agentId: null }, { agentId: ['agent-1'] }, { agent_id: 'agent-1' }])
+      expect(await named(metadata)).toBe('studio')
+  })
+
   test('one answer to a bad key and to a bad rotation secret; 403 only to the holder of the exact key', async () => {
     const { secret, rotationSecret, id } = await agent(here.keys)
     const other = await agent(here.keys)
@@ -65,22 +79,26 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       const { status, body } = await here.send({ path, secret: given, body: second === undefined ? {} : { rotationSecret: second } })
       return [status, body.error]
     }
-    const refused = [401, { code: 'invalid_key', message: 'The API key is not valid.' }]
+    const refused = [401, { code: 'invalid_key', message: 'Invalid API key or invalid rotation secret' }]
     expect(await send(secret, other.rotationSecret)).toEqual(refused)
     expect(await send(secret, 'rot_live_guess')).toEqual(refused)
     expect(await send('sk_live_guess', rotationSecret)).toEqual(refused)
     expect(await send(rotationSecret, rotationSecret)).toEqual(refused)
     expect(await send(secret, secret)).toEqual(refused)
+    for (const given of [undefined, 'a b', '"quoted"', 'not-a-key']) expect(await send(given, rotationSecret)).toEqual(refused)
     // 400 comes before 401, and 401 before 403.
     for (const missing of [undefined, '', null, 7]) {
-      for (const given of [secret, 'sk_live_guess', undefined])
+      for (const given of [secret, 'sk_live_guess', 'a b', undefined])
         expect(await send(given, missing)).toMatchObject([400, { code: 'rotation_secret_missing' }])
     }
-    expect(await send(plain.secret, rotationSecret)).toMatchObject([403, { code: 'rotation_secret_not_configured' }])
+    expect(await send(plain.secret, rotationSecret)).toEqual([
+      403,
+      { code: 'rotation_secret_not_configured', message: 'The agent has no rotation secret; an operator can rotate its key.' },
+    ])
     expect((await here.keys.get(id))?.generation).toBe(1)
     await here.keys.revoke({ as: 'application', id })
     expect(await send(secret, other.rotationSecret)).toEqual(refused)
-    expect(await send(secret, rotationSecret)).toMatchObject([403, { code: 'agent_revoked' }])
+    expect(await send(secret, rotationSecret)).toEqual([403, { code: 'agent_revoked', message: 'The agent is revoked.' }])
     expect(await send(other.secret, rotationSecret)).toEqual(refused)
     const rotated = await here.keys.rotate({ as: { secret: other.secret }, rotationSecret: other.rotationSecret })
     expect(await send(other.secret, other.rotationSecret)).toEqual(refused)

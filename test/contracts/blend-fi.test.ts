@@ -17,6 +17,7 @@ playContract({
   },
   secretOf: ({ body }) => body.api_key,
   needsIdempotencyKey: true,
+  published: { message: expect.any(String), request_id: expect.stringMatching(UUID), details: {} },
 })
 
 describe.each(everyStore)('on %s', (_name, makeStore) => {

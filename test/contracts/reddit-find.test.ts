@@ -17,6 +17,7 @@ playContract({
     return { request: { path: `/${key.id}/rotate`, secret: caller.secret }, rotationSecret }
   },
   secretOf: ({ body }) => body.token,
+  published: { error: { code: 'UNAUTHORIZED', message: expect.any(String) } },
 })
 
 describe.each(everyStore)('on %s', (_name, makeStore) => {

@@ -12,6 +12,7 @@ playContract({
     return { request: { path: '/keys/rotate', secret }, secret, retires: secret, id: key.id }
   },
   secretOf: ({ body }) => body.api_key,
+  published: { success: false, error: 'Unauthorized' },
 })
 
 describe.each(everyStore)('on %s', (_name, makeStore) => {
@@ -26,7 +27,11 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       const { status, body } = await here.send({ path: '/keys/rotate', secret, headers })
       expect([status, body]).toEqual([
         200,
-        { success: true, api_key: expect.stringMatching(/^suwappu_sk_[0-9A-Za-z]{49}$/), message: expect.any(String) },
+        {
+          success: true,
+          api_key: expect.stringMatching(/^suwappu_sk_[0-9A-Za-z]{49}$/),
+          message: 'API key rotated. Old key is now invalid.',
+        },
       ])
     }
   })
@@ -43,7 +48,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
   test('says Unauthorized, and that alone', async () => {
     const { key, secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'agent' })
     const unauthorized = [401, { success: false, error: 'Unauthorized' }]
-    for (const given of [undefined, 'nonsense', 'sk_live_0000']) {
+    for (const given of [undefined, 'nonsense', 'sk_live_0000', '', 'a b', `${secret} ${secret}`, `"${secret}"`, 'x'.repeat(2_000)]) {
       const { status, body } = await here.send({ path: '/keys/rotate', secret: given })
       expect([status, body]).toEqual(unauthorized)
     }

@@ -1,4 +1,19 @@
+import type { ApiKey } from '../../core/key.js'
+import type { ApiKeyErrorCode } from '../../errors.js'
 import { type Contract, object, text } from '../contract.js'
+import { publishedStatus } from './published.js'
+
+/** One answer for everything that is wrong with either credential: which one it was is nobody's business. */
+const UNAUTHORIZED = { code: 'invalid_key', message: 'Invalid API key or invalid rotation secret' }
+
+/** Told to nobody but the holder of the exact key. */
+const FORBIDDEN: { readonly [code in ApiKeyErrorCode]?: { readonly code: string; readonly message: string } } = {
+  key_revoked: { code: 'agent_revoked', message: 'The agent is revoked.' },
+  rotation_secret_not_configured: {
+    code: 'rotation_secret_not_configured',
+    message: 'The agent has no rotation secret; an operator can rotate its key.',
+  },
+}
 
 /** The rotate API of an agent registry: an agent rotates its own key, and proves itself with a second secret that is rotated together with it. */
 export const agents: Contract = {
@@ -16,10 +31,10 @@ export const agents: Contract = {
       limit: { max: 3, windowMs: 15 * 60_000, by: 'ip' },
       status: 200,
       success: ({ key, secret, rotationSecret }) => ({
-        message: 'The API key and the rotation secret have been rotated. Save both: they are not shown again.',
+        message: 'API key and rotation secret rotated successfully. Save both — they will not be shown again.',
         apiKey: secret,
         rotationSecret,
-        agentId: key.ownerId,
+        agentId: agentIdOf(key),
         agentName: key.name,
       }),
       summary: "Rotate the agent's own key",
@@ -27,9 +42,14 @@ export const agents: Contract = {
     },
   ],
   failure({ code, message }) {
-    // A revoked agent is told so, since only the holder of both its credentials gets to hear it.
-    if (code === 'key_revoked') return { status: 403, body: { error: { code: 'agent_revoked', message } } }
-    return { body: { error: { code, message } } }
+    const forbidden = FORBIDDEN[code]
+    const status = forbidden === undefined ? publishedStatus(code) : 403
+    return { status, body: { error: status === 401 ? UNAUTHORIZED : (forbidden ?? { code, message }) } }
   },
   failureSchema: object({ error: object({ code: text, message: text }) }),
+}
+
+/** The one that the metadata names: an owner may have several agents. */
+function agentIdOf({ metadata, ownerId }: ApiKey): string {
+  return typeof metadata.agentId === 'string' ? metadata.agentId : ownerId
 }

@@ -1,14 +1,12 @@
-import type { ApiKeyErrorCode } from '../../errors.js'
 import { type Contract, instant, object, text, texts, uuid } from '../contract.js'
-
-/** What its page has no status for. */
-const STATUS: { readonly [code in ApiKeyErrorCode]?: number } = { body_too_large: 400, unsupported_media_type: 400 }
+import { publishedStatus } from './published.js'
 
 /** The rotate API of BlendFi: a new key takes the old one's place. */
 export const blendFi: Contract = {
   name: 'blendFi',
   path: '/v1/api-keys',
   requestId: true,
+  delegation: 'open',
   routes: [
     {
       method: 'post',
@@ -37,8 +35,7 @@ export const blendFi: Contract = {
     },
   ],
   failure({ code, message }, { requestId }) {
-    const status = STATUS[code]
-    return { ...(status === undefined ? {} : { status }), body: { code, message, request_id: requestId, details: {} } }
+    return { status: publishedStatus(code), body: { code, message, request_id: requestId, details: {} } }
   },
   failureSchema: object({ code: text, message: text, request_id: text, details: { type: 'object' } }),
 }

@@ -1,8 +1,10 @@
 import type { ApiKeyErrorCode } from '../../errors.js'
 import { type Contract, instant, object, oneOf, orNull, text, texts, uuid } from '../contract.js'
+import { publishedStatus } from './published.js'
 
 const CODES: { readonly [code in ApiKeyErrorCode]?: string } = {
   credential_missing: 'UNAUTHORIZED',
+  credential_malformed: 'UNAUTHORIZED',
   invalid_key: 'UNAUTHORIZED',
   insufficient_scope: 'FORBIDDEN',
   key_id_invalid: 'NOT_FOUND',
@@ -13,6 +15,7 @@ const CODES: { readonly [code in ApiKeyErrorCode]?: string } = {
 export const redditFind: Contract = {
   name: 'redditFind',
   path: '/api/open/v1/keys',
+  delegation: 'open',
   routes: [
     {
       method: 'post',
@@ -66,7 +69,7 @@ export const redditFind: Contract = {
   ],
   failure({ code, message }) {
     return {
-      ...(code === 'key_id_invalid' ? { status: 404 } : {}),
+      status: code === 'key_id_invalid' ? 404 : publishedStatus(code),
       body: { error: { code: CODES[code] ?? code.toUpperCase(), message } },
     }
   },

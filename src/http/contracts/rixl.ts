@@ -1,5 +1,6 @@
 import type { ApiKey } from '../../core/key.js'
 import { type Contract, instant, object, text, uuid } from '../contract.js'
+import { publishedStatus } from './published.js'
 
 const FIELDS = {
   created_at: instant,
@@ -18,6 +19,7 @@ export const rixl: Contract = {
   name: 'rixl',
   path: '/platform/api-keys',
   bareToken: true,
+  delegation: 'open',
   routes: [
     {
       method: 'post',
@@ -39,7 +41,7 @@ export const rixl: Contract = {
       schema: object({ api_key: object(FIELDS, Object.keys(FIELDS)) }),
     },
   ],
-  failure: ({ code, message }) => ({ body: { error: { code, message } } }),
+  failure: ({ code, message }) => ({ status: publishedStatus(code), body: { error: { code, message } } }),
   failureSchema: object({ error: object({ code: text, message: text }) }),
 }
 

@@ -1,5 +1,5 @@
 import { type Contract, object, text } from '../contract.js'
-import { failureStatus } from '../problem.js'
+import { publishedStatus } from './published.js'
 
 /** The rotate API of Suwappu: a key rotates itself, with nothing but itself. Give its keys `prefix: 'suwappu_sk'` and `environmentInSecret: false`. */
 export const suwappu: Contract = {
@@ -14,15 +14,14 @@ export const suwappu: Contract = {
       success: ({ secret }) => ({
         success: true,
         api_key: secret,
-        message: 'API key rotated. Save the new key: it is not shown again, and the old one is no longer valid.',
+        message: 'API key rotated. Old key is now invalid.',
       }),
       summary: 'Rotate the key that is calling',
       schema: object({ success: { const: true }, api_key: text, message: text }),
     },
   ],
   failure({ code, message }) {
-    // What its page has no status for.
-    const status = code === 'body_too_large' || code === 'unsupported_media_type' ? 400 : failureStatus(code)
+    const status = publishedStatus(code)
     const error = status === 401 ? 'Unauthorized' : status === 500 ? 'Key rotation failed' : message
     return { status, body: { success: false, error } }
   },
