@@ -59,7 +59,7 @@ const ROTATE = [
 /** An answer that is sealed without a secret of its caller is as hard to open as its Idempotency-Key is to guess. */
 const MIN_UNSEALED_KEY_LENGTH = 22
 /** How often seals that are no longer wanted are erased, while there is traffic. */
-const ERASE_MS = 5_000
+const ERASE_MS = 3_000
 
 /**
  * How many instances of this process work on a store: each may hold leases that the others know nothing of. One table for all copies of the package, which

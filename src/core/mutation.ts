@@ -230,7 +230,8 @@ export function mutations(parts: MutationParts): Mutations {
   async function carryOut(mutation: Mutation, command: MutationCommand): Promise<Done> {
     for (let round = 0; round < MAX_ROUNDS; round++) {
       const prepared = await prepare(mutation, command)
-      if (prepared.recorded !== undefined) return replay(mutation, command, prepared, prepared.recorded)
+      const replayed = prepared.recorded === undefined ? undefined : await replay(mutation, command, prepared, prepared.recorded)
+      if (replayed !== undefined) return replayed
       const { presented } = prepared
       const ready = presented === undefined ? await readyAlone(mutation, command) : await readyWithKey(mutation, command, presented)
       const outcome = await inTurn(() => logged((tx, log) => transact(tx, log, mutation, command, prepared, ready))).catch((error) => {
@@ -363,14 +364,18 @@ export function mutations(parts: MutationParts): Mutations {
     }
   }
 
-  /** Gives the recorded answer, or throws why not. */
-  async function replay(mutation: Mutation, command: MutationCommand, prepared: Prepared, recorded: ReplayAnswer): Promise<Done> {
+  /** Gives the recorded answer, or throws why not. Undefined where the caller has named no record, and gets none: nothing is to be said of it. */
+  async function replay(
+    mutation: Mutation,
+    command: MutationCommand,
+    prepared: Prepared,
+    recorded: ReplayAnswer,
+  ): Promise<Done | undefined> {
     const { presented, plan, askedAt } = prepared
     const [{ record, made } = failed()] = recorded.found
     const index = plan.ids.indexOf(record.id)
-    // The one thing a dead secret is still good for: the answer of the very mutation that retired it.
-    const dead = presented?.ended !== undefined && !(presented.ended !== 'expired' && presented.generation.retiredBy === record.id)
-    const decision = dead
+    if (presented?.own !== true) await mayStill(mutation, command, presented)
+    const decision = isDead(presented, record.id, recorded.at)
       ? invalidKey(presented?.ended)
       : decideReplay({
           record,
@@ -383,11 +388,14 @@ export function mutations(parts: MutationParts): Mutations {
           open: (sealed) => seals.open(index, record, plan.credentials, sealed),
         })
     if (decision instanceof ApiKeyError) {
+      if (plan.withoutKey) return undefined
       const unopened = decision.code === 'invalid_key' || decision.code === 'idempotency_key_spent'
       if (unopened && presented !== undefined) auditLater('key.replay_refused', presented.key, command, record.id, { keyId: record.keyId })
       throw decision
     }
-    if (presented?.own !== true) await mayStill(mutation, command, presented, decision)
+    const owners = operatorOf(command.as)?.owners
+    // What was done for one owner is not shown to whoever may act for another only.
+    if (owners !== undefined && owners !== 'all' && !owners.includes(decision.key.ownerId)) throw notFound()
     auditReplay(command, decision.key, record.id, plan)
     const settled = record.settledAt !== null
     const waits = !settled && parts.othersHoldLeases()
@@ -396,19 +404,12 @@ export function mutations(parts: MutationParts): Mutations {
   }
 
   /** The answer of a change to another key is given only while the caller may still make that change. */
-  async function mayStill(
-    mutation: Mutation,
-    command: MutationCommand,
-    presented: Presented | undefined,
-    given: SealedAnswer,
-  ): Promise<void> {
+  async function mayStill(mutation: Mutation, command: MutationCommand, presented: Presented | undefined): Promise<void> {
+    if (presented?.ended !== undefined) throw invalidKey(presented.ended)
     if (presented !== undefined && presented.generation.retiredAt !== null) throw inGrace()
     const found = mutation.target === null || mutation.target === 'self' ? undefined : await store.key(mutation.target)
     const forbidden = authorised(mutation, command, presented?.key, found?.key)
     if (forbidden !== undefined) throw forbidden
-    const owners = operatorOf(command.as)?.owners
-    // What was done for one owner is not shown to whoever may act for another only.
-    if (owners !== undefined && owners !== 'all' && !owners.includes(given.key.ownerId)) throw notFound()
   }
 
   function auditReplay(command: MutationCommand, key: KeyRow, recordId: string, { withoutKey }: RecordPlan): void {
@@ -623,6 +624,13 @@ export function mutations(parts: MutationParts): Mutations {
     const tracked = work.catch(report).finally(() => behind.delete(tracked))
     behind.add(tracked)
   }
+}
+
+/** The one thing a dead secret is still good for is the answer of the very mutation that retired it, and not once its key has expired. */
+function isDead(presented: Presented | undefined, recordId: string, at: number): boolean {
+  if (presented?.ended === undefined) return false
+  const { key, generation } = presented
+  return generation.retiredBy !== recordId || (key.expiresAt !== null && key.expiresAt <= at)
 }
 
 /** What was made ready before the transaction. */

@@ -43,8 +43,10 @@ const SANE_REQUEST_ID = /^(?!.*\w{49})[A-Za-z0-9._-]{1,128}$/
 /** What may be quoted of a body: too short for a secret that ended up on the wrong side of a colon. */
 const FIELD_NAME = /^\w{1,32}$/
 
-/** A client that is over a limit, and may be asking for an answer that is about to be there, is not sent away for longer than answers last. */
-const LONGEST_REPETITION_WAIT_SECONDS = 30
+/** A client that is over a limit may be asking for an answer that another process is about to commit: it is looked for once more after this long. */
+const TWIN_ELSEWHERE_MS = 1_000
+/** More of them than this do not wait. */
+const MAX_WAITING_FOR_TWINS = 100
 
 type Caller = { readonly secret: string } | { readonly operator: Operator }
 
@@ -72,6 +74,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   const guard = failureGuard(keys)
   /** Requests that can be repeated, while they are under way here: a repetition waits for its twin, and then finds the answer. */
   const underWay = new Map<string, Promise<void>>()
+  let waitingForTwins = 0
   let misplacedTold = false
   const router = express.Router()
   router.get('/openapi.json', (req, res) => {
@@ -161,11 +164,15 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
       const { within, retryAfterSeconds } = await limit.bucket.hit(req, res, name)
       // Whoever asks for an answer that was lost is not to be locked out by having asked too often; whoever asks for anything else gets nothing.
       replayOnly = !within
-      said.retryAfterSeconds = again === undefined ? retryAfterSeconds : Math.min(retryAfterSeconds, LONGEST_REPETITION_WAIT_SECONDS)
+      said.retryAfterSeconds = retryAfterSeconds
       if (replayOnly && again === undefined) throw tooMany()
     }
+    const how = { replayOnly, takeBack, retryFrom: again?.retryFrom }
     try {
-      await carryOut(route, found, req, res, body, { replayOnly, takeBack, retryFrom: again?.retryFrom })
+      await carryOut(route, found, req, res, body, how).catch(async (error: unknown) => {
+        if (!(replayOnly && isRateLimited(error) && (await twinElsewhere(found)))) throw error
+        await carryOut(route, found, req, res, body, how)
+      })
     } catch (error) {
       if ('value' in found && error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
       const serverSide = !(error instanceof ApiKeyError) || failureStatus(error.code) >= 500
@@ -174,6 +181,15 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
       if (!replayOnly || serverSide) throw error
       throw tooMany(error)
     }
+  }
+
+  /** Whether another process may be carrying out the same request: only while the secret is good here, since what ends it is recorded with its end. */
+  async function twinElsewhere(found: Attempt<Caller>): Promise<boolean> {
+    if (!('value' in found) || familiar(found.value) === undefined || waitingForTwins >= MAX_WAITING_FOR_TWINS) return false
+    waitingForTwins++
+    await keys.clock.sleep(TWIN_ELSEWHERE_MS)
+    waitingForTwins--
+    return true
   }
 
   /** What makes a request one that can be repeated: its Idempotency-Key or, where that may stand for it, its dead secret and its network. */
@@ -350,6 +366,10 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     res.setHeader('X-Request-Id', id)
     return id
   }
+}
+
+function isRateLimited(error: unknown): boolean {
+  return error instanceof ApiKeyError && error.code === 'rate_limited'
 }
 
 function tooMany(cause?: unknown): ApiKeyError {

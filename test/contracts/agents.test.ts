@@ -60,7 +60,13 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 
   test('an agent is who its metadata says, and its owner where that says nothing', async () => {
     const named = async (metadata: JsonObject): Promise<string> => {
-      const { secret, rotationSecret } = await here.keys.create({ as: 'application', ownerId: 'studio', name: 'Scout', metadata, rotationSecret: true })
+      const { secret, rotationSecret } = await here.keys.create({
+        as: 'application',
+        ownerId: 'studio',
+        name: 'Scout',
+        metadata,
+        rotationSecret: true,
+      })
       const { status, body } = await here.send({ path, secret, body: { rotationSecret } })
       const again = await here.send({ path, secret: body.apiKey, body: { rotationSecret: body.rotationSecret } })
       expect([status, again.status, again.body.agentId]).toEqual([200, 200, body.agentId])
@@ -125,7 +131,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     const other = await agent(here.keys)
     await here.send({ path, secret, body: { rotationSecret: other.rotationSecret } })
     await here.send({ path, secret, body: { rotationSecret }, headers: ['User-Agent', 'scout/1'] })
-    await here.send({ path, secret, body: { rotationSecret } })
+    await here.send({ path, secret, body: { rotationSecret: other.rotationSecret } })
     const types = async (): Promise<string[]> => ((await here.keys.events({ id }))?.items ?? []).map(({ type }) => type).sort()
     while ((await types()).length < 4) await new Promise(setImmediate)
     expect(await types()).toEqual(['key.created', 'key.retired_secret_refused', 'key.rotated', 'key.rotation_secret_refused'])

@@ -29,7 +29,12 @@ test.each(published)('$contract.name answers with what its document describes, a
   const admin = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
   const standard = await serveContract(contracts.standard, store, options)
   const make = async (): Promise<{ id: string; sent: Sent; own: Sent }> => {
-    const { key, secret, rotationSecret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'worker', rotationSecret: guarded })
+    const { key, secret, rotationSecret } = await here.keys.create({
+      as: 'application',
+      ownerId: 'acme',
+      name: 'worker',
+      rotationSecret: guarded,
+    })
     const usual = { path: path(key.id), idempotencyKey: about.idempotencyKey, ...(guarded ? { body: { rotationSecret } } : {}) }
     return { id: key.id, sent: { ...usual, secret: targeted ? admin.secret : secret }, own: { ...usual, secret } }
   }
@@ -134,8 +139,8 @@ test('contracts.standard answers with what its document describes, and its docum
     if (read !== '/')
       for (const other of [ABSENT, 'no-id', '%zz']) await send({ ...sent, path: read.replace(graced.id, other), secret: graced.secret })
     if (!read.endsWith(graced.id)) await send({ ...sent, path: `${read}?cursor=none`, secret: graced.secret })
-    await fail('store', () => send({ ...sent, secret: graced.secret }))
-    await fail('program', () => send({ ...sent, secret: graced.secret }))
+    await fail('store', () => send({ ...sent, secret: graced.secret }), false)
+    await fail('program', () => send({ ...sent, secret: graced.secret }), false)
   }
   for (const secret of strangers) await send({ method: 'GET', path: '/', secret }, '203.0.113.1')
   for (const path of reads) await send({ method: 'GET', path, secret: strangers[0] }, '203.0.113.1')
@@ -185,13 +190,13 @@ async function scene(contract: Contract, options: Partial<ApiKeysOptions> = {}, 
       seen[name] = { ...seen[name], [answer.status]: [...(seen[name]?.[answer.status] ?? []), ...headers] }
       return answer
     },
-    async fail(whose, during) {
+    async fail(whose, during, reads = true) {
       const error = whose === 'store' ? new ApiKeyError('store_unavailable', 'The store is away.') : new TypeError('A fault in a program.')
       const broken = () => Promise.reject(error)
-      const { transaction, key, keys, events } = store
-      Object.assign(store, { transaction: broken, key: broken, keys: broken, events: broken })
+      const { read, transaction, key, keys, events } = store
+      Object.assign(store, { ...(reads ? { read: broken } : {}), transaction: broken, key: broken, keys: broken, events: broken })
       await during()
-      Object.assign(store, { transaction, key, keys, events })
+      Object.assign(store, { read, transaction, key, keys, events })
     },
   }
 }
@@ -203,7 +208,7 @@ interface Scene {
   readonly strangers: readonly string[]
   send(sent: Sent, from?: string): Promise<Checked>
   /** Has the store fail while something is sent: as one that is away does, or as one with a fault in it. */
-  fail(whose: 'store' | 'program', during: () => Promise<unknown>): Promise<void>
+  fail(whose: 'store' | 'program', during: () => Promise<unknown>, reads?: boolean): Promise<void>
   /** The headers of every operation and status so far that are not the server's own. */
   seen(): Everything
 }

@@ -148,7 +148,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       }
       // Nor may the secret on its way out take the key back, by calling that an emergency.
       const coup = await here.send({ path: '/self/rotate', secret, body: { emergency: true } })
-      expect([coup.status, coup.body.code]).toEqual([409, 'rotation_in_grace'])
+      expect([coup.status, coup.body.code]).toEqual([409, 'secret_in_grace'])
       // Its own answer can still be asked for, with the secret that lives on.
       expect(
         (await here.send({ path: '/self/rotate', secret, body: { retire: { afterMs: 604_800_000 } }, idempotencyKey: 'grace' })).body,
@@ -169,7 +169,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       for (const [n, path] of ['/self/rotate', `/${id}/rotate`].entries()) {
         for (const idempotencyKey of [undefined, `take-back-${n}`]) {
           const seized = await here.send({ path, secret, body: { emergency: true }, idempotencyKey })
-          expect([seized.status, seized.body.code]).toEqual([409, 'rotation_in_grace'])
+          expect([seized.status, seized.body.code]).toEqual([409, 'secret_in_grace'])
         }
       }
       expect([await here.accepted(secret), await here.accepted(first.body.secret)]).toEqual([200, 200])
@@ -233,7 +233,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     test('is never replayed, and burns what could have been', async () => {
       const { id, secret } = await worker({ rotationSecret: true })
       const first = await here.send({ path: `/${id}/rotate`, secret: admin, idempotencyKey: 'before' })
-      const sent = { path: `/${id}/rotate`, secret: token(), body: { emergency: true }, idempotencyKey: 'emergency' }
+      const sent = { path: `/${id}/rotate`, secret: token(), body: { emergency: true }, idempotencyKey: 'emergency-0000000000000000000000' }
       const ended = await here.send(sent)
       expect(ended.status).toBe(200)
       expect([await here.accepted(secret), await here.accepted(first.body.secret), await here.accepted(ended.body.secret)]).toEqual([
@@ -253,14 +253,14 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
         path: '/',
         secret: token(),
         body: { ownerId: 'globex', name: 'n', scopes: ['a'] },
-        idempotencyKey: 'make',
+        idempotencyKey: 'make-0000000000000000000000',
       })
       expect([made.status, made.body.key.ownerId]).toEqual([201, 'globex'])
       const again = await here.send({
         path: '/',
         secret: token({ jti: 'another' }),
         body: { ownerId: 'globex', name: 'n', scopes: ['a'] },
-        idempotencyKey: 'make',
+        idempotencyKey: 'make-0000000000000000000000',
       })
       expect(again.body).toEqual(made.body)
       const { id } = made.body.key
@@ -269,7 +269,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
         { method: 'GET', path: '/?ownerId=globex&limit=1' },
         { method: 'GET', path: `/${id}/events` },
         { method: 'PATCH', path: `/${id}`, body: { name: 'other' } },
-        { path: `/${id}/rotate`, idempotencyKey: 'turn' },
+        { path: `/${id}/rotate`, idempotencyKey: 'turn-0000000000000000000000' },
         { path: `/${id}/revoke`, body: { reason: 'left' } },
       ]
       for (const sent of calls) expect([sent.path, (await here.send({ ...sent, secret: token() })).status]).toEqual([sent.path, 200])
@@ -281,7 +281,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
       const ownerId = 'globex'
       const count = async (): Promise<number> => (await here.keys.list({ ownerId, limit: 100 })).items.length
       const before = await count()
-      const sent = { path: '/', secret: token(), body: { ownerId, name: 'raced' }, idempotencyKey: 'raced' }
+      const sent = { path: '/', secret: token(), body: { ownerId, name: 'raced' }, idempotencyKey: 'raced-0000000000000000000000' }
       const answers = await Promise.all(Array.from({ length: 50 }, () => here.send(sent)))
       const secrets = new Set(answers.filter(({ status }) => status === 201).map(({ body }) => body.secret))
       expect([secrets.size, (await count()) - before]).toEqual([1, 1])
@@ -319,7 +319,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 
     test('gets its replay with another token, and nobody else gets it', async () => {
       const { id } = await worker()
-      const sent = { path: `/${id}/rotate`, idempotencyKey: 'of ada'.replace(' ', '-') }
+      const sent = { path: `/${id}/rotate`, idempotencyKey: 'of-ada-0000000000000000000000' }
       const first = await here.send({ ...sent, secret: token() })
       const again = await here.send({ ...sent, secret: token({ jti: 'new' }) })
       expect([again.status, again.body]).toEqual([200, first.body])
@@ -335,12 +335,12 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 
     test('of the same name at another issuer is somebody else', async () => {
       const { id } = await worker()
-      const sent = { path: `/${id}/rotate`, idempotencyKey: 'one-name' }
+      const sent = { path: `/${id}/rotate`, idempotencyKey: 'one-name-0000000000000000000000' }
       const first = await here.send({ ...sent, secret: token() })
       const other = await here.send({ ...sent, secret: token({ iss: 'https://id.elsewhere.example' }) })
       expect([other.status, other.headers['idempotent-replayed'], other.body.key.generation]).toEqual([200, undefined, 3])
       expect(other.body.secret).not.toBe(first.body.secret)
-      const create = { path: '/', idempotencyKey: 'one-name-creates', body: { name: 'n', ownerId: 'acme' } }
+      const create = { path: '/', idempotencyKey: 'one-name-creates-0000000000000000000000', body: { name: 'n', ownerId: 'acme' } }
       const made = [await here.send({ ...create, secret: token() })]
       made.push(await here.send({ ...create, secret: token({ iss: 'https://id.elsewhere.example' }) }))
       expect(made.map(({ status, headers }) => [status, headers['idempotent-replayed']])).toEqual([
@@ -351,7 +351,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     })
 
     test('whose token has come to name another owner makes another request, also where the body says none', async () => {
-      const sent = { path: '/', body: { name: 'n' }, idempotencyKey: 'whose' }
+      const sent = { path: '/', body: { name: 'n' }, idempotencyKey: 'whose-0000000000000000000000' }
       const first = await here.send({ ...sent, secret: token({ owners: ['acme'] }) })
       expect([first.status, first.body.key.ownerId]).toEqual([201, 'acme'])
       const moved = await here.send({ ...sent, secret: token({ owners: ['globex'] }) })

@@ -356,7 +356,9 @@ describe.each([
   describe('POST /', () => {
     test("makes a key for the caller's owner", async () => {
       const body = { name: 'n', scopes: ['a'], metadata: { b: [1] }, environment: 'test', expiresAt: '2099-01-01T00:00:00+02:00' }
-      const answer = await post('/keys', { body })
+      const scopes = ['api_keys:write', 'a']
+      const { secret } = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'sandbox', environment: 'test', scopes })
+      const answer = await post('/keys', { body, secret })
       expect([answer.status, answer.body]).toMatchObject([
         201,
         { key: { ...body, ownerId: 'acme', expiresAt: '2098-12-31T22:00:00.000Z' }, secret: expect.stringMatching(/^sk_test_/) },

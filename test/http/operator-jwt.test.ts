@@ -30,6 +30,7 @@ test('reads the subject, the scopes and the owners of a good token', () => {
     subject: 'ada',
     scopes: ['api_keys:read'],
     owners: ['acme'],
+    grants: { scopes: ['*', 'api_keys:admin'], environments: ['live', 'test'] },
   })
   expect(operators.authenticate(sign({ scope: undefined }))).toMatchObject({ scopes: [] })
   expect(operators.authenticate(sign({ owners: ['*'] }))).toMatchObject({ owners: 'all' })

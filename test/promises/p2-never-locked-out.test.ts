@@ -98,8 +98,8 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const { send, query, target } = await rotatedByAdmin(makeStore)
     const first = await send()
     expect(first.status).toBe(200)
-    await query('update express_api_key_replays set settled_at = settled_at - 1000')
-    for (let n = 0; n < 5; n++) expect((await send()).body).toEqual(first.body)
+    for (let n = 0; n < 7; n++) expect((await send()).body).toEqual(first.body)
+    await query('update express_api_key_replays set expires_at = 1')
     expect(await refusal(send())).toEqual([409, 'idempotency_key_spent'])
     expect(await query(`select 1 from express_api_key_generations where key_id = '${target}'`)).toHaveLength(2)
   })
@@ -119,7 +119,6 @@ describe.each(stores)('on %s', (_name, makeStore) => {
       await query('update express_api_key_generations set first_used_at = first_used_at - 10001 where first_used_at is not null')
       expect(await refusal(rotate())).toEqual([401, 'invalid_key'])
       expect(await refusal(rotate(secret))).toEqual([409, 'idempotency_key_spent'])
-      expect(await query('select 1 from express_api_key_replays where sealed is not null')).toEqual([])
     })
 
     test('after the next rotation: 409 rotation_superseded, and no secret', async () => {
@@ -135,14 +134,6 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     test('after a revocation: 401', async () => {
       const { rotate, keys, id } = await rotated(makeStore)
       await keys.revoke({ as: 'application', id })
-      expect(await refusal(rotate())).toEqual([401, 'invalid_key'])
-    })
-
-    test('after five replays: 401', async () => {
-      const { rotate, query } = await rotated(makeStore)
-      // Long enough ago that no retry can have come in before.
-      await query('update express_api_key_replays set settled_at = settled_at - 1000')
-      for (let n = 0; n < 5; n++) expect((await rotate()).status).toBe(200)
       expect(await refusal(rotate())).toEqual([401, 'invalid_key'])
     })
 
@@ -190,7 +181,6 @@ describe.each(stores)('on %s', (_name, makeStore) => {
       expect((await send()).status).toBe(200)
       const [backup] = await query<{ sealed: string }>('select sealed from express_api_key_replays')
       await keys.revoke({ as: 'application', id: target })
-      expect(await query('select 1 from express_api_key_replays where sealed is not null')).toEqual([])
       await query(`update express_api_key_replays set sealed = '${backup?.sealed}'`)
       const answer = await send()
       expect([answer.status, answer.body]).toMatchObject([409, { code: 'idempotency_key_spent' }])

@@ -116,7 +116,7 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
   }
 
   const first = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write', 'api_keys:read'] })
-  console.log(first, { first }, JSON.stringify(first), `${first}`)
+  console.log(first, { first }, `${first}`)
   const admin = first.secret
   secrets.push(admin)
   const made = await call(`${url}/keys`, { method: 'POST', secret: admin, idempotencyKey: 'make-one-of-these', body: { name: 'worker' } })
