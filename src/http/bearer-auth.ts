@@ -1,9 +1,9 @@
-import { isIP } from 'node:net'
 import type { NextFunction, Request, RequestHandler, Response } from 'express'
 import type { ApiKeys, Origin, Verified, VerifyResult } from '../core/api-keys.js'
 import type { ApiKey } from '../core/key.js'
 import { integerOption, refuseUnknown } from '../core/options.js'
 import { ApiKeyError } from '../errors.js'
+import { clientAddress } from './address.js'
 import { bearerSecret } from './credential.js'
 import { DEFAULT_FAILURES_PER_MINUTE, failureGuard } from './limit.js'
 import { refuse } from './problem.js'
@@ -107,9 +107,10 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
   }
 }
 
-/** For the audit trail and the last use. Where every proxy is trusted, `req.ip` is whatever a client wrote, and not always an address. */
+/** For the audit trail and the last use. */
 export function originOf(req: Request): Origin {
-  return { ip: req.ip !== undefined && isIP(req.ip) > 0 ? req.ip : undefined, userAgent: req.headers['user-agent'] }
+  const userAgent: unknown = req.headers?.['user-agent']
+  return { ip: clientAddress(req), userAgent: typeof userAgent === 'string' ? userAgent : undefined }
 }
 
 /** Tells a client that goes on with the secret of before a rotation. @see RFC 9745 §2, RFC 8594 §3 */
