@@ -7,6 +7,7 @@ import { refuseUnknown } from '../core/options.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
 import { announceEnd, failuresOption, originOf } from './bearer-auth.js'
+import { beginBody } from './body.js'
 import type { Answers, Contract, Route } from './contract.js'
 import { contracts } from './contracts.js'
 import { bearerSecret, headerValues, MAX_TOKEN_LENGTH } from './credential.js'
@@ -31,12 +32,11 @@ export interface KeyRouterOptions {
 
 /** The scope that lets a key see the keys of its owner. */
 const READ_SCOPE = 'api_keys:read'
-const MAX_BODY_BYTES = 16 * 1024
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
 /** Nor one that could hold a secret, which would come back with the answer and lie in every log that the id is for. */
 const SANE_REQUEST_ID = /^(?!.*\w{49})[A-Za-z0-9._-]{1,128}$/
-/** What may be quoted of a body: too short for a secret that ended up on the wrong side of a colon. */
-const FIELD_NAME = /^\w{1,32}$/
+
+const NO_BODY: Promise<object> = Promise.resolve({})
 
 type Caller = { readonly secret: string } | { readonly operator: Operator }
 
@@ -87,7 +87,8 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const buckets = limited && { ...routeBuckets(keys, name, limited), by: limited.by }
     return function serveKeys(req, res) {
       const said: FailureContext & { retryAfterSeconds?: number } = { realm, scope, requestId: requestId(req, res) }
-      answer(route, buckets, req, res, said).catch((error: unknown) => {
+      const body = route.method === 'get' ? NO_BODY : beginBody(req, route.fields ?? [])
+      answer(route, buckets, req, res, said, body).catch((error: unknown) => {
         refuse(keys, res, error, said, (told, request) => contract.failure(told, request))
       })
     }
@@ -99,6 +100,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     req: Request,
     res: Response,
     said: { retryAfterSeconds?: number },
+    begun: Promise<object>,
   ): Promise<void> {
     // Limits first, then all that can be refused without I/O, then the credential, then the rest.
     const found = attempt(() => callerOf(req))
@@ -127,7 +129,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
       }
     }
     try {
-      await carryOut(route, found, req, res, { replayOnly, takeBack })
+      await carryOut(route, found, req, res, { replayOnly, takeBack, begun })
     } catch (error) {
       if ('value' in found && error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
       const serverSide = !(error instanceof ApiKeyError) || failureStatus(error.code) >= 500
@@ -143,7 +145,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     found: Attempt<Caller>,
     req: Request,
     res: Response,
-    { replayOnly, takeBack }: { replayOnly: boolean; takeBack: () => Promise<void> },
+    { replayOnly, takeBack, begun }: { replayOnly: boolean; takeBack: () => Promise<void>; begun: Promise<object> },
   ): Promise<void> {
     const { requires = [] } = route
     // Where a second secret is asked for, whether it is there is looked at before whether the first one is any good.
@@ -152,7 +154,7 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const idempotencyKey = reads ? undefined : readIdempotencyKey(req, requires.includes('idempotencyKey'))
     const [id] = Object.values(req.params)
     if (id !== undefined && (typeof id !== 'string' || !isKeyId(id))) throw new ApiKeyError('key_id_invalid', 'A key id must be a UUID.')
-    const body = reads ? {} : await readBody(req, res, route.fields ?? [])
+    const body = await begun
     const { rotationSecret } = body as { rotationSecret?: unknown }
     if (requires.includes('rotationSecret') && (typeof rotationSecret !== 'string' || rotationSecret === '')) {
       throw new ApiKeyError('rotation_secret_missing', 'Send the rotation secret in the body, as "rotationSecret".')
@@ -342,75 +344,19 @@ function existing<T>(found: T | undefined): T {
   return found
 }
 
+/** From the URL itself: what `req.query` holds is up to the application's query parser, which may leave everything out. */
 function pageOf(req: Request, more: readonly string[]): { limit?: number; cursor?: string; ownerId?: string } {
   const known = ['limit', 'cursor', ...more]
-  for (const [name, value] of Object.entries(req.query)) {
-    if (!known.includes(name) || typeof value !== 'string')
+  const page: { limit?: string; cursor?: string; ownerId?: string } = {}
+  for (const [name, value] of new URLSearchParams(splitOnce(req.originalUrl, '?')[1])) {
+    if (!known.includes(name) || Object.hasOwn(page, name))
       throw new ApiKeyError('invalid_request', `The query may hold ${known.join(' and ')}, each once.`)
+    page[name as keyof typeof page] = value
   }
-  const { limit, ...rest } = req.query as { limit?: string; cursor?: string; ownerId?: string }
+  const { limit, ...rest } = page
   if (limit !== undefined && !/^\d{1,3}$/.test(limit))
     throw new ApiKeyError('invalid_request', 'limit must be a whole number from 1 to 100.')
   return { ...(limit === undefined ? {} : { limit: Number(limit) }), ...rest }
-}
-
-const parseJson = express.json({ limit: MAX_BODY_BYTES, strict: true, type: () => true })
-
-/** The JSON object of a request; an empty body is an empty object. Also takes one that the application parsed before us. */
-async function readBody(req: Request, res: Response, fields: readonly string[]): Promise<object> {
-  const length = req.headers['content-length']
-  const has = req.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')
-  if (!has) return {}
-  if (Number(length) > MAX_BODY_BYTES) throw tooLarge()
-  const json = Boolean(req.is(['json', '+json']))
-  const unsupported = new ApiKeyError('unsupported_media_type', 'Send the body as application/json.')
-  // A body of unknown length may still turn out to be empty, and then needs no type.
-  if (!json && length !== undefined) throw unsupported
-  const unread = (): boolean => !req.readableDidRead && !req.readableEnded
-  if (unread()) {
-    await new Promise<void>((resolve, reject) => {
-      parseJson(req, res, (error?: unknown) => (error === undefined ? resolve() : reject(json ? bodyError(error) : unsupported)))
-    })
-  }
-  // The parser passes over the body of a client that has hung up by now. Without it this would be another request, whose answer the retry
-  // could not ask for.
-  if (unread()) throw new ApiKeyError('invalid_request', 'The connection was closed before the body was read.')
-  if (!json && Object.keys((req.body ?? {}) as object).length > 0) throw unsupported
-  const body: unknown = req.body ?? {}
-  if (typeof body !== 'object' || body === null || Array.isArray(body))
-    throw new ApiKeyError('invalid_request', 'The body must be a JSON object.')
-  if (bytesOf(body) > MAX_BODY_BYTES) throw tooLarge()
-  for (const name of Object.keys(body)) {
-    if (!fields.includes(name)) {
-      const known = fields.length === 0 ? 'It takes none.' : `It takes ${fields.join(', ')}.`
-      throw new ApiKeyError(
-        'invalid_request',
-        `The body has a field${FIELD_NAME.test(name) ? ` "${name}"` : ''} that this request does not take. ${known}`,
-      )
-    }
-  }
-  return body
-}
-
-function bytesOf(body: object): number {
-  try {
-    return Buffer.byteLength(JSON.stringify(body))
-  } catch {
-    throw new ApiKeyError('invalid_request', 'The body is nested too deeply.')
-  }
-}
-
-function bodyError(error: unknown): ApiKeyError {
-  const { status } = error as { status?: number }
-  if (status === 413) return tooLarge()
-  if (status === 415)
-    return new ApiKeyError('unsupported_media_type', 'Send the body as application/json in UTF-8, not compressed in an unusual way.')
-  // The parser's own message quotes the body, which may hold anything.
-  return new ApiKeyError('invalid_request', 'The body is not valid JSON.')
-}
-
-function tooLarge(): ApiKeyError {
-  return new ApiKeyError('body_too_large', `The body must be at most ${MAX_BODY_BYTES} bytes.`)
 }
 
 function splitOnce(text: string, mark: string): [string, string?] {
