@@ -796,7 +796,7 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a request gets the key of an object derived from it',
     file: 'src/http/request.ts',
-    find: "  if (!Object.hasOwn(req, 'rawHeaders')) return false\n",
+    find: '  if (!hasIdentity(req)) return false\n',
     replace: '',
     tests: [['test/http/http.test.ts', 'is not outdone by an apiKey']],
   },

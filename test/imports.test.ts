@@ -16,7 +16,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^cache\/cache\.ts$/,
     /^errors\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
-    /^node:(http|net|crypto)$/,
+    /^node:(http|net|crypto|util|zlib)$/,
   ],
   testing: [/^store\/store\.ts$/, /^errors\.ts$/, /^node:/],
 }

@@ -26,15 +26,28 @@ export function bearerSecret(req: IncomingMessage, bareToken = false, maxLength:
   throw missing()
 }
 
-/** Every value of a header as it came in: Node drops a second `Authorization` and joins a second `Idempotency-Key`, silently. */
+/**
+ * Every value of a header. `req.headers` says whether there is one and what it is: it is what Node, Express and adapters agree on, and what a
+ * middleware changes. `rawHeaders` shows doubles, since Node drops a second `Authorization` and joins a second `Idempotency-Key` in silence.
+ */
 export function headerValues(req: IncomingMessage, name: string): string[] {
-  const values: string[] = []
+  const given: unknown = req.headers?.[name]
+  if (given === undefined || given === null) return []
   const raw = req.rawHeaders
-  for (let i = 0; i + 1 < raw.length; i += 2) {
-    const field = raw[i] as string
-    if (field.length === name.length && field.toLowerCase() === name) values.push((raw[i + 1] as string).trim())
+  const values: string[] = []
+  if (Array.isArray(raw)) {
+    for (let i = 0; i + 1 < raw.length; i += 2) {
+      const field: unknown = raw[i]
+      if (typeof field === 'string' && field.length === name.length && field.toLowerCase() === name) values.push(textOf(raw[i + 1]))
+    }
   }
-  return values
+  if (values.length > 1) return values
+  return Array.isArray(given) ? given.map(textOf) : [textOf(given)]
+}
+
+/** A mock or an adapter may give a number. What is neither stands for a header without a value, which is refused wherever one is needed. */
+function textOf(value: unknown): string {
+  return typeof value === 'string' ? value.trim() : typeof value === 'number' ? String(value) : ''
 }
 
 function missing(): ApiKeyError {

@@ -20,8 +20,18 @@ export interface IdempotencyKeyOptions {
 }
 
 const MAX_LENGTH = 255
-/** @see RFC 8941 §3.3.3: a quoted string, with `\"` and `\\` */
-const QUOTED = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/
+/** The bare items of RFC 9651 §3.3: numbers, dates, strings, tokens, byte sequences, booleans, display strings. */
+const BARE_ITEM = [
+  String.raw`-?(?:\d{1,12}\.\d{1,3}|\d{1,15})`,
+  String.raw`@-?\d{1,15}`,
+  String.raw`"(?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*"`,
+  "[A-Za-z*][\\w!#$%&'*+\\-.^`|~:/]*",
+  ':[A-Za-z\\d+/=]*:',
+  String.raw`\?[01]`,
+  String.raw`%"(?:[\x20\x21\x23\x24\x26-\x7e]|%[\da-f]{2})*"`,
+].join('|')
+/** @see RFC 9651 §3.3.3, §3.1.2: a quoted string, with `\"` and `\\`, and parameters behind it, which mean nothing here */
+const QUOTED = new RegExp(String.raw`^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?:; *[a-z*][a-z\d_.*-]*(?:=(?:${BARE_ITEM}))?)*$`)
 /** What everybody sends: visible ASCII, but for the comma that would make it a list, and quotes that belong to the other form. */
 const BARE = /^[\x21\x23-\x2b\x2d-\x7e]+$/
 

@@ -8,6 +8,7 @@ import { invalidKey } from '../core/replay-decision.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
 import { announceEnd, failuresOption } from './bearer-auth.js'
+import { beginBody } from './body.js'
 import type { Answers, Contract, Route } from './contract.js'
 import { contracts } from './contracts.js'
 import { bearerSecret, headerValues, MAX_TOKEN_LENGTH } from './credential.js'
@@ -36,12 +37,11 @@ export interface KeyRouterOptions {
   retryWithoutKey?: boolean
 }
 
-const MAX_BODY_BYTES = 16 * 1024
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
 /** Nor one that could hold a secret, which would come back with the answer and lie in every log that the id is for. */
 const SANE_REQUEST_ID = /^(?!.*\w{49})[A-Za-z0-9._-]{1,128}$/
-/** What may be quoted of a body: too short for a secret that ended up on the wrong side of a colon. */
-const FIELD_NAME = /^\w{1,32}$/
+
+const NO_BODY: Promise<object> = Promise.resolve({})
 
 /** A client that is over a limit may be asking for an answer that another process is about to commit: it is looked for once more after this long. */
 const TWIN_ELSEWHERE_MS = 1_000
@@ -106,8 +106,8 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
     const limit = limited && { bucket: routeBucket(keys, name, limited), by: limited.by }
     return function serveKeys(req, res) {
       const said: FailureContext & { retryAfterSeconds?: number } = { realm, scope, requestId: requestId(req, res) }
-      // Begun before anything is awaited: who reads the body first in another turn of the event loop gets all of it.
-      const body = settled(route.method === 'get' ? Promise.resolve({}) : readBody(req, res, route.fields ?? []))
+      // Begun before anything is awaited: who reads the body in another turn of the event loop comes too late to take any of it away.
+      const body = settled(route.method === 'get' ? NO_BODY : beginBody(req, route.fields ?? []))
       answer(route, limit, req, res, body, said).catch((error: unknown) => {
         refuse(keys, req, res, error, said, (told, request) => contract.failure(told, request))
       })
@@ -458,75 +458,19 @@ function existing<T>(found: T | undefined): T {
   return found
 }
 
+/** From the URL itself: what `req.query` holds is up to the application's query parser, which may leave everything out. */
 function pageOf(req: Request, more: readonly string[]): { limit?: number; cursor?: string; ownerId?: string } {
   const known = ['limit', 'cursor', ...more]
-  for (const [name, value] of Object.entries(req.query)) {
-    if (!known.includes(name) || typeof value !== 'string')
+  const page: { limit?: string; cursor?: string; ownerId?: string } = {}
+  for (const [name, value] of new URLSearchParams(splitOnce(req.originalUrl, '?')[1])) {
+    if (!known.includes(name) || Object.hasOwn(page, name))
       throw new ApiKeyError('invalid_request', `The query may hold ${known.join(' and ')}, each once.`)
+    page[name as keyof typeof page] = value
   }
-  const { limit, ...rest } = req.query as { limit?: string; cursor?: string; ownerId?: string }
+  const { limit, ...rest } = page
   if (limit !== undefined && !/^\d{1,3}$/.test(limit))
     throw new ApiKeyError('invalid_request', 'limit must be a whole number from 1 to 100.')
   return { ...(limit === undefined ? {} : { limit: Number(limit) }), ...rest }
-}
-
-const parseJson = express.json({ limit: MAX_BODY_BYTES, strict: true, type: () => true })
-
-/** The JSON object of a request; an empty body is an empty object. Also takes one that the application parsed before us. */
-async function readBody(req: Request, res: Response, fields: readonly string[]): Promise<object> {
-  const length = req.headers['content-length']
-  const has = req.headers['transfer-encoding'] !== undefined || (length !== undefined && length !== '0')
-  if (!has) return {}
-  if (Number(length) > MAX_BODY_BYTES) throw tooLarge()
-  const json = Boolean(req.is(['json', '+json']))
-  const unsupported = new ApiKeyError('unsupported_media_type', 'Send the body as application/json.')
-  // A body of unknown length may still turn out to be empty, and then needs no type.
-  if (!json && length !== undefined) throw unsupported
-  const unread = (): boolean => !req.readableDidRead && !req.readableEnded
-  if (unread()) {
-    await new Promise<void>((resolve, reject) => {
-      parseJson(req, res, (error?: unknown) => (error === undefined ? resolve() : reject(json ? bodyError(error) : unsupported)))
-    })
-  }
-  // The parser passes over the body of a client that has hung up by now. Without it this would be another request, whose answer the retry
-  // could not ask for.
-  if (unread()) throw new ApiKeyError('invalid_request', 'The connection was closed before the body was read.')
-  if (!json && Object.keys((req.body ?? {}) as object).length > 0) throw unsupported
-  const body: unknown = req.body ?? {}
-  if (typeof body !== 'object' || body === null || Array.isArray(body))
-    throw new ApiKeyError('invalid_request', 'The body must be a JSON object.')
-  if (bytesOf(body) > MAX_BODY_BYTES) throw tooLarge()
-  for (const name of Object.keys(body)) {
-    if (!fields.includes(name)) {
-      const known = fields.length === 0 ? 'It takes none.' : `It takes ${fields.join(', ')}.`
-      throw new ApiKeyError(
-        'invalid_request',
-        `The body has a field${FIELD_NAME.test(name) ? ` "${name}"` : ''} that this request does not take. ${known}`,
-      )
-    }
-  }
-  return body
-}
-
-function bytesOf(body: object): number {
-  try {
-    return Buffer.byteLength(JSON.stringify(body))
-  } catch {
-    throw new ApiKeyError('invalid_request', 'The body is nested too deeply.')
-  }
-}
-
-function bodyError(error: unknown): ApiKeyError {
-  const { status } = error as { status?: number }
-  if (status === 413) return tooLarge()
-  if (status === 415)
-    return new ApiKeyError('unsupported_media_type', 'Send the body as application/json in UTF-8, not compressed in an unusual way.')
-  // The parser's own message quotes the body, which may hold anything.
-  return new ApiKeyError('invalid_request', 'The body is not valid JSON.')
-}
-
-function tooLarge(): ApiKeyError {
-  return new ApiKeyError('body_too_large', `The body must be at most ${MAX_BODY_BYTES} bytes.`)
 }
 
 function splitOnce(text: string, mark: string): [string, string?] {

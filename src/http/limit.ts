@@ -1,9 +1,9 @@
-import { isIP } from 'node:net'
 import type { Request, RequestHandler, Response } from 'express'
 import { type ClientRateLimitInfo, ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
 import type { Counters } from '../cache/cache.js'
 import type { ApiKeys } from '../core/api-keys.js'
 import type { Clock } from '../core/clock.js'
+import { clientAddress } from './address.js'
 import type { Limit } from './contract.js'
 
 /** What routes without a limit of their own are held to: nobody rotates keys this often, and a loop that does is stopped. */
@@ -19,7 +19,8 @@ export interface Bucket {
 
 /** Where a request comes from: an IPv4 address or an IPv6 network, since a household has 2^64 addresses and more of the latter. */
 export function network(req: Request): string {
-  return req.ip !== undefined && isIP(req.ip) > 0 ? ipKeyGenerator(req.ip) : 'unknown'
+  const address = clientAddress(req)
+  return address === undefined ? 'unknown' : ipKeyGenerator(address)
 }
 
 /** The count of a route's requests. Answers that were lost can be asked for beyond it, and do not count. */

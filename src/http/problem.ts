@@ -1,8 +1,8 @@
 import { ServerResponse } from 'node:http'
-import { isIP } from 'node:net'
 import type { Request, Response } from 'express'
 import type { ApiKeys, Origin } from '../core/api-keys.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
+import { clientAddress } from './address.js'
 
 /** The one table from codes to HTTP statuses. */
 const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
@@ -180,9 +180,10 @@ function deny(keys: ApiKeys, req: Request, { code, reason }: ApiKeyError): void 
   keys.denied(() => ({ code, reason, keyId: req.apiKey?.id, origin: originOf(req) }))
 }
 
-/** For the audit trail and the last use. Where every proxy is trusted, `req.ip` is whatever a client wrote, and not always an address. */
+/** For the audit trail and the last use. */
 export function originOf(req: Request): Origin {
-  return { ip: req.ip !== undefined && isIP(req.ip) > 0 ? req.ip : undefined, userAgent: req.headers['user-agent'] }
+  const userAgent: unknown = req.headers?.['user-agent']
+  return { ip: clientAddress(req), userAgent: typeof userAgent === 'string' ? userAgent : undefined }
 }
 
 function challenge(code: ApiKeyErrorCode, realm: string, scope: string | undefined): string {

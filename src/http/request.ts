@@ -2,7 +2,7 @@ import { IncomingMessage } from 'node:http'
 import type { Request } from 'express'
 import type { ApiKey } from '../core/key.js'
 
-/** The key of each request, by its list of headers, which is also that of a proxy around the request and of an object derived from it. */
+/** The key of each request, by its `identityOf`. */
 const keyOf = new WeakMap<object, ApiKey | undefined>()
 /** Prototypes of requests that have been looked at. */
 const prepared = new WeakSet<object>()
@@ -21,13 +21,25 @@ export function setApiKey(req: Request, key: ApiKey): void {
     prepared.add(prototype)
     extend(prototype)
   }
-  if (inherits(req)) keyOf.set(req.rawHeaders, key)
+  if (inherits(req)) keyOf.set(identityOf(req) as object, key)
   else req.apiKey = key
+}
+
+/**
+ * What a request shares with a proxy around it and with an object derived from it, and with no other request: the state of its stream. Its list of
+ * headers will not do, since an adapter may give all its requests the same empty one.
+ */
+function identityOf(req: object): object | undefined {
+  return (req as { _readableState?: object })._readableState
+}
+
+function hasIdentity(req: object): boolean {
+  return Object.hasOwn(req, '_readableState') && typeof identityOf(req) === 'object'
 }
 
 /** Whether `req.apiKey` is the property defined below, and none that somebody put before it. */
 function inherits(req: Request): boolean {
-  if (!Object.hasOwn(req, 'rawHeaders')) return false
+  if (!hasIdentity(req)) return false
   for (let at: object | null = req; at !== null; at = Object.getPrototypeOf(at)) {
     if (extended.has(at)) return true
     if (Object.hasOwn(at, 'apiKey')) return false
@@ -46,11 +58,11 @@ function extend(prototype: object): void {
     configurable: false,
     enumerable: true,
     get(this: Request) {
-      return keyOf.get(this.rawHeaders)
+      return keyOf.get(identityOf(this) as object)
     },
     set(this: Request, key: ApiKey | undefined) {
       // A derived object gets a property of its own, as it always did: another key on it is not to become the request's.
-      if (Object.hasOwn(this, 'rawHeaders')) keyOf.set(this.rawHeaders, key)
+      if (hasIdentity(this)) keyOf.set(identityOf(this) as object, key)
       else Object.defineProperty(this, 'apiKey', { value: key, writable: true, enumerable: true, configurable: true })
     },
   })

@@ -99,7 +99,7 @@ describe.each([
     test('gives its key also to what only looks like a request of Express, and leaves an apiKey of others alone', async () => {
       await here.keys.verify(worker.secret)
       for (const prototype of [Object.prototype, { apiKey: 'of others' }]) {
-        const req = Object.assign(Object.create(prototype), { rawHeaders: ['authorization', `Bearer ${worker.secret}`], headers: {} })
+        const req = Object.assign(Object.create(prototype), { headers: { authorization: `Bearer ${worker.secret}` } })
         const next = jest.fn()
         bearerAuth(here.keys)(req, {} as never, next)
         expect([next.mock.calls.length, Object.hasOwn(req, 'apiKey'), req.apiKey.id]).toEqual([1, true, worker.id])
@@ -229,7 +229,13 @@ describe.each([
     test.each([
       ['two headers', ['a', 'b'], 'idempotency_key_invalid'],
       ['a list', ['a, b'], 'idempotency_key_invalid'],
-      ['a quoted string with parameters', ['"a";b=1'], 'idempotency_key_invalid'],
+      ['a quoted string with something else behind it', ['"a"b'], 'idempotency_key_invalid'],
+      ['a quoted string and a space before its parameters', ['"a" ;b'], 'idempotency_key_invalid'],
+      ['a parameter without a name', ['"a";'], 'idempotency_key_invalid'],
+      ['a parameter in capitals', ['"a";B=1'], 'idempotency_key_invalid'],
+      ['a parameter without a value', ['"a";b='], 'idempotency_key_invalid'],
+      ['a parameter with an unfinished value', ['"a";b="c'], 'idempotency_key_invalid'],
+      ['a second item behind the parameters', ['"a";b=1, "c"'], 'idempotency_key_invalid'],
       ['an unfinished quoted string', ['"a'], 'idempotency_key_invalid'],
       ['an empty value', [''], 'idempotency_key_invalid'],
       ['an empty quoted string', ['""'], 'idempotency_key_invalid'],
@@ -242,10 +248,13 @@ describe.each([
       expect((await here.keys.get(worker.id))?.generation).toBe(1)
     })
 
-    test('takes the quoted and the bare form of one value for the same', async () => {
+    test('takes the quoted and the bare form of one value for the same, whatever parameters follow', async () => {
       const bare = await post('/keys/self/rotate', { secret: worker.secret, idempotencyKey: 'a-b' })
-      const quoted = await post('/keys/self/rotate', { secret: worker.secret, idempotencyKey: '"a-b"' })
-      expect([bare.status, quoted.status, quoted.body]).toEqual([200, 200, bare.body])
+      const items = ['1', '-1.5', '"x;\\"y"', 'token/x', ':YQ==:', '?1', '@1659578233', '%"f%c3%bc"'].map((item) => `;v=${item}`)
+      for (const parameters of ['', ';v', ';v=1', ';a=1; *b.c-d_e', items.join('')]) {
+        const quoted = await post('/keys/self/rotate', { secret: worker.secret, idempotencyKey: `"a-b"${parameters}` })
+        expect([parameters, bare.status, quoted.status, quoted.body]).toEqual([parameters, 200, 200, bare.body])
+      }
     })
 
     test('serves an application of its own as middleware', async () => {
