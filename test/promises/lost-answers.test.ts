@@ -73,8 +73,8 @@ describe('P2: a client ends with the one live secret', () => {
   )
 
   test('that repeats an attempt before the first is through, where three attempts are allowed in fifteen minutes', async () => {
-    const [, , client, makeStore] = everywhere.find(([contract]) => contract === 'agents') ?? everywhere[0]!
-    const here = await serveLosing(client.contract, (await makeStore()).store)
+    const client = CLIENTS.find(({ contract }) => contract === contracts.agents) as Client
+    const here = await serveLosing(client.contract, memoryStore())
     const made = await client.make(here.keys)
     const answers = await Promise.all(Array.from({ length: 8 }, () => here.send(client.request(made))))
     expect(answers.map((answer) => answer?.status)).toEqual(Array(8).fill(200))
