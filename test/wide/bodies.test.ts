@@ -261,7 +261,7 @@ beforeAll(() => {
 afterAll(() => keys.close())
 
 async function issue(): Promise<{ id: string; secret: string }> {
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'a', scopes: ['api_keys:read', 'api_keys:write'] })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'a', scopes: ['api_keys:read', 'api_keys:write'] })
   return { id: key.id, secret }
 }
 

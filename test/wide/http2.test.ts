@@ -50,7 +50,7 @@ test.each<[string, boolean, RequestHandler[]]>([
   ['with a log that reads first', false, [(req, _res, next) => void req.resume().on('end', () => setImmediate(next))]],
 ])('over HTTP/2 %s, a body that no header announces counts, or nothing changes', async (_what, kept, before) => {
   const ask = await serve(keys, ...before)
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'a', scopes: ['api_keys:write'] })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'a', scopes: ['api_keys:write'] })
   const { status } = await ask('/keys/self/rotate', secret, '{"retire":{"afterMs":3600000}}', json)
   expect([status, (await keys.get(key.id))?.generation, (await ask('/data', secret)).status]).toEqual([
     ...(kept ? [200, 2] : [400, 1]),
@@ -60,7 +60,7 @@ test.each<[string, boolean, RequestHandler[]]>([
 
 test('over HTTP/2 a request without a body needs none, nor one whose stream is ended later', async () => {
   const ask = await serve(keys)
-  const { secret } = await keys.create({ ownerId: 'acme', name: 'a', scopes: [] })
+  const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'a', scopes: [] })
   const first = await ask('/keys/self/rotate', secret)
   expect(first.status).toBe(200)
   expect((await ask('/keys/self/rotate', JSON.parse(first.text).secret, '')).status).toBe(200)
@@ -68,7 +68,7 @@ test('over HTTP/2 a request without a body needs none, nor one whose stream is e
 
 test('over HTTP/2 a body that is too large, of another type or without one is refused', async () => {
   const ask = await serve(keys)
-  const { key, secret } = await keys.create({ ownerId: 'acme', name: 'a', scopes: [] })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'a', scopes: [] })
   const statuses = [
     await ask('/keys/self/rotate', secret, `{"retire":"now"}${' '.repeat(20_000)}`, json),
     await ask('/keys/self/rotate', secret, '{"retire":"now"}', { 'content-type': 'text/plain' }),
