@@ -28,6 +28,7 @@ export type ApiKeyErrorCode =
   | 'body_too_large'
   | 'unsupported_media_type'
   | 'store_unavailable'
+  | 'store_misconfigured'
   | 'outcome_unknown'
   | 'internal_error'
 

@@ -182,6 +182,7 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]?: string } = {
   key_not_found: 'There is no such key.',
   key_revoked: 'The key is revoked; a revoked key cannot be rotated.',
   rate_limited: 'Too many requests; try again later.',
+  store_misconfigured: 'The store cannot be used at the moment.',
 }
 
 function failureCodes(
@@ -192,7 +193,8 @@ function failureCodes(
   const self = rotates && !targeted
   const asksRotationSecret = rotates && caller !== 'writer'
   const codes: readonly (readonly [boolean, readonly ApiKeyErrorCode[]])[] = [
-    [true, ['credential_malformed', 'credential_missing', 'invalid_key', 'rate_limited', 'store_unavailable', 'internal_error']],
+    [true, ['credential_malformed', 'credential_missing', 'invalid_key', 'rate_limited']],
+    [true, ['store_unavailable', 'store_misconfigured', 'internal_error']],
     [!self, ['insufficient_scope']],
     [targeted, ['key_id_invalid', 'key_not_found']],
     [!reads || action === 'list' || action === 'events', ['invalid_request']],

@@ -28,6 +28,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   invalid_option: 500,
   internal_error: 500,
   store_unavailable: 503,
+  store_misconfigured: 503,
   outcome_unknown: 503,
 }
 
@@ -97,7 +98,7 @@ export function refuse(
     error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
   const unforeseen = STATUS[known.code] === 500
   // What went wrong inside is for the log, not for a stranger.
-  const told = unforeseen ? new ApiKeyError('internal_error', 'The server met an unforeseen error.') : known
+  const told = unforeseen ? new ApiKeyError('internal_error', 'The server met an unforeseen error.') : withoutInsides(known)
   const { status = STATUS[told.code], contentType = 'application/json', body } = shape(told, { requestId })
   if (unforeseen) keys.report(known)
   if (res.headersSent) {
@@ -108,9 +109,15 @@ export function refuse(
   res.setHeader('Cache-Control', 'no-store')
   if (status === 401 || CHALLENGE[known.code] !== undefined) res.setHeader('WWW-Authenticate', challenge(known.code, realm, scope))
   if (status === 429) res.setHeader('Retry-After', String(retryAfterSeconds))
-  if (status === 503) res.setHeader('Retry-After', '1')
+  // What a person has to set right takes longer than what passes by itself.
+  if (status === 503) res.setHeader('Retry-After', known.code === 'store_misconfigured' ? '30' : '1')
   res.setHeader('Content-Type', contentType)
   res.end(JSON.stringify(body))
+}
+
+function withoutInsides(error: ApiKeyError): ApiKeyError {
+  if (error.code !== 'store_misconfigured') return error
+  return new ApiKeyError('store_misconfigured', 'The store cannot be used at the moment.')
 }
 
 function challenge(code: ApiKeyErrorCode, realm: string, scope: string | undefined): string {

@@ -298,7 +298,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable */
+            /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -583,7 +583,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -864,7 +864,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -1165,7 +1165,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -1456,7 +1456,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -1643,7 +1643,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable */
+            /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -1853,7 +1853,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable */
+            /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
@@ -2148,7 +2148,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Always `no-store`. */
