@@ -1,3 +1,5 @@
+import type { ApiKeyError } from '../errors.js'
+
 /** A JSON value that metadata and event details may hold. */
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [name: string]: Json }
 export type JsonObject = { readonly [name: string]: Json }
@@ -188,6 +190,11 @@ export interface Store {
    * Setting the value already in force changes nothing.
    */
   setLease(leaseMs: number): Promise<void>
+
+  /**
+   * Hears of trouble that no call tells of, such as an idle connection that was lost; returns a function that ends it.
+   */
+  onFault?(listener: (fault: ApiKeyError) => void): () => void
 
   /** Lets go of what the store itself opened; a pool or handle that was handed in stays open. */
   close(): Promise<void>
