@@ -17,7 +17,7 @@ export interface MigrationTarget {
  * @throws ApiKeyError `store_misconfigured` where the database cannot hold what keys are made of, and `invalid_option` where a newer release has been here.
  */
 export async function isMigrated(on: Kysely<never>, target: MigrationTarget): Promise<boolean> {
-  if (target.postgres) await refuseEncoding(on)
+  if (target.postgres) await refuseUnfit(on)
   const schema = await schemaOf(on, target)
   return schema !== undefined && (await versionIn(on, target, schema)) === migrations.length
 }
@@ -96,15 +96,26 @@ async function versionIn(on: Kysely<never>, { places }: MigrationTarget, schema:
   )
 }
 
-/** Names and metadata are any text. In another encoding some of it has no form, and an answer that was given could not be kept. */
-async function refuseEncoding(on: Kysely<never>): Promise<void> {
-  const { rows } = await sql<{ encoding: string }>`select current_setting('server_encoding') as encoding`.execute(on)
+/** What a driver must read back as it was sent: every byte of it is one that is no text by itself. */
+const NUMBER = 0x80_81_fe_ff
+
+async function refuseUnfit(on: Kysely<never>): Promise<void> {
+  const { rows } = await sql<{ encoding: string; number: unknown }>`select current_setting('server_encoding') as encoding,
+    ${NUMBER}::bigint as number`.execute(on)
   const encoding = String(rows[0]?.encoding)
-  if (encoding === 'UTF8') return
-  throw new ApiKeyError(
-    'store_misconfigured',
-    `The database is encoded in ${encoding}; keep keys in one that was created with ENCODING 'UTF8'.`,
-  )
+  // Names and metadata are any text. In another encoding some of it has no form, and an answer that was given could not be kept.
+  if (encoding !== 'UTF8') {
+    throw new ApiKeyError(
+      'store_misconfigured',
+      `The database is encoded in ${encoding}; keep keys in one that was created with ENCODING 'UTF8'.`,
+    )
+  }
+  if (Number(rows[0]?.number) !== NUMBER) {
+    throw new ApiKeyError(
+      'store_misconfigured',
+      'The driver reads other numbers than the database sends, as pg does with binary: true; turn that off, or use postgresStore(pool).',
+    )
+  }
 }
 
 function notAllowed(error: unknown): unknown {

@@ -17,6 +17,8 @@ export interface PgClient {
   // biome-ignore lint/suspicious/noExplicitAny: the driver's own signatures differ between versions
   query(...args: any[]): any
   release(error?: Error | boolean): void
+  /** Whether it asks for results in binary; the store turns that off for as long as it has the connection. */
+  binary?: boolean
   on?(event: 'error', listener: (error: Error) => void): unknown
   removeListener?(event: 'error', listener: (error: Error) => void): unknown
 }
@@ -119,6 +121,9 @@ function bounded(client: PgClient, ms: number): PgClient {
     broken ??= error
   }
   client.on?.('error', note)
+  const { binary } = client
+  // `pg` reads binary numbers as if they were text, and so other numbers than were sent.
+  if (binary === true) client.binary = false
   return {
     query(...args) {
       if (broken !== undefined) return Promise.reject(broken)
@@ -139,6 +144,7 @@ function bounded(client: PgClient, ms: number): PgClient {
       })
     },
     release() {
+      if (binary === true) client.binary = true
       client.removeListener?.('error', note)
       client.release(broken)
     },

@@ -259,7 +259,7 @@ describe('plugins of the application', () => {
   storeContract({ describe, test }, 'in a schema with an odd name, on PostgreSQL', async () => {
     const { pool: admin } = await freshDatabase()
     await admin.query('create schema "Our ""keys"" é"')
-    const make = (): Store => sqlStore(kysely(admin, [new CamelCasePlugin()]).withSchema('Our "keys" é'))
+    const make = (): Store => sqlStore(kysely(admin).withSchema('Our "keys" é'))
     return { store: make(), sibling: make(), close: async () => {} }
   })
 
@@ -467,9 +467,19 @@ describe('drivers as people set them', () => {
     ['a query_timeout', { query_timeout: 1_000 }],
     ['a short life for connections', { maxUses: 1, idleTimeoutMillis: 1 }],
   ])('pg with %s', async (_what, config) => {
+    await worksWith(postgresStore(pool((await freshDatabase()).url, config)))
     const { url } = await freshDatabase()
-    await worksWith(postgresStore(pool(url, config)))
-    await worksWith(sqlStore(kysely(pool(url, config))))
+    const store = sqlStore(kysely(pool(url, config)))
+    if ('binary' in config) await expect(store.migrate()).rejects.toThrow('The driver reads other numbers than the database sends')
+    else await worksWith(store)
+  })
+
+  test('a connection that is lent to the store gives binary results to the application again afterwards', async () => {
+    const { url } = await freshDatabase()
+    const own = pool(url, { max: 1, binary: true } as PoolConfig)
+    await postgresStore(own).migrate()
+    const { fields } = await own.query('select $1::int4 as n', [1])
+    expect(fields[0]?.format).toBe('binary')
   })
 
   storeContract({ describe, test }, 'SQLite that gives every number as BigInt', async () => {
