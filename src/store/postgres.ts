@@ -126,7 +126,7 @@ function bounded(client: PgClient, ms: number): PgClient {
   if (binary === true) client.binary = false
   return {
     query(...args) {
-      if (broken !== undefined) return Promise.reject(broken)
+      if (broken !== undefined) return Promise.reject(new Error('The connection is given up.', { cause: broken }))
       const answer: unknown = client.query(...args)
       if (!(answer instanceof Promise)) return answer
       return new Promise((resolve, reject) => {

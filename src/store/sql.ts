@@ -424,12 +424,15 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
    */
   async function rollback(on: Kysely<Tables>): Promise<void> {
     const end = performance.now() + transactionTimeoutMs
-    const attempt = (): Promise<unknown> =>
-      sql`rollback`.execute(on).then(
-        () => undefined,
-        (error: unknown) => error,
-      )
-    while (performance.now() < end && (await attempt().then((error) => (error as Error | undefined)?.message)) === 'Query read timeout');
+    for (;;) {
+      try {
+        await sql`rollback`.execute(on)
+        return
+      } catch (error) {
+        if ((error as Error).message !== 'Query read timeout' || performance.now() > end) return
+        await moment()
+      }
+    }
   }
 
   function steps(on: Kysely<Tables>): StoreTransaction {
