@@ -133,7 +133,7 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
   const placed = placing(places)
   const plain = database.withoutPlugins() as Kysely<Tables>
   const db = placed === undefined ? plain : plain.withPlugin(placed)
-  const settingsTable = quoted(places.express_api_key_settings)
+  const settings = quoted(places.express_api_key_settings)
   const lateFailures = faults()
   const clock = sql<number>`floor(extract(epoch from clock_timestamp()) * 1000)::bigint`
   const nowIn = async (on: Kysely<Tables>): Promise<number> => {
@@ -409,13 +409,13 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
     }
     const opening = 'begin isolation level read committed read write'
     // All limits of time that a role may have are replaced by our own. The last one exists from PostgreSQL 17 on.
-    const settings = `select set_config('statement_timeout', '${STATEMENT_TIMEOUT_MS}', true),
+    const limits = `select set_config('statement_timeout', '${STATEMENT_TIMEOUT_MS}', true),
       set_config('lock_timeout', '${LOCK_TIMEOUT_MS}', true),
       set_config('idle_in_transaction_session_timeout', '${transactionTimeoutMs}', true),
       set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end, true),
       case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end`
     // At once where that can be, so that there is no time between them for a session to be ended in.
-    for (const statement of together ? [`${opening}; ${settings}`] : [opening, settings]) await sql.raw(statement).execute(on)
+    for (const statement of together ? [`${opening}; ${limits}`] : [opening, limits]) await sql.raw(statement).execute(on)
   }
 
   /**
@@ -448,8 +448,7 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
 
       async lockName(name) {
         // SQLite has one write lock, which BEGIN IMMEDIATE took already. Names are apart for each set of tables in a database.
-        if (postgres)
-          await sql`select pg_advisory_xact_lock(hashtextextended(${name}, ${settingsTable}::regclass::oid::bigint))`.execute(on)
+        if (postgres) await sql`select pg_advisory_xact_lock(hashtextextended(${name}, ${settings}::regclass::oid::bigint))`.execute(on)
       },
 
       async generation(digest) {
