@@ -136,7 +136,7 @@ export interface Position {
  * Where keys live: the authority. `storeContract` in `express-api-keys/testing` judges an implementation.
  *
  * Every method rejects with `ApiKeyError('store_unavailable')` (with its `cause`) when the store cannot be asked,
- * and does so in bounded time. A store that may answer from a stale copy (a standby) must reject instead.
+ * and does so in bounded time; with `store_misconfigured` where only a person can end that. A store that may answer from a stale copy (a standby) must reject instead.
  */
 export interface Store {
   /** Whether another process can see the same data. Only then must a rotation wait for leases to run out. */
