@@ -107,7 +107,7 @@ export const FAULTS = [
     name: 'a lost answer to COMMIT is told as "nothing changed"',
     file: 'src/store/sql.ts',
     find: 'if (!answered(error)) throw outcomeUnknown(error)',
-    replace: 'if (!answered(error)) throw unavailable(error)',
+    replace: 'if (!answered(error)) throw storeError(error)',
     tests: [['test/crash/commit.test.ts', 'every mutation answers 503 outcome_unknown']],
   },
   {
