@@ -596,6 +596,70 @@ test('an instance started with another lease says so to the store once, and agai
   }
 })
 
+describe('P3: a lease that was lowered', () => {
+  test('is settled once the longer one is over by this clock, counted from when the lowering was visible, whatever its commit took', async () => {
+    const { authority, table, clock } = world({ leaseMs: 50 })
+    authority.leaseMs = 3_000
+    authority.beforeCommit = () => clock.advance(20_000)
+    await table.declareLease()
+    for (const [passed, settled] of [
+      [0, []],
+      [3_049, []],
+      [1, [1]],
+    ] as const) {
+      clock.advance(passed)
+      await table.look(DIGEST)
+      await table.idle()
+      expect(authority.settledLeases).toEqual(settled)
+    }
+    clock.advance(10_000)
+    await table.look(DIGEST)
+    await table.idle()
+    expect(authority.settledLeases).toEqual([1])
+  })
+
+  test('is settled no earlier because a clock was set or the clock of the store has stepped', async () => {
+    const { authority, table, clock } = world({ leaseMs: 50 })
+    authority.leaseMs = 3_000
+    await table.declareLease()
+    clock.setWall(3_600_000)
+    authority.offset = 7_200_000
+    clock.advance(3_049)
+    await table.look(DIGEST)
+    await table.idle()
+    expect(authority.settledLeases).toEqual([])
+  })
+
+  test('is settled by the next instance where the one that lowered it has ended', async () => {
+    const first = world({ leaseMs: 50 })
+    first.authority.leaseMs = 3_000
+    await first.table.declareLease()
+    first.table.close()
+    const { authority, table, clock } = world({ authority: first.authority, clock: first.clock, leaseMs: 50 })
+    await table.look(DIGEST)
+    await table.idle()
+    clock.advance(3_050)
+    await table.look(DIGEST)
+    await table.idle()
+    expect(authority.settledLeases).toEqual([1])
+  })
+
+  test('is settled again where the store did not listen', async () => {
+    const { authority, table, clock } = world({ leaseMs: 50 })
+    authority.leaseMs = 3_000
+    await table.declareLease()
+    clock.advance(3_050)
+    authority.deaf = true
+    await table.look(DIGEST)
+    await table.idle()
+    expect(authority.settledLeases).toEqual([])
+    authority.deaf = false
+    await table.look(DIGEST)
+    await table.idle()
+    expect(authority.settledLeases).toEqual([1])
+  })
+})
+
 test('a failure of the store is told apart from a mistake in a program, and keeps its cause', async () => {
   const thrown = async (cause: unknown): Promise<unknown> => {
     const store = guardedStore({ ...memoryStore(), read: () => Promise.reject(cause) })
@@ -1236,6 +1300,8 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
   largestBatch = 0
   mostAtOnce = 0
   declared = 0
+  lowered: LeaseChange = { waitMs: 0, version: 0 }
+  beforeCommit = (): void => {}
   readonly settledLeases: number[] = []
   firstUses: string[] = []
   beforeAnswer = (): void => {}
@@ -1342,13 +1408,17 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
   async setLease(leaseMs: number): Promise<LeaseChange> {
     this.declared++
     if (this.deaf) throw new Error('the authority does not listen')
-    const change = leaseMs < this.leaseMs ? { waitMs: this.leaseMs, version: this.declared } : { waitMs: 0, version: 0 }
+    this.beforeCommit()
+    if (leaseMs < this.leaseMs) this.lowered = { waitMs: this.leaseMs, version: this.declared }
     this.leaseMs = leaseMs
+    const change = this.lowered
     return change
   }
 
   async settleLease(version: number): Promise<void> {
+    if (this.deaf) throw new Error('the authority does not listen')
     this.settledLeases.push(version)
+    this.lowered = { waitMs: 0, version }
   }
 }
 
