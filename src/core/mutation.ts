@@ -444,6 +444,8 @@ export function mutations(parts: MutationParts): Mutations {
     const target = mutation.target === null ? undefined : own ? { key, generation } : await store.key(mutation.target)
     const forbidden = authorised(mutation, command, key, target?.key)
     if (forbidden !== undefined) throw forbidden
+    // Before a new rotation secret is made, which takes as long as a comparison.
+    if (needsRotationSecret(mutation, own, generation, provenHash)) throw rotationSecretRequired()
     return { provenHash, minted: await mintFor(mutation, target?.key, target?.generation) }
   }
 
@@ -499,7 +501,9 @@ export function mutations(parts: MutationParts): Mutations {
     { provenHash, minted }: Ready,
   ): Promise<Outcome> {
     // A key's duplicates queue on its row; an operator and the application have none.
-    if (presented === undefined && plan.ids.length > 0) await tx.lockName(`${plan.principal} ${plan.ids[0]}`)
+    const { idempotencyKey } = plan.credentials
+    // Named without the server's secret: while that is being changed, two instances know one record by two ids.
+    if (presented === undefined && idempotencyKey !== '') await tx.lockName(digestOf(JSON.stringify([plan.principal, idempotencyKey])))
     const callerId = presented?.key.id
     const targetId = mutation.target === 'self' ? callerId : (mutation.target ?? undefined)
     const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
@@ -539,10 +543,7 @@ export function mutations(parts: MutationParts): Mutations {
     if (generation.retiredAt !== null) return inGrace()
     // The hash that was compared before the transaction has to be the one that counts now.
     if (provenHash !== undefined && provenHash !== generation.rotationSecretHash) return invalidKey()
-    const guarded = mutation.rotationSecretGuards === true && target?.id === caller.id && generation.rotationSecretHash !== null
-    if (guarded && provenHash === undefined) {
-      return new ApiKeyError('rotation_secret_required', 'This key has a rotation secret, and needs it to rotate itself.')
-    }
+    if (needsRotationSecret(mutation, target?.id === caller.id, generation, provenHash)) return rotationSecretRequired()
     return undefined
   }
 
@@ -728,6 +729,14 @@ function inGrace(): ApiKeyError {
     'secret_in_grace',
     'This secret has been replaced. Until it ends it can be used, but it can change nothing; use the new one.',
   )
+}
+
+function needsRotationSecret(mutation: Mutation, own: boolean, generation: GenerationRow, provenHash: string | undefined): boolean {
+  return mutation.rotationSecretGuards === true && own && generation.rotationSecretHash !== null && provenHash === undefined
+}
+
+function rotationSecretRequired(): ApiKeyError {
+  return new ApiKeyError('rotation_secret_required', 'This key has a rotation secret, and needs it to rotate itself.')
 }
 
 function rotationSecretNotConfigured(): ApiKeyError {

@@ -118,6 +118,19 @@ describe.each(stores)('the application, on %s', (_name, makeStore) => {
     expect([made[1]?.key.id, made[1]?.secret]).toEqual([made[0]?.key.id, made[0]?.secret])
   })
 
+  test('P1: makes one key for one Idempotency-Key, also while the server secret is being changed', async () => {
+    const { store } = await makeStore()
+    const [old, next] = ['the-old-server-secret-0123456789-0123456', 'the-new-server-secret-0123456789-0123456']
+    const [before, after] = [
+      [old, next],
+      [next, old],
+    ].map((secret) => createApiKeys({ store, secret, leaseMs: 50, onError: () => {} })) as [ApiKeys, ApiKeys]
+    await before.migrate()
+    const made = await Promise.all([before, after, before, after].map((keys) => make(keys, { idempotencyKey: KEY })))
+    expect(new Set(made.map((issued) => issued.secret)).size).toBe(1)
+    expect((await before.list({ ownerId: 'acme' })).items).toHaveLength(1)
+  })
+
   test('and an operator need an Idempotency-Key that is hard to guess; a key does not', async () => {
     const { store } = await makeStore()
     const keys = createApiKeys({ store, secret: SECRET, leaseMs: 50, onError: () => {} })
