@@ -80,20 +80,24 @@ test.each([
   // The last that knows node10, and the oldest that the types are for.
   ['TypeScript 5.4', 'test/types/node_modules/typescript', ['node10', 'node16', 'bundler']],
   ['TypeScript 7', 'node_modules/typescript', ['node16', 'nodenext', 'bundler']],
-])('its types serve an application that %s compiles, however it finds modules', async (_name, compiler, resolutions) => {
-  // A peer that the tests before these must not find.
-  const peer = join(folder, 'node_modules/ioredis')
-  if (!existsSync(peer)) symlinkSync(join(ROOT, 'node_modules/ioredis'), peer, 'dir')
-  for (const extension of ['ts', 'mts', 'cts']) copyFileSync(join(__dirname, 'types/user.ts'), join(folder, `user.${extension}`))
-  const complaints = await Promise.all(
-    resolutions.map((resolution) => {
-      const { flags, files } = RESOLUTIONS[resolution] ?? { flags: [], files: [] }
-      const strict = ['--noEmit', '--strict', '--exactOptionalPropertyTypes', '--target', 'es2022', '--types', 'node']
-      return compiled([join(ROOT, compiler, 'bin/tsc'), ...strict, ...flags, ...files])
-    }),
-  )
-  expect(complaints).toEqual(resolutions.map(() => ''))
-})
+])(
+  'its types serve an application that %s compiles, however it finds modules',
+  async (_name, compiler, resolutions) => {
+    // A peer that the tests before these must not find.
+    const peer = join(folder, 'node_modules/ioredis')
+    if (!existsSync(peer)) symlinkSync(join(ROOT, 'node_modules/ioredis'), peer, 'dir')
+    for (const extension of ['ts', 'mts', 'cts']) copyFileSync(join(__dirname, 'types/user.ts'), join(folder, `user.${extension}`))
+    const complaints = await Promise.all(
+      resolutions.map((resolution) => {
+        const { flags, files } = RESOLUTIONS[resolution] ?? { flags: [], files: [] }
+        const strict = ['--noEmit', '--strict', '--exactOptionalPropertyTypes', '--target', 'es2022', '--types', 'node']
+        return compiled([join(ROOT, compiler, 'bin/tsc'), ...strict, ...flags, ...files])
+      }),
+    )
+    expect(complaints).toEqual(resolutions.map(() => ''))
+  },
+  120_000,
+)
 
 /** Runs a compiler; resolves with what it says. */
 function compiled(args: string[]): Promise<string> {
