@@ -4,6 +4,8 @@ import type { Config } from 'jest'
 const config: Config = {
   testEnvironment: 'node',
   testMatch: ['<rootDir>/test/**/*.test.ts'],
+  // They need packages of their own: `npm run test:wide`.
+  testPathIgnorePatterns: ['/node_modules/', '<rootDir>/test/wide/'],
   // swc checks no types; `npm run typecheck` does.
   transform: { '^.+\\.ts$': ['@swc/jest', { jsc: { target: 'es2023', parser: { syntax: 'typescript' } }, module: { type: 'commonjs' } }] },
   moduleNameMapper: {

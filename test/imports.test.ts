@@ -7,7 +7,7 @@ const SRC = join(__dirname, '../src')
 const ALLOWED: Record<string, readonly RegExp[]> = {
   'errors.ts': [],
   'real-time.ts': [/^node:(timers|perf_hooks)$/],
-  store: [/^store\//, /^(errors|real-time)\.ts$/, /^kysely$/, /^node:crypto$/],
+  store: [/^store\//, /^core\/options\.ts$/, /^(errors|real-time)\.ts$/, /^kysely$/, /^node:crypto$/],
   cache: [/^cache\//, /^(errors|real-time)\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|real-time)\.ts$/, /^node:/],
   http: [
@@ -34,7 +34,7 @@ test.each(files.filter((file) => file.includes('/') || file in ALLOWED))('%s imp
 
 test.each([
   ['express', /^http\//],
-  ['kysely', /^store\/(sql|migrations|postgres|sqlite)\.ts$/],
+  ['kysely', /^store\/(sql|table-names|migrations|postgres|sqlite)\.ts$/],
   ['ioredis', /^cache\/redis\.ts$/],
   ['rate-limit-redis', /^cache\/redis\.ts$/],
   ['express-rate-limit', /^http\/limit\.ts$/],

@@ -66,7 +66,12 @@ export function authorise(asked: Asked): ApiKeyError | undefined {
 
 /** A key hands out no more than it has itself, looked at before and after the change. */
 function beyondCaller({ caller, target, after, delegation }: Asked): ApiKeyError | undefined {
-  if (caller === undefined || after === undefined || caller.scopes.includes(ADMIN_SCOPE)) return undefined
+  if (caller === undefined || caller.scopes.includes(ADMIN_SCOPE)) return undefined
+  if (after === undefined) {
+    // A revocation hands nothing out, and is not bounded by scopes. But what is for trying things out ends nothing that is live.
+    const ends = target?.environment === 'live' && caller.environment === 'test'
+    return ends ? forbidden('A test key handles test keys only.') : undefined
+  }
   for (const reach of target === undefined ? [after] : [target, after]) {
     if (reach.environment !== caller.environment) return forbidden(`A ${caller.environment} key handles ${caller.environment} keys only.`)
     if (delegation === 'open') continue

@@ -250,7 +250,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     close() {
       closing ??= (async () => {
         leases.close()
-        await Promise.allSettled([...underWay])
+        while (underWay.size > 0) await Promise.allSettled([...underWay])
         await mutate.idle()
         await leases.idle()
         await uses.close()
@@ -266,7 +266,6 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   /** Runs one command, so that `close()` can wait for it; after `close()` there is no answer to be had. */
   async function command<T>(work: () => Promise<T>): Promise<T> {
     if (closing !== undefined) throw new ApiKeyError('store_unavailable', 'These API keys have been closed.')
-    eraseNowAndThen()
     const running = work().catch((error: unknown) => {
       const known = failureOf(error)
       reportStoreFault(known)
@@ -274,7 +273,9 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     })
     underWay.add(running)
     try {
-      return await running
+      const result = await running
+      eraseNowAndThen()
+      return result
     } finally {
       underWay.delete(running)
     }
@@ -283,7 +284,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   /** Seals that can no longer be asked for go within seconds of traffic, whoever made them. */
   function eraseNowAndThen(): void {
     const now = clock.monotonicMs()
-    if (now - erasedAt < ERASE_MS) return
+    if (closing !== undefined || now - erasedAt < ERASE_MS) return
     erasedAt = now
     const erasing = store
       .eraseSeals(replayGraceMs)

@@ -132,7 +132,7 @@ const WITHOUT_KEY_MS = 60_000
 const REFUSAL_BEAT_MS = 250
 const LAST_STEP_MS = 10
 
-export type MutationCommand = Command & { readonly rotationSecret?: string; readonly retryFrom?: string }
+type MutationCommand = Command & { readonly rotationSecret?: string; readonly retryFrom?: string }
 
 /** A caller that presents a secret, as the authority knows it. */
 interface Presented {

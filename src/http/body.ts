@@ -68,7 +68,7 @@ function announcedLength(req: Request): number | undefined {
   if (text !== '') return /^\d+$/.test(text) ? Number(text) : undefined
   const { stream } = req as { stream?: { endAfterHeaders?: boolean } }
   // HTTP/2 announces nothing: there is a body where the headers do not end the stream. And what is here already was announced by coming.
-  return stream?.endAfterHeaders === false || req.readableLength > 0 ? undefined : 0
+  return stream?.endAfterHeaders === false || (isStream(req) && req.readableLength > 0) ? undefined : 0
 }
 
 /** Where the body is. */
@@ -89,14 +89,24 @@ function find(req: Request, length: number | undefined): Found {
   // What the application has put there counts, whether or not a header announced it.
   if (!placeholder) return { as: 'parsed', value: given }
   if (length === 0) return NOTHING
-  const { readableDidRead: begun, readableEnded: ended, destroyed } = req
-  const isStream = typeof ended === 'boolean' && typeof req.on === 'function'
-  if (isStream && !begun && !ended && !destroyed) return { as: 'stream' }
+  const { begun, ended, destroyed } = stateOf(req)
+  if (!begun && !ended && !destroyed) return { as: 'stream' }
   // A stream that ended and never had any data was empty.
-  if (isStream && !begun && ended && length === undefined) return NOTHING
+  if (!begun && ended && length === undefined) return NOTHING
   // body-parser leaves an empty object also where it has read nothing, or has failed: it is believed only where nothing can have got lost.
   if (isEmptyObject(given) && length !== undefined && length < SHORTEST_MEMBER) return { as: 'parsed', value: given }
-  return { as: 'lost', why: isStream && destroyed && !ended ? CLOSED : READ_BEFORE }
+  return { as: 'lost', why: destroyed && !ended ? CLOSED : READ_BEFORE }
+}
+
+/** Express gives a mock, too, a prototype that looks like a stream. */
+function isStream(req: Request): boolean {
+  return typeof (req as { _readableState?: unknown })._readableState === 'object'
+}
+
+/** What is no stream counts as one that was read. */
+function stateOf(req: Request): { readonly begun: boolean; readonly ended: boolean; readonly destroyed: boolean } {
+  if (!isStream(req)) return { begun: true, ended: true, destroyed: false }
+  return { begun: req.readableDidRead, ended: req.readableEnded, destroyed: req.destroyed }
 }
 
 /** A body that nobody has parsed yet. */

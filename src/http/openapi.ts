@@ -242,6 +242,7 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]?: string } = {
   key_not_found: 'There is no such key.',
   key_revoked: 'The key is revoked; a revoked key cannot be rotated.',
   rate_limited: 'Too many requests; try again later.',
+  store_misconfigured: 'The store cannot be used at the moment.',
 }
 
 function failureCodes({ operators }: Contract, { method, path, action, requires = [], fields = [] }: Route): readonly ApiKeyErrorCode[] {
@@ -250,18 +251,8 @@ function failureCodes({ operators }: Contract, { method, path, action, requires 
   const takesRotationSecret = rotates && fields.includes('rotationSecret')
   const codes: readonly (readonly [boolean, readonly ApiKeyErrorCode[]])[] = [
     [targeted, ['invalid_request']],
-    [
-      true,
-      [
-        'credential_malformed',
-        'credential_missing',
-        'invalid_key',
-        'rate_limited',
-        'store_unavailable',
-        'store_misconfigured',
-        'internal_error',
-      ],
-    ],
+    [true, ['credential_malformed', 'credential_missing', 'invalid_key', 'rate_limited']],
+    [true, ['store_unavailable', 'store_misconfigured', 'internal_error']],
     [!self, ['insufficient_scope']],
     [targeted, ['key_id_invalid', 'key_not_found']],
     [!reads || action === 'list' || action === 'events', ['invalid_request']],

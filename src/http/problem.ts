@@ -1,4 +1,3 @@
-import { ServerResponse } from 'node:http'
 import type { Request, Response } from 'express'
 import type { ApiKeys, Origin } from '../core/api-keys.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
@@ -165,12 +164,17 @@ function lastResort(res: Response, error: ApiKeyError): void {
   try {
     if (res.headersSent) throw error
     const { status, contentType, body } = problem(error)
-    const { writeHead, end } = ServerResponse.prototype as {
-      writeHead(status: number, headers: object): unknown
-      end(text: string): unknown
-    }
-    writeHead.call(res, status, { 'Content-Type': contentType, 'Cache-Control': 'no-store', Connection: 'close' })
-    end.call(res, JSON.stringify(body))
+    const text = JSON.stringify(body)
+    // What stands on the response itself is a hook; Node's own methods are on its prototype.
+    for (const hook of ['writeHead', 'setHeader', 'write', 'end'] as const) if (Object.hasOwn(res, hook)) Reflect.deleteProperty(res, hook)
+    res.writeHead(status, {
+      'Content-Type': contentType,
+      'Content-Length': Buffer.byteLength(text),
+      'Cache-Control': 'no-store',
+      Connection: 'close',
+      ...(status === 503 ? { 'Retry-After': '1' } : {}),
+    })
+    res.end(text)
   } catch {
     res.destroy()
   }

@@ -1,17 +1,21 @@
 import { type CompiledQuery, type Kysely, type RawBuilder, sql } from 'kysely'
+import { integerOption, refuseUnknown } from '../core/options.js'
 import { ApiKeyError } from '../errors.js'
-import { clearTimeout, setTimeout, wallMs } from '../real-time.js'
-import { migrations } from './migrations.js'
+import { clearTimeout, monotonicMs, setTimeout, wallMs } from '../real-time.js'
+import { answered, driverCode, isBusy, storeError } from './driver-errors.js'
+import { faults } from './faults.js'
+import { isMigrated, type MigrationTarget, migrate } from './migrations.js'
 import type { EventRow, GenerationRow, JsonObject, KeyRow, KeyUse, ReplayRow, Store, StoreTransaction } from './store.js'
+import { placesOf, placing, quoted } from './table-names.js'
 
 export type SqlDialect = 'postgres' | 'sqlite'
 
 export interface SqlStoreOptions {
   /** Which SQL to speak. Default: what the Kysely instance speaks. */
   dialect?: SqlDialect
-  /** How long one read may take, in milliseconds. Default 2,000. */
+  /** How long one read may take, in milliseconds: 10 to 600,000. Default 2,000. */
   readTimeoutMs?: number
-  /** How long one transaction may take from asking for a connection to the answer of COMMIT, in milliseconds. Default 5,000. */
+  /** How long one transaction may take from asking for a connection to the answer of COMMIT, in milliseconds: 10 to 600,000. Default 5,000. */
   transactionTimeoutMs?: number
 }
 
@@ -88,133 +92,149 @@ const LOCK_TIMEOUT_MS = 2_000
 const BUSY: unique symbol = Symbol('busy')
 
 /**
- * Keeps keys in the PostgreSQL or SQLite database of a Kysely instance that the application already has.
+ * Keeps keys in the PostgreSQL or SQLite database of a Kysely instance that the application already has. Of its plugins, only where they
+ * move tables counts: a schema (`db.withSchema('auth')`) or a prefix is kept to by every statement.
  *
- * @throws ApiKeyError `invalid_option` when the dialect is neither, or cannot be told.
+ * @throws ApiKeyError `invalid_option` for anything but a Kysely instance, for a transaction, for options out of range, when the dialect
+ * is neither or cannot be told, and when a plugin makes something else of the tables.
  */
 // biome-ignore lint/suspicious/noExplicitAny: the application's own tables are none of our business
 export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): Store {
-  for (const name of Object.keys(options)) {
-    if (!['dialect', 'readTimeoutMs', 'transactionTimeoutMs'].includes(name)) {
-      throw new ApiKeyError('invalid_option', `The store has no option "${name}". It takes dialect, readTimeoutMs, transactionTimeoutMs.`)
-    }
+  refuseOtherThanKysely(database)
+  const { readTimeoutMs, transactionTimeoutMs } = timeouts(options, ['dialect'])
+  return storeOver(database, { dialect: dialectFor(database, options.dialect), readTimeoutMs, transactionTimeoutMs })
+}
+
+/** How a store asks its database. */
+export interface Asking {
+  readonly dialect: SqlDialect
+  readonly readTimeoutMs: number
+  readonly transactionTimeoutMs: number
+  /** Whether the driver takes several statements at once, as `pg` does where they have no parameters. */
+  readonly together?: boolean
+}
+
+/** The limits of time that every store over SQL takes; refuses other options than these and `more`. */
+export function timeouts(options: SqlStoreOptions, more: readonly string[] = []): Pick<Asking, 'readTimeoutMs' | 'transactionTimeoutMs'> {
+  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+    throw new ApiKeyError('invalid_option', 'The options of a store are an object, such as { readTimeoutMs: 2000 }.')
   }
-  const db = database as Kysely<Tables>
-  const postgres = (options.dialect ?? dialectOf(database)) === 'postgres'
-  const readTimeoutMs = options.readTimeoutMs ?? 2_000
-  const transactionTimeoutMs = options.transactionTimeoutMs ?? 5_000
+  refuseUnknown(options, [...more, 'readTimeoutMs', 'transactionTimeoutMs'], 'The store')
+  return {
+    readTimeoutMs: integerOption('readTimeoutMs', options.readTimeoutMs, 2_000, 10, 600_000),
+    transactionTimeoutMs: integerOption('transactionTimeoutMs', options.transactionTimeoutMs, 5_000, 10, 600_000),
+  }
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: see sqlStore
+export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, transactionTimeoutMs, together = false }: Asking): Store {
+  const postgres = dialect === 'postgres'
+  const places = placesOf(database)
+  const placed = placing(places)
+  const plain = database.withoutPlugins() as Kysely<Tables>
+  const db = placed === undefined ? plain : plain.withPlugin(placed)
+  const settings = quoted(places.express_api_key_settings)
+  const lateFailures = faults()
   const clock = sql<number>`floor(extract(epoch from clock_timestamp()) * 1000)::bigint`
   const nowIn = async (on: Kysely<Tables>): Promise<number> => {
     if (!postgres) return wallMs()
     const { rows } = await sql<{ at: number }>`select ${clock} as at`.execute(on)
     return Number(rows[0]?.at)
   }
+  const target: MigrationTarget = { postgres, places, now: (on) => nowIn(on as unknown as Kysely<Tables>) }
   const readClock = postgres ? sql<number | null>`floor(extract(epoch from now()) * 1000)::bigint` : sql<number | null>`null`
-  const standby = postgres ? sql<boolean>`pg_is_in_recovery()` : sql<boolean>`0`
-  const readQuery = readQueries(db, readClock, standby)
-  const bounded = <T>(work: Promise<T>): Promise<T> => within(readTimeoutMs, work).catch((error) => Promise.reject(unavailable(error)))
+  // As a number, since an application can have its driver hand out a boolean as text, which is always true.
+  const inRecovery = postgres ? sql<number>`case when pg_is_in_recovery() then 1 else 0 end` : sql<number>`0`
+  const readQuery = readQueries(db, readClock, inRecovery)
 
   return {
     shared: true,
 
-    migrate: () =>
-      own(async (on) => {
-        // One migration at a time; on SQLite the write lock taken at BEGIN is that lock.
-        if (postgres) await sql`select pg_advisory_xact_lock(hashtext('express_api_key_migrations'))`.execute(on)
-        await sql`create table if not exists express_api_key_migrations (version integer primary key, applied_at bigint not null)`.execute(
-          on,
-        )
-        const { rows } = await sql<{ version: number | null }>`select max(version) as version from express_api_key_migrations`.execute(on)
-        const version = Number(rows[0]?.version ?? 0)
-        if (version > migrations.length) {
-          throw new ApiKeyError(
-            'invalid_option',
-            `The tables are at version ${version}, made by a newer release; this one knows ${migrations.length}.`,
-          )
-        }
-        for (const [index, migrate] of migrations.entries()) {
-          if (index < version) continue
-          await migrate(on as unknown as Kysely<never>)
-          await sql`insert into express_api_key_migrations values (${index + 1}, ${await nowIn(on)})`.execute(on)
-        }
-      }),
+    async migrate() {
+      if (await bounded(() => isMigrated(db as unknown as Kysely<never>, target), transactionTimeoutMs)) return
+      await own((on) => migrate(on as unknown as Kysely<never>, target))
+    },
 
     // In autocommit, now() is when the statement's transaction began, which is before its snapshot: whatever it does not
     // show is committed later than `at`. clock_timestamp() would be read after the snapshot, and could be too late.
     read: (digests) =>
-      bounded(
-        (async () => {
-          const before = wallMs()
-          const rows = (await db.executeQuery(readQuery(digests))).rows
-          const first = answeredByPrimary(rows[0])
-          const found = rows.flatMap((row) =>
-            row.g_digest === null || row.k_id === null
+      bounded(async () => {
+        const before = wallMs()
+        const rows = (await db.executeQuery(readQuery(digests))).rows
+        const first = answeredByPrimary(rows[0])
+        const found = rows.flatMap((row) =>
+          row.g_digest === null || row.k_id === null
+            ? []
+            : [
+                {
+                  key: keyRow(part<KeyTable, ReadRow>(row, KEY_PART)),
+                  generation: generationRow(part<GenerationTable, ReadRow>(row, GENERATION_PART)),
+                },
+              ],
+        )
+        return { at: postgres ? Number(first.at) : before, storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
+      }),
+
+    replays: (ids) =>
+      bounded(async () => {
+        const before = wallMs()
+        const rows = await db
+          .selectFrom('express_api_key_settings as s')
+          .leftJoin('express_api_key_replays as r', (join) => join.on('r.id', 'in', ids.length > 0 ? [...ids] : ['']))
+          .leftJoin('express_api_key_generations as g', (join) =>
+            join.onRef('g.key_id', '=', 'r.key_id').onRef('g.generation', '=', 'r.generation'),
+          )
+          .where('s.id', '=', 1)
+          .select(['s.lease_ms', 's.earlier_lease_ms', readClock.as('at'), inRecovery.as('standby')])
+          .select(REPLAY.map((column) => `r.${column} as r_${column}` as const))
+          .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
+          .execute()
+        const first = answeredByPrimary(rows[0])
+        return {
+          at: postgres ? Number(first.at) : before,
+          waitMs: Math.max(Number(first.lease_ms), Number(first.earlier_lease_ms)),
+          found: rows.flatMap((row) =>
+            row.r_id === null
               ? []
               : [
                   {
-                    key: keyRow(part<KeyTable, ReadRow>(row, KEY_PART)),
-                    generation: generationRow(part<GenerationTable, ReadRow>(row, GENERATION_PART)),
+                    record: replayRow(part<ReplayTable, typeof row>(row, REPLAY_PART)),
+                    made: row.g_digest === null ? undefined : generationRow(part<GenerationTable, typeof row>(row, GENERATION_PART)),
                   },
                 ],
-          )
-          return { at: postgres ? Number(first.at) : before, storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
-        })(),
-      ),
+          ),
+        }
+      }),
 
-    replays: (ids) =>
-      bounded(
-        (async () => {
-          const before = wallMs()
-          const rows = await db
-            .selectFrom('express_api_key_settings as s')
-            .leftJoin('express_api_key_replays as r', (join) => join.on('r.id', 'in', ids.length > 0 ? [...ids] : ['']))
-            .leftJoin('express_api_key_generations as g', (join) =>
-              join.onRef('g.key_id', '=', 'r.key_id').onRef('g.generation', '=', 'r.generation'),
-            )
-            .where('s.id', '=', 1)
-            .select(['s.lease_ms', 's.earlier_lease_ms', readClock.as('at'), standby.as('standby')])
-            .select(REPLAY.map((column) => `r.${column} as r_${column}` as const))
-            .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
-            .execute()
-          const first = answeredByPrimary(rows[0])
-          return {
-            at: postgres ? Number(first.at) : before,
-            waitMs: Math.max(Number(first.lease_ms), Number(first.earlier_lease_ms)),
-            found: rows.flatMap((row) =>
-              row.r_id === null
-                ? []
-                : [
-                    {
-                      record: replayRow(part<ReplayTable, typeof row>(row, REPLAY_PART)),
-                      made: row.g_digest === null ? undefined : generationRow(part<GenerationTable, typeof row>(row, GENERATION_PART)),
-                    },
-                  ],
-            ),
-          }
-        })(),
-      ),
-
-    transaction: (work) => transaction((on) => work(translated(steps(on)))),
+    transaction: (work) =>
+      transaction(async (on) => {
+        let failed: ApiKeyError | undefined
+        const note = (error: ApiKeyError): void => {
+          failed ??= error
+        }
+        const result = await work(translated(steps(on), note))
+        // PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and says no more about it.
+        if (failed !== undefined) throw failed
+        return result
+      }),
 
     key: (id) =>
-      bounded(
-        (async () => {
-          const key = await db.selectFrom('express_api_keys').selectAll().where('id', '=', id).executeTakeFirst()
-          const generation =
-            key &&
-            (await db
-              .selectFrom('express_api_key_generations')
-              .selectAll()
-              .where('key_id', '=', id)
-              .orderBy('generation', 'desc')
-              .limit(1)
-              .executeTakeFirst())
-          return key && generation ? { key: keyRow(key), generation: generationRow(generation) } : undefined
-        })(),
-      ),
+      bounded(async () => {
+        const key = await db.selectFrom('express_api_keys').selectAll().where('id', '=', id).executeTakeFirst()
+        const generation =
+          key &&
+          (await db
+            .selectFrom('express_api_key_generations')
+            .selectAll()
+            .where('key_id', '=', id)
+            .orderBy('generation', 'desc')
+            .limit(1)
+            .executeTakeFirst())
+        return key && generation ? { key: keyRow(key), generation: generationRow(generation) } : undefined
+      }),
 
     keys: ({ ownerId, after, limit }) =>
-      bounded(
+      bounded(() =>
         db
           .selectFrom('express_api_keys')
           .selectAll()
@@ -228,7 +248,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       ),
 
     events: ({ keyId, after, limit }) =>
-      bounded(
+      bounded(() =>
         db
           .selectFrom('express_api_key_events')
           .selectAll()
@@ -268,22 +288,20 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
         await on.updateTable('express_api_key_generations').set({ retires_earlier: 0 }).where('digest', '=', digest).execute()
       }),
 
-    recordUses: (uses) =>
-      write(async (on) => {
+    async recordUses(uses) {
+      if (uses.length === 0) return
+      const latest = await own(async (on) => {
         const now = await nowIn(on)
-        const latest = new Map(
+        const found = new Map(
           [...uses].sort((a, b) => b.agoMs - a.agoMs).map((use) => [use.keyId, { ...use, at: Math.floor(now - use.agoMs) }]),
         )
-        if (postgres) for (const id of await recordTogether(on, [...latest.values()])) latest.delete(id)
-        for (const { keyId, at, ip, userAgent } of latest.values()) {
-          await on
-            .updateTable('express_api_keys')
-            .set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent })
-            .where('id', '=', keyId)
-            .where((is) => is.or([is('last_used_at', 'is', null), is('last_used_at', '<', at)]))
-            .execute()
-        }
-      }),
+        if (postgres) for (const id of await recordTogether(on, [...found.values()])) found.delete(id)
+        else for (const use of found.values()) await recordUse(on, use)
+        return postgres ? [...found.values()] : []
+      })
+      // One transaction each: these wait for a key that somebody is changing, and hold no other meanwhile.
+      for (const use of latest) await own((on) => recordUse(on, use))
+    },
 
     settle: (replayId, agoMs) =>
       write(async (on) => {
@@ -346,7 +364,35 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
           .execute()
       }),
 
+    onFault: lateFailures.on,
+
     async close() {},
+  }
+
+  /** One read, which on SQLite waits for who keeps even readers out, as the switch to WAL does. */
+  function bounded<T>(work: () => Promise<T>, ms = readTimeoutMs): Promise<T> {
+    let over = false
+    const asked = async (): Promise<T> => {
+      for (;;) {
+        try {
+          return await work()
+        } catch (error) {
+          if (!isBusy(error) || over) throw error
+          await moment()
+        }
+      }
+    }
+    const late = (): ApiKeyError => {
+      over = true
+      return tooLate()
+    }
+    return within(ms, asked(), late, missed).catch((error) => Promise.reject(storeError(error)))
+  }
+
+  /** What a call would have been told, had it not given up waiting. */
+  function missed(error: unknown): void {
+    if (error instanceof ApiKeyError || isBusy(error)) return
+    lateFailures.tell(storeError(error))
   }
 
   /**
@@ -364,13 +410,14 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
           await begin(on)
         } catch (error) {
           if (isBusy(error)) return BUSY
-          throw unavailable(error)
+          // What a standby says to READ WRITE.
+          throw driverCode(error) === '0A000' ? standby(error) : storeError(error)
         }
         stage = 'open'
         result = await work(guarded(on))
         if (isAbandoned()) throw tooLate()
       } catch (error) {
-        await sql`rollback`.execute(on).catch(() => {})
+        await rollback(on)
         throw error
       }
       stage = 'committing'
@@ -378,8 +425,8 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
         await sql`commit`.execute(on)
       } catch (error) {
         if (!answered(error)) throw outcomeUnknown(error)
-        await sql`rollback`.execute(on).catch(() => {})
-        throw unavailable(error)
+        await rollback(on)
+        throw storeError(error)
       }
       return result
     }
@@ -388,16 +435,17 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       for (;;) {
         const result = await db.connection().execute(once)
         if (result !== BUSY) return result
-        await new Promise((resolve) => setTimeout(resolve, 2 + Math.random() * 8))
+        await moment()
       }
     })()
-    return within(transactionTimeoutMs, running, () => {
+    const late = (): ApiKeyError => {
       if (stage === 'committing') return outcomeUnknown(undefined)
       // From here on no step of it goes through, and COMMIT is never sent.
       stage = 'abandoned'
       return tooLate()
-    }).catch((error) => {
-      throw stage === 'waiting' ? unavailable(error) : error
+    }
+    return within(transactionTimeoutMs, running, late, missed).catch((error) => {
+      throw stage === 'waiting' ? storeError(error) : error
     })
 
     function guarded(on: Kysely<Tables>): Kysely<Tables> {
@@ -413,26 +461,48 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
 
   /** A transaction whose every failure is the database's. */
   function own<T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
-    return transaction(work).catch((error) => Promise.reject(unavailable(error)))
+    return transaction(work).catch((error) => Promise.reject(storeError(error)))
   }
 
-  /** Single statements that write. On SQLite they too take the write lock first: a statement that meets it half-way fails. */
+  /**
+   * Single statements that write open a transaction like all others, whatever the defaults of the role or the database. On SQLite they
+   * too take the write lock first: a statement that meets it half-way fails.
+   */
   function write(work: (on: Kysely<Tables>) => Promise<void>): Promise<void> {
-    return postgres ? bounded(work(db)) : own(work)
+    return own(work)
   }
 
   async function begin(on: Kysely<Tables>): Promise<void> {
-    if (postgres) {
-      await sql`begin isolation level read committed read write`.execute(on)
-      await sql`select set_config('statement_timeout', ${String(STATEMENT_TIMEOUT_MS)}, true),
-        set_config('lock_timeout', ${String(LOCK_TIMEOUT_MS)}, true),
-        set_config('idle_in_transaction_session_timeout', ${String(transactionTimeoutMs)}, true),
-        set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end, true)`.execute(
-        on,
-      )
+    if (!postgres) {
+      await sql`begin immediate`.execute(on)
       return
     }
-    await sql`begin immediate`.execute(on)
+    const opening = 'begin isolation level read committed read write'
+    // All limits of time that a role may have are replaced by our own. The last one exists from PostgreSQL 17 on.
+    const limits = `select set_config('statement_timeout', '${STATEMENT_TIMEOUT_MS}', true),
+      set_config('lock_timeout', '${LOCK_TIMEOUT_MS}', true),
+      set_config('idle_in_transaction_session_timeout', '${transactionTimeoutMs}', true),
+      set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end, true),
+      case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end`
+    // At once where that can be, so that there is no time between them for a session to be ended in.
+    for (const statement of together ? [`${opening}; ${limits}`] : [opening, limits]) await sql.raw(statement).execute(on)
+  }
+
+  /**
+   * Ends a transaction that failed. Where `pg` has given up waiting for an answer (`query_timeout`), it takes ROLLBACK back too, and nobody
+   * else may get a connection with this transaction still open on it.
+   */
+  async function rollback(on: Kysely<Tables>): Promise<void> {
+    const end = monotonicMs() + transactionTimeoutMs
+    for (;;) {
+      try {
+        await sql`rollback`.execute(on)
+        return
+      } catch (error) {
+        if ((error as Error).message !== 'Query read timeout' || monotonicMs() > end) return
+        await moment()
+      }
+    }
   }
 
   function steps(on: Kysely<Tables>): StoreTransaction {
@@ -446,8 +516,8 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
       },
 
       async lockName(name) {
-        // SQLite has one write lock, which BEGIN IMMEDIATE took already.
-        if (postgres) await sql`select pg_advisory_xact_lock(hashtextextended(${name}, 0))`.execute(on)
+        // SQLite has one write lock, which BEGIN IMMEDIATE took already. Names are apart for each set of tables in a database.
+        if (postgres) await sql`select pg_advisory_xact_lock(hashtextextended(${name}, ${settings}::regclass::oid::bigint))`.execute(on)
       },
 
       async generation(digest) {
@@ -589,7 +659,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
 function readQueries(
   db: Kysely<Tables>,
   at: RawBuilder<number | null>,
-  standby: RawBuilder<boolean>,
+  standby: RawBuilder<number>,
 ): (digests: readonly string[]) => CompiledQuery<ReadRow> {
   const compiled = new Map<number, CompiledQuery<ReadRow>>()
 
@@ -616,7 +686,7 @@ function readQueries(
 }
 
 /** A row of that query: the settings, and a key with one of its generations if there is one. */
-type ReadRow = { lease_ms: number; store_id: string; at: number | null; standby: boolean } & {
+type ReadRow = { lease_ms: number; store_id: string; at: number | null; standby: number } & {
   [column in keyof GenerationTable as `g_${column}`]: GenerationTable[column] | null
 } & { [column in keyof KeyTable as `k_${column}`]: KeyTable[column] | null }
 
@@ -677,9 +747,9 @@ const GENERATION_PART = GENERATION.map((column) => [column, `g_${column}`] as co
 const REPLAY_PART = REPLAY.map((column) => [column, `r_${column}`] as const)
 
 /** The first row of a read, which has the settings in it. */
-function answeredByPrimary<Row extends { standby: boolean }>(first: Row | undefined): Row {
-  if (first === undefined) throw new ApiKeyError('store_unavailable', 'The settings row is missing; call keys.migrate() first.')
-  if (first.standby) throw new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.')
+function answeredByPrimary<Row extends { standby: number }>(first: Row | undefined): Row {
+  if (first === undefined) throw new ApiKeyError('store_misconfigured', 'The settings row is missing; call keys.migrate() first.')
+  if (Number(first.standby) !== 0) throw standby()
   return first
 }
 
@@ -689,12 +759,20 @@ function part<Table, Row>(row: Row, columns: readonly (readonly [keyof Table, ke
   return own as Table
 }
 
+async function recordUse(on: Kysely<Tables>, { keyId, at, ip, userAgent }: KeyUse & { readonly at: number }): Promise<void> {
+  await on
+    .updateTable('express_api_keys')
+    .set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent })
+    .where('id', '=', keyId)
+    .where((is) => is.or([is('last_used_at', 'is', null), is('last_used_at', '<', at)]))
+    .execute()
+}
+
 /**
  * Writes last uses, of as many different keys, with one statement for PostgreSQL; resolves with the ids of those that need no more. It waits for no key
  * that somebody has locked: while it did, it would keep others waiting for all those that it has locked itself.
  */
 async function recordTogether(on: Kysely<Tables>, uses: readonly (KeyUse & { readonly at: number })[]): Promise<readonly string[]> {
-  if (uses.length === 0) return []
   // As text first, since some drivers make JSON of what they are told is JSON.
   const given = JSON.stringify(uses.map(({ keyId, at, ip, userAgent }) => ({ id: keyId, at, ip, user_agent: userAgent })))
   const settled = await on
@@ -826,71 +904,91 @@ function numberOrNull(value: number | null): number | null {
 }
 
 /** What the driver throws becomes an error of ours at each step, so that what `work` throws itself can pass as it is. */
-function translated(steps: StoreTransaction): StoreTransaction {
+function translated(steps: StoreTransaction, failed: (error: ApiKeyError) => void): StoreTransaction {
   const entries = Object.entries(steps).map(([name, step]: [string, (...args: never[]) => Promise<unknown>]) => [
     name,
-    (...args: never[]) => step(...args).catch((error: unknown) => Promise.reject(unavailable(error))),
+    (...args: never[]) =>
+      step(...args).catch((error: unknown) => {
+        const known = storeError(error)
+        failed(known)
+        throw known
+      }),
   ])
   return Object.fromEntries(entries) as StoreTransaction
 }
 
-/** By the adapter's class name: `instanceof` fails across two copies of Kysely. */
-function dialectOf(database: Pick<Kysely<Tables>, 'getExecutor'>): SqlDialect {
-  const name = database.getExecutor().adapter.constructor.name.toLowerCase()
-  if (name.includes('postgres')) return 'postgres'
-  if (name.includes('sqlite')) return 'sqlite'
+function refuseOtherThanKysely(database: unknown): void {
+  const { getExecutor, isTransaction, connect, prepare } = (database ?? {}) as { [name: string]: unknown }
+  if (typeof getExecutor !== 'function') {
+    const instead =
+      typeof connect === 'function'
+        ? ' A pg Pool goes to postgresStore(pool).'
+        : typeof prepare === 'function'
+          ? ' An SQLite handle goes to sqliteStore(database).'
+          : ''
+    throw new ApiKeyError('invalid_option', `sqlStore takes a Kysely instance: sqlStore(new Kysely({ dialect })).${instead}`)
+  }
+  if (isTransaction === true) {
+    throw new ApiKeyError(
+      'invalid_option',
+      'sqlStore takes the Kysely instance itself and no transaction of it: the store outlives a transaction, and opens its own.',
+    )
+  }
+}
+
+function dialectFor(database: Pick<Kysely<Tables>, 'getExecutor'>, asked: SqlDialect | undefined): SqlDialect {
+  if (asked !== undefined && asked !== 'postgres' && asked !== 'sqlite') {
+    throw new ApiKeyError('invalid_option', `dialect must be "postgres" or "sqlite", not ${String(asked)}.`)
+  }
+  const spoken = dialectOf(database)
+  if (asked !== undefined && spoken !== undefined && asked !== spoken) {
+    throw new ApiKeyError('invalid_option', `dialect is "${asked}", but this Kysely instance speaks "${spoken}"; leave the option out.`)
+  }
+  const dialect = asked ?? spoken
+  if (dialect !== undefined) return dialect
   throw new ApiKeyError(
     'invalid_option',
     `sqlStore cannot tell the dialect of this Kysely instance; write sqlStore(db, { dialect: 'postgres' }) or 'sqlite'.`,
   )
 }
 
-/** Rejects after `ms` with what `late` says; the work itself goes on, and its own failure is then nobody's. */
-function within<T>(ms: number, work: Promise<T>, late: () => ApiKeyError = tooLate): Promise<T> {
+/** By the adapter's class name: `instanceof` fails across two copies of Kysely. */
+function dialectOf(database: Pick<Kysely<Tables>, 'getExecutor'>): SqlDialect | undefined {
+  const name = database.getExecutor().adapter.constructor.name.toLowerCase()
+  if (name.includes('postgres')) return 'postgres'
+  return name.includes('sqlite') ? 'sqlite' : undefined
+}
+
+/** Rejects after `ms` with what `late` says. The work itself goes on, and if it fails later, `missed` hears of it. */
+function within<T>(ms: number, work: Promise<T>, late: () => ApiKeyError, missed: (error: unknown) => void): Promise<T> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(late()), ms)
+    let over = false
+    const timer = setTimeout(() => {
+      over = true
+      reject(late())
+    }, ms)
     timer.unref()
-    work.then(resolve, reject).finally(() => clearTimeout(timer))
+    const failed = (error: unknown): void => {
+      if (over) missed(error)
+      reject(error)
+    }
+    work.then(resolve, failed).finally(() => clearTimeout(timer))
   })
+}
+
+/** Between two tries to get a lock of SQLite's; at random, so that those who wait do not all come back at once. */
+export function moment(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 2 + Math.random() * 8))
 }
 
 function tooLate(): ApiKeyError {
   return new ApiKeyError('store_unavailable', 'The store did not answer in time.')
 }
 
+function standby(cause?: unknown): ApiKeyError {
+  return new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.', { cause })
+}
+
 function outcomeUnknown(cause: unknown): ApiKeyError {
   return new ApiKeyError('outcome_unknown', 'The connection to the store was lost at the moment of commit.', { cause })
-}
-
-function unavailable(error: unknown): unknown {
-  if (error instanceof ApiKeyError) return error
-  if (!isDriverError(error)) return error
-  const missing = code(error) === '42P01' || /no such table: express_api/.test(String((error as Error).message))
-  const message = missing ? 'The tables are missing; call keys.migrate() first.' : 'The store could not be asked.'
-  return new ApiKeyError('store_unavailable', message, { cause: error })
-}
-
-/** Whether the database itself refused, which it says with a code of five characters (PostgreSQL) or a name (SQLite). */
-function answered(error: unknown): boolean {
-  const said = code(error)
-  if (said === undefined) return false
-  // Class 08 is a lost connection; 57P0x is a server that is going down and may have committed before.
-  if (said.startsWith('SQLITE_')) return !said.startsWith('SQLITE_IOERR')
-  // No class of SQLSTATE begins with E, but EPIPE does.
-  return /^[0-9A-DF-Z][0-9A-Z]{4}$/.test(said) && !said.startsWith('08') && !said.startsWith('57P')
-}
-
-function isBusy(error: unknown): boolean {
-  return code(error)?.startsWith('SQLITE_BUSY') ?? false
-}
-
-/** Everything that is not a mistake in a program came from the driver. By name, since errors may come from another realm. */
-function isDriverError(error: unknown): boolean {
-  const { name } = (error ?? {}) as { name?: unknown }
-  return name !== 'TypeError' && name !== 'RangeError' && name !== 'ReferenceError'
-}
-
-function code(error: unknown): string | undefined {
-  const said = (error as { code?: unknown } | null)?.code
-  return typeof said === 'string' ? said : undefined
 }

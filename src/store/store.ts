@@ -156,14 +156,11 @@ export interface Position {
  * Where keys live: the authority. `storeContract` in `express-api-keys/testing` judges an implementation.
  *
  * Every method rejects with `ApiKeyError('store_unavailable')` (with its `cause`) when the store cannot be asked,
- * and does so in bounded time. A store that may answer from a stale copy (a standby) must reject instead.
+ * and does so in bounded time; with `store_misconfigured` where only a person can end that. A store that may answer from a stale copy (a standby) must reject instead.
  */
 export interface Store {
   /** Whether another process can see the same data. Only then must a rotation wait for leases to run out. */
   readonly shared: boolean
-
-  /** Hears of trouble that no call tells of, such as an idle connection that was lost. Returns a function that ends it. */
-  onFault?(listener: (fault: ApiKeyError) => void): () => void
 
   /** Creates or upgrades what the store needs; safe to run from several processes at once, and again. */
   migrate(): Promise<void>
@@ -228,6 +225,11 @@ export interface Store {
 
   /** Ends what `setLease` began, unless there was another lowering since. The caller has waited `waitMs` and a margin after `setLease` answered. */
   settleLease(version: number): Promise<void>
+
+  /**
+   * Hears of trouble that no call tells of, such as an idle connection that was lost; returns a function that ends it.
+   */
+  onFault?(listener: (fault: ApiKeyError) => void): () => void
 
   /** Lets go of what the store itself opened; a pool or handle that was handed in stays open. */
   close(): Promise<void>

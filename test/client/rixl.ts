@@ -277,7 +277,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Answers are never cached. */

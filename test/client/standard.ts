@@ -327,7 +327,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable */
+            /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -660,7 +660,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -989,7 +989,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -1344,7 +1344,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -1687,7 +1687,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -1892,7 +1892,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable */
+            /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -2116,7 +2116,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable */
+            /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -2463,7 +2463,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
                     /** @description Answers are never cached. */

@@ -274,7 +274,7 @@ const fullDisks: readonly (readonly [what: string, make: () => Promise<{ store: 
             async () => {
               const { url } = await startPostgres()
               const admin = await session(url)
-              await admin.query(`copy (select 1) to program 'mkdir ${disk.folder}/tables'`)
+              await admin.query(`copy (select 1) to program 'cat >/dev/null; mkdir ${disk.folder}/tables'`)
               await admin.query(`create tablespace small location '${disk.folder}/tables'`)
               await admin.query('create database small tablespace small')
               const own = pool(Object.assign(new URL(url), { pathname: '/small' }).href)

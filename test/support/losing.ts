@@ -1,0 +1,80 @@
+import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import express from 'express'
+import {
+  type ApiKeys,
+  type ApiKeysOptions,
+  bearerAuth,
+  type Contract,
+  createApiKeys,
+  type KeyRouterOptions,
+  keyRouter,
+  type Store,
+} from 'express-api-keys'
+import { atEnd } from './cleanup.js'
+import { type Checked, exchange, type Sent } from './contract.js'
+import { SERVER_SECRET } from './process.js'
+
+export interface Losing {
+  readonly keys: ApiKeys
+  readonly url: string
+  /** How the next answers get lost: the connection is cut when the answer is ready (`answer`), or as soon as the request is here (`request`). */
+  lose(count: number, when?: 'answer' | 'request'): void
+  /** The answer, or undefined where it was lost. */
+  send(sent: Sent): Promise<Checked | undefined>
+  accepted(secret: string): Promise<number>
+}
+
+/** Serves a contract over real HTTP, on a line that loses answers when told to. */
+export async function serveLosing(
+  contract: Contract,
+  store: Store,
+  {
+    router,
+    trustProxy = 1,
+    ...options
+  }: Partial<ApiKeysOptions> & { router?: Partial<KeyRouterOptions>; trustProxy?: number | false } = {},
+): Promise<Losing> {
+  const keys = createApiKeys({ store, secret: SERVER_SECRET, leaseMs: 50, onError: () => {}, ...options })
+  await keys.migrate()
+  let losses = 0
+  let how: 'answer' | 'request' = 'answer'
+  const app = express()
+  app.set('trust proxy', trustProxy)
+  app.use(contract.path, (_req, res, next) => {
+    if (losses > 0) {
+      losses--
+      if (how === 'request') res.socket?.destroy()
+      else res.end = (() => res.destroy()) as typeof res.end
+    }
+    next()
+  })
+  app.use(contract.path, keyRouter(keys, { contract, ...router }))
+  app.get('/data', bearerAuth(keys), (req, res) => {
+    res.json({ id: req.apiKey?.id })
+  })
+  const server = app.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  atEnd(async () => {
+    server.closeAllConnections()
+    await new Promise((resolve) => server.close(resolve))
+    await keys.close()
+  })
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  return {
+    keys,
+    url,
+    lose(count, when = 'answer') {
+      losses = count
+      how = when
+    },
+    send: (sent) => exchange(url + contract.path, sent).catch(() => undefined),
+    async accepted(secret) {
+      for (;;) {
+        const { status } = await exchange(url, { method: 'GET', path: '/data', secret })
+        // On a busy machine a lease this short is over before the store's answer is here.
+        if (status !== 503) return status
+      }
+    },
+  }
+}

@@ -1,0 +1,12 @@
+// Declared here, since they are installed only for these tests.
+declare module '@codegenie/serverless-express'
+declare module '@vendia/serverless-express'
+declare module 'body-parser1'
+declare module 'body-parser2'
+declare module 'co-body'
+declare module 'express-fileupload'
+declare module 'http2-express-bridge'
+declare module 'morgan'
+declare module 'multer'
+declare module 'node-mocks-http'
+declare module 'serverless-http'
