@@ -85,6 +85,9 @@ async function until(ask: () => Promise<Answer>, status: 200 | 503): Promise<Ans
   }
 }
 
+/** Codes that no answer has. */
+const NEVER_SENT: { readonly [code: string]: string } = { invalid_option: 'thrown', retried_without_key: 'told' }
+
 test('the README names every error code with its status, and every option', () => {
   const codes = readFileSync(join(ROOT, 'src/errors.ts'), 'utf8').matchAll(/^ {2}\| '(\w+)'/gm)
   const statuses = readFileSync(join(ROOT, 'src/http/problem.ts'), 'utf8')
@@ -92,11 +95,32 @@ test('the README names every error code with its status, and every option', () =
   for (const [, code = ''] of codes) {
     seen++
     const status = new RegExp(`^ {2}${code}: (\\d+),`, 'm').exec(statuses)?.[1]
-    expect(README).toContain(code === 'invalid_option' ? '| `invalid_option` | thrown |' : `| \`${code}\` | ${status} |`)
+    expect(README).toContain(`| \`${code}\` | ${NEVER_SENT[code] ?? status} |`)
   }
   expect(seen).toBeGreaterThan(15)
+  for (const [where, names] of optionsOfFunctions()) {
+    for (const name of names) expect(README).toMatch(new RegExp(`^\\| .*\`${where}\\([^|]*\\b${name}\\b`, 'm'))
+  }
   const options = /export interface ApiKeysOptions \{(.*?)\n\}/s.exec(readFileSync(join(ROOT, 'src/core/api-keys.ts'), 'utf8'))?.[1] ?? ''
   const names = [...options.matchAll(/^ {2}(\w+)\??:/gm)].map(([, name]) => name)
   expect(names.length).toBeGreaterThan(10)
   for (const name of names) expect(README).toContain(`| \`${name}\` |`)
 })
+
+/** The options of each function, as its interface has them. */
+function optionsOfFunctions(): [string, string[]][] {
+  const interfaces = [
+    ['bearerAuth', 'src/http/bearer-auth.ts', 'BearerAuthOptions'],
+    ['keyRouter', 'src/http/key-router.ts', 'KeyRouterOptions'],
+    ['operatorJwt', 'src/http/operator-jwt.ts', 'OperatorJwtOptions'],
+    ['idempotencyKey', 'src/http/idempotency-key.ts', 'IdempotencyKeyOptions'],
+    ['redisCache', 'src/cache/redis.ts', 'RedisCacheOptions'],
+    ['memoryStore', 'src/store/memory.ts', 'MemoryStoreOptions'],
+  ] as const
+  return interfaces.map(([name, file, type]) => {
+    const body = new RegExp(`export interface ${type} \\{(.*?)\\n\\}`, 's').exec(readFileSync(join(ROOT, file), 'utf8'))?.[1] ?? ''
+    const names = [...body.matchAll(/^ {2}(\w+)\??:/gm)].map(([, option = '']) => option)
+    expect([name, names.length]).not.toEqual([name, 0])
+    return [name, names]
+  })
+}
