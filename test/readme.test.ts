@@ -1,44 +1,92 @@
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createApiKeys } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
+import { Pool } from 'pg'
 import { atEnd } from './support/cleanup.js'
+import { startPostgres } from './support/own-postgres.js'
 import { freePort } from './support/port.js'
-import { freshDatabase } from './support/postgres.js'
 import { startRedis } from './support/redis.js'
-import { call } from './support/traffic.js'
+import { type Answer, call } from './support/traffic.js'
 
 const ROOT = join(__dirname, '..')
 const README = readFileSync(join(ROOT, 'README.md'), 'utf8')
+const SECRET = 'the-secret-of-the-readme-0123456789abcdef'
 
-test('the example at the top of the README is short, and works as it is', async () => {
+test('the example at the top of the README is short, and is example-app/minimal.mjs', () => {
   const example = /```js\n(.*?)```/s.exec(README)?.[1] ?? ''
   expect(example.trim().split('\n').filter(Boolean).length).toBeLessThanOrEqual(15)
-  const [database, redis, port] = [await freshDatabase(), await startRedis(), await freePort()]
+  expect(example).toBe(readFileSync(join(ROOT, 'example-app/minimal.mjs'), 'utf8'))
+})
+
+test('it works as it is, and lives on when PostgreSQL and Redis are restarted under it', async () => {
+  const [postgres, redis, port] = [await startPostgres(), await startRedis(), await freePort()]
+  const { child, said } = await startMinimal({ DATABASE_URL: postgres.url, REDIS_URL: redis.url, PORT: String(port) })
+  const pool = new Pool({ connectionString: postgres.url })
+  atEnd(() => pool.end())
+  const keys = createApiKeys({ store: postgresStore(pool), secret: SECRET, onError: () => {} })
+  const { secret: dead } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['reports:read'] })
+  const url = `http://127.0.0.1:${port}/v1`
+  const report = (secret: string): Promise<Answer> => call(`${url}/reports`, { secret })
+  expect((await report(dead)).body).toEqual({ for: 'acme' })
+
+  const rotation = { method: 'POST', secret: dead, idempotencyKey: 'a1f6a9ae-7a54-4bb4-8ffa-04d90aa0a1ba' }
+  const first = await call(`${url}/api-keys/self/rotate`, rotation)
+  expect([first.status, (await call(`${url}/api-keys/self/rotate`, rotation)).body]).toEqual([200, first.body])
+  const { secret } = first.body as { secret: string }
+  expect([(await report(dead)).status, (await report(secret)).status]).toEqual([401, 200])
+
+  // While they are away, nobody is told that a good key is bad.
+  await Promise.all([postgres.stop('fast'), redis.stop()])
+  const away = await until(() => report(secret), 503)
+  expect([away.headers.get('retry-after'), away.body]).toMatchObject(['1', { code: 'store_unavailable' }])
+  expect((await call(`${url}/api-keys/self/rotate`, { ...rotation, secret })).status).toBe(503)
+  expect(said()).toContain('express-api-keys: store_unavailable: ')
+
+  await Promise.all([postgres.start(), redis.start()])
+  expect((await until(() => report(secret), 200)).body).toEqual({ for: 'acme' })
+  expect((await report(dead)).status).toBe(401)
+  expect([child.exitCode, child.signalCode]).toEqual([null, null])
+  for (const one of [dead, secret, SECRET]) expect(said()).not.toContain(one)
+})
+
+/** Runs the file as it is; only where it finds the package is told from outside: here it is not installed. */
+async function startMinimal(env: Record<string, string>): Promise<{ child: ChildProcess; said: () => string }> {
   mkdirSync(join(ROOT, '.tmp'), { recursive: true })
-  const file = join(ROOT, '.tmp', 'readme-example.mts')
-  writeFileSync(file, example.replace('app.listen(3000)', `app.listen(${port}, () => console.log('ready'))`))
-  const secret = 'the-secret-of-the-readme-0123456789abcdef'
-  const child = spawn(process.execPath, ['--import', 'tsx', file], {
-    cwd: ROOT,
-    env: { ...process.env, DATABASE_URL: database.url, REDIS_URL: redis.url, API_KEYS_SECRET: secret },
-    stdio: ['ignore', 'pipe', 'inherit'],
+  const TSX_TSCONFIG_PATH = join(ROOT, '.tmp/readme.tsconfig.json')
+  const paths = { 'express-api-keys': ['../src/index.ts'], 'express-api-keys/*': ['../src/*.ts'] }
+  writeFileSync(TSX_TSCONFIG_PATH, JSON.stringify({ extends: '../tsconfig.json', compilerOptions: { allowJs: true, paths } }))
+  const child = spawn(process.execPath, ['--import', 'tsx', join(ROOT, 'example-app/minimal.mjs')], {
+    env: { ...process.env, API_KEYS_SECRET: SECRET, TSX_TSCONFIG_PATH, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
   })
   atEnd(async () => {
     child.kill('SIGKILL')
   })
-  for await (const chunk of child.stdout) if (String(chunk).includes('ready')) break
+  let text = ''
+  child.stderr.on('data', (chunk) => {
+    text += String(chunk)
+  })
+  const gone = once(child, 'exit').then(() => Promise.reject(new Error(`It ended, and said: ${text}`)))
+  await Promise.race([once(child.stdout, 'data'), gone])
+  // A later end is found by the requests that fail.
+  gone.catch(() => {})
+  return { child, said: () => text }
+}
 
-  const keys = createApiKeys({ store: postgresStore(database.pool), secret })
-  const { secret: key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['reports:read'] })
-  const url = `http://127.0.0.1:${port}/v1`
-  expect((await call(`${url}/reports`, { secret: key })).body).toEqual({ for: 'acme' })
-  const rotation = { method: 'POST', secret: key, idempotencyKey: 'readme' }
-  const first = await call(`${url}/api-keys/self/rotate`, rotation)
-  expect([first.status, (await call(`${url}/api-keys/self/rotate`, rotation)).body]).toEqual([200, first.body])
-  expect((await call(`${url}/reports`, { secret: key })).status).toBe(401)
-})
+/** Asks again and again until the answer has this status; whatever it is before that, it is 200 or 503. */
+async function until(ask: () => Promise<Answer>, status: 200 | 503): Promise<Answer> {
+  for (;;) {
+    const answer = await ask()
+    if (answer.status === status) return answer
+    expect([200, 503]).toContain(answer.status)
+  }
+}
+
+/** Codes that no answer has. */
+const NEVER_SENT: { readonly [code: string]: string } = { invalid_option: 'thrown', retried_without_key: 'told' }
 
 test('the README names every error code with its status, and every option', () => {
   const codes = readFileSync(join(ROOT, 'src/errors.ts'), 'utf8').matchAll(/^ {2}\| '(\w+)'/gm)
@@ -47,11 +95,32 @@ test('the README names every error code with its status, and every option', () =
   for (const [, code = ''] of codes) {
     seen++
     const status = new RegExp(`^ {2}${code}: (\\d+),`, 'm').exec(statuses)?.[1]
-    expect(README).toContain(code === 'invalid_option' ? '| `invalid_option` | thrown |' : `| \`${code}\` | ${status} |`)
+    expect(README).toContain(`| \`${code}\` | ${NEVER_SENT[code] ?? status} |`)
   }
   expect(seen).toBeGreaterThan(15)
+  for (const [where, names] of optionsOfFunctions()) {
+    for (const name of names) expect(README).toMatch(new RegExp(`^\\| .*\`${where}\\([^|]*\\b${name}\\b`, 'm'))
+  }
   const options = /export interface ApiKeysOptions \{(.*?)\n\}/s.exec(readFileSync(join(ROOT, 'src/core/api-keys.ts'), 'utf8'))?.[1] ?? ''
   const names = [...options.matchAll(/^ {2}(\w+)\??:/gm)].map(([, name]) => name)
   expect(names.length).toBeGreaterThan(10)
   for (const name of names) expect(README).toContain(`| \`${name}\` |`)
 })
+
+/** The options of each function, as its interface has them. */
+function optionsOfFunctions(): [string, string[]][] {
+  const interfaces = [
+    ['bearerAuth', 'src/http/bearer-auth.ts', 'BearerAuthOptions'],
+    ['keyRouter', 'src/http/key-router.ts', 'KeyRouterOptions'],
+    ['operatorJwt', 'src/http/operator-jwt.ts', 'OperatorJwtOptions'],
+    ['idempotencyKey', 'src/http/idempotency-key.ts', 'IdempotencyKeyOptions'],
+    ['redisCache', 'src/cache/redis.ts', 'RedisCacheOptions'],
+    ['memoryStore', 'src/store/memory.ts', 'MemoryStoreOptions'],
+  ] as const
+  return interfaces.map(([name, file, type]) => {
+    const body = new RegExp(`export interface ${type} \\{(.*?)\\n\\}`, 's').exec(readFileSync(join(ROOT, file), 'utf8'))?.[1] ?? ''
+    const names = [...body.matchAll(/^ {2}(\w+)\??:/gm)].map(([, option = '']) => option)
+    expect([name, names.length]).not.toEqual([name, 0])
+    return [name, names]
+  })
+}

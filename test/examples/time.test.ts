@@ -1,0 +1,53 @@
+import { createApiKeys, memoryStore } from 'express-api-keys'
+import { turnedClock } from 'express-api-keys/testing'
+
+const secret = 'a-server-secret-for-tests-0123456789'
+
+test('the old secret works until its grace period is over', async () => {
+  const clock = turnedClock()
+  const keys = createApiKeys({ store: memoryStore({ now: clock.wallMs }), secret, clock })
+  const { key, secret: old } = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })
+  await keys.rotate({ as: 'application', id: key.id, retire: { afterMs: 3_600_000 } })
+
+  clock.advance(3_599_000)
+  expect(await keys.verify(old)).toMatchObject({ ok: true })
+  clock.advance(1_000)
+  expect(await keys.verify(old)).toEqual({ ok: false, reason: 'rotated' })
+  await keys.close()
+})
+
+test('a revocation answers when the last lease has run out', async () => {
+  const clock = turnedClock()
+  const store = memoryStore({ now: clock.wallMs })
+  const [here, there] = [createApiKeys({ store, secret, clock }), createApiKeys({ store, secret, clock })]
+  await here.migrate()
+  const { key, secret: live } = await here.create({ as: 'application', ownerId: 'acme', name: 'ci' })
+  await there.verify(live)
+
+  const revoking = here.revoke({ as: 'application', id: key.id })
+  // It sleeps until no other instance can still rely on what it was told before.
+  await clock.asleep(1)
+  expect(there.peek(live)).toMatchObject({ ok: true })
+  clock.advance(1_050)
+  await revoking
+  expect(await there.verify(live)).toEqual({ ok: false, reason: 'revoked' })
+  await Promise.all([here.close(), there.close()])
+})
+
+test('fake timers of the test runner stop nothing', async () => {
+  const store = memoryStore()
+  const keys = createApiKeys({ store, secret, leaseMs: 50 })
+  const others = createApiKeys({ store, secret, leaseMs: 50 })
+  await keys.migrate()
+  const { key, secret: live } = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })
+
+  jest.useFakeTimers()
+  const begun = others.verify(live)
+  // Waits for a lease of the other instance, in real time.
+  const rotated = await keys.rotate({ as: 'application', id: key.id })
+  jest.useRealTimers()
+
+  expect(await begun).toMatchObject({ key: { id: key.id } })
+  expect(await others.verify(rotated.secret)).toMatchObject({ ok: true })
+  await Promise.all([keys.close(), others.close()])
+})

@@ -1,0 +1,82 @@
+/** What users write, for the compilers that they have; never run. */
+import type { RequestHandler } from 'express'
+import {
+  type ApiKey,
+  type ApiKeyErrorCode,
+  type ApiKeys,
+  bearerAuth,
+  type Contract,
+  contracts,
+  createApiKeys,
+  type Denial,
+  idempotencyKey,
+  type KeyHappening,
+  keyRouter,
+  memoryStore,
+  type Store,
+} from 'express-api-keys'
+import { operatorJwt } from 'express-api-keys/jwt'
+import { postgresStore } from 'express-api-keys/postgres'
+import { redisCache } from 'express-api-keys/redis'
+import { sqlStore } from 'express-api-keys/sql'
+import { sqliteStore } from 'express-api-keys/sqlite'
+import { storeContract, turnedClock } from 'express-api-keys/testing'
+import { Redis } from 'ioredis'
+
+interface Plan {
+  plan: 'free' | 'paid'
+  seats?: number
+}
+
+const secret = 'x'.repeat(32)
+export const entries: readonly unknown[] = [postgresStore, sqliteStore, sqlStore, operatorJwt, storeContract]
+export const shared: ApiKeys = createApiKeys({ store: memoryStore(), cache: redisCache(new Redis()), secret })
+export const store: Store = memoryStore({ now: turnedClock().wallMs })
+const keys = createApiKeys({ store, secret, leaseMs: 500, clock: turnedClock() })
+const typed = createApiKeys<Plan>({ store, secret })
+export const handlers: RequestHandler[] = [bearerAuth(keys, { scope: ['a', 'b'] }), idempotencyKey({ required: true })]
+export const router: RequestHandler = keyRouter(keys, { contract: contracts.standard, retryWithoutKey: true })
+export const contract: Contract = contracts.agents
+export const code: ApiKeyErrorCode = 'secret_in_grace'
+
+/** A helper as people type it. */
+export function app(given: ReturnType<typeof createApiKeys>): ApiKeys {
+  return given
+}
+app(keys)
+app(createApiKeys({ store, secret }))
+
+export const owner: RequestHandler = (req, res) => {
+  const key: ApiKey | undefined = req.apiKey
+  const given: string | undefined = req.idempotencyKey
+  res.json([key?.ownerId, given])
+}
+
+export async function use(): Promise<string> {
+  const metadata: Plan = { plan: 'free' }
+  await keys.create({ as: 'application', ownerId: 'acme', name: 'ci', metadata })
+  const { key } = await typed.create({ as: 'application', ownerId: 'acme', name: 'ci', metadata })
+  const plan: 'free' | 'paid' = key.metadata.plan
+  // @ts-expect-error the metadata are those that were named
+  await typed.create({ as: 'application', ownerId: 'acme', name: 'ci', metadata: { plan: 'none' } })
+  // @ts-expect-error nobody is the application by omission
+  await keys.rotate({ id: key.id })
+  // @ts-expect-error undefined is nobody
+  await keys.revoke({ as: undefined, id: key.id })
+  await keys.update({ as: { secret }, changes: { name: plan }, origin: { ip: '192.0.2.1' } })
+  const result = await keys.verify('x')
+  if (!result.ok) {
+    const reason: 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated' = result.reason
+    return reason
+  }
+  return (await keys.rotate({ as: 'application', id: result.key.id })).secret
+}
+
+export const endings: (() => void)[] = [
+  keys.on('denied', ({ code: why, reason, keyId, origin }: Denial) => console.log(why satisfies ApiKeyErrorCode, reason, keyId, origin.ip)),
+  keys.on('denied', (denial) => console.log(denial.code, denial.reason)),
+  keys.on('rotated', ({ event, key }: KeyHappening) => console.log(event.actor, key.name)),
+]
+
+// @ts-expect-error a misspelt option is a type error
+createApiKeys({ stroe: memoryStore(), secret: '' })
