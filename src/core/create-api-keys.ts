@@ -101,7 +101,6 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   // Two applications on one Redis must not count each other's clients.
   const countersKey = subkey(serverSecrets[0] ?? new Uint8Array(0), 'counters')
   const namespace = hmac(countersKey, []).slice(0, 16)
-  instances.set(options.store, (instances.get(options.store) ?? 0) + 1)
   const othersHoldLeases = (): boolean => store.shared || (instances.get(options.store) ?? 0) > 1
   const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report })
   const listeners = keyListeners(report)
@@ -123,6 +122,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     report,
   })
   const underWay = new Set<Promise<unknown>>()
+  // Last, when no option can be refused any more.
+  instances.set(options.store, (instances.get(options.store) ?? 0) + 1)
   const endFaults = store.onFault?.(report)
   let erasedAt = Number.NEGATIVE_INFINITY
   let closing: Promise<void> | undefined

@@ -178,7 +178,7 @@ async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void)
   const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: LEASE_MS })
   await keys.migrate()
   // No lease has been granted yet, so none of the default length can be left.
-  await pool.query('update express_api_key_settings set earlier_until = 0')
+  await pool.query('update express_api_key_settings set earlier_lease_ms = 0')
   const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'rotates the last one', scopes: ['api_keys:write'] })
   const made: ClientKey[] = []
   for (let n = 1; n <= KEYS; n++) {
