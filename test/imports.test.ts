@@ -14,7 +14,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^http\//,
     /^core\//,
     /^cache\/cache\.ts$/,
-    /^errors\.ts$/,
+    /^(errors|real-time)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
     /^node:(http|net|crypto|util|zlib)$/,
   ],
