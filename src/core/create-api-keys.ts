@@ -3,7 +3,17 @@ import type { Counters } from '../cache/cache.js'
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject, KeyRow, Store } from '../store/store.js'
 import { actorOption, secretOf } from './actor.js'
-import type { Actor, ApiKeys, ApiKeysOptions, Command, IssuedKey, MutationResult, RotateCommand, RotateOptions } from './api-keys.js'
+import type {
+  Actor,
+  ApiKeys,
+  ApiKeysOptions,
+  Command,
+  IssuedKey,
+  MutationResult,
+  Origin,
+  RotateCommand,
+  RotateOptions,
+} from './api-keys.js'
 import { alteration, creation, type RotationPlan, revocation, rotation } from './changes.js'
 import { systemClock } from './clock.js'
 import { guardedCache } from './guarded-cache.js'
@@ -13,7 +23,7 @@ import { leases as leaseTable, malformed } from './lease.js'
 import { keyListeners, LISTENERS } from './listeners.js'
 import { type Done, mutations } from './mutation.js'
 import { integerOption, refuseUnknown } from './options.js'
-import { hmac, replaySeals, subkey } from './replay.js'
+import { hmac, type RequestShape, replaySeals, subkey } from './replay.js'
 import { logError, reports } from './report.js'
 import { rotationSecrets } from './rotation-secret.js'
 import { digestOf, secretFormat } from './secret.js'
@@ -66,7 +76,9 @@ const ERASE_MS = 3_000
  * may well share a store.
  */
 const INSTANCES = Symbol.for('express-api-keys.instances')
-const shelf = globalThis as { [INSTANCES]?: WeakMap<Store, number> }
+const shelf = globalThis as { [INSTANCES]?: WeakMap<object, number> }
+/** What names the data behind a store object, where several objects may stand for it. */
+const DATA = Symbol.for('express-api-keys.data')
 shelf[INSTANCES] ??= new WeakMap()
 const instances = shelf[INSTANCES]
 const MIN_SECRET_BYTES = 32
@@ -101,7 +113,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   // Two applications on one Redis must not count each other's clients.
   const countersKey = subkey(serverSecrets[0] ?? new Uint8Array(0), 'counters')
   const namespace = hmac(countersKey, []).slice(0, 16)
-  const othersHoldLeases = (): boolean => store.shared || (instances.get(options.store) ?? 0) > 1
+  const data = (options.store as Store & { readonly [DATA]?: object })[DATA] ?? options.store
+  const othersHoldLeases = (): boolean => store.shared || (instances.get(data) ?? 0) > 1
   const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report })
   const listeners = keyListeners(report)
   const uses = keyUses(store, clock, report)
@@ -123,7 +136,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   })
   const underWay = new Set<Promise<unknown>>()
   // Last, when no option can be refused any more.
-  instances.set(options.store, (instances.get(options.store) ?? 0) + 1)
+  instances.set(data, (instances.get(data) ?? 0) + 1)
   const endFaults = store.onFault?.(report)
   let erasedAt = Number.NEGATIVE_INFINITY
   let closing: Promise<void> | undefined
@@ -159,7 +172,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     },
 
     peek(secret) {
-      if (!format.wellFormed(secret)) return malformed
+      if (typeof secret !== 'string' || !format.wellFormed(secret)) return malformed
       return leases.peek(digestOf(secret))
     },
 
@@ -244,7 +257,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 
     counters: shared === undefined ? undefined : (name, windowMs) => named(shared(windowMs), `${namespace}:${name}:`, countersKey),
 
-    wellFormed: (secret) => format.wellFormed(secret),
+    wellFormed: (secret) => typeof secret === 'string' && format.wellFormed(secret),
 
     report,
 
@@ -255,7 +268,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
         await mutate.idle()
         await leases.idle()
         await uses.close()
-        instances.set(options.store, (instances.get(options.store) ?? 1) - 1)
+        instances.set(data, (instances.get(data) ?? 1) - 1)
         endFaults?.()
         await cache?.close()
         await store.close()
@@ -288,7 +301,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     if (closing !== undefined || now - erasedAt < ERASE_MS) return
     erasedAt = now
     const erasing = store
-      .eraseSeals(replayGraceMs)
+      .eraseSeals()
       .catch(report)
       .finally(() => underWay.delete(erasing))
     underWay.add(erasing)
@@ -310,7 +323,8 @@ function commandOption(command: Command, name: string, more: readonly string[]):
   } catch (error) {
     throw badRequest((error as Error).message)
   }
-  const as = actorOption(command.as)
+  // Its own: what a prototype says is nobody's word.
+  const as = actorOption(Object.hasOwn(command, 'as') ? command.as : undefined)
   const { idempotencyKey, request, replayOnly, origin, delegation = 'bounded' } = command
   if (idempotencyKey !== undefined && !(typeof idempotencyKey === 'string' && VISIBLE_ASCII.test(idempotencyKey))) {
     throw new ApiKeyError('idempotency_key_invalid', 'An Idempotency-Key must be 1 to 255 printable ASCII characters.')
@@ -322,7 +336,9 @@ function commandOption(command: Command, name: string, more: readonly string[]):
     )
   }
   if (delegation !== 'bounded' && delegation !== 'open') throw badRequest('delegation must be "bounded" or "open".')
-  if (origin !== undefined && (typeof origin !== 'object' || origin === null)) throw badRequest('origin must be { ip, userAgent }.')
+  if (origin !== undefined && !isOrigin(origin)) throw badRequest('origin must be { ip, userAgent }, both strings.')
+  if (request !== undefined && !isRequestShape(request))
+    throw badRequest('request must be { method, path, query?, body? }, with a body of JSON.')
   return {
     as,
     delegation,
@@ -330,6 +346,22 @@ function commandOption(command: Command, name: string, more: readonly string[]):
     ...(request === undefined ? {} : { request }),
     ...(replayOnly === undefined ? {} : { replayOnly: flag('replayOnly', replayOnly) }),
     ...(origin === undefined ? {} : { origin }),
+  }
+}
+
+function isOrigin(origin: Origin): boolean {
+  if (typeof origin !== 'object' || origin === null) return false
+  return [origin.ip, origin.userAgent].every((text) => text === undefined || typeof text === 'string')
+}
+
+function isRequestShape(request: RequestShape): boolean {
+  if (typeof request !== 'object' || request === null) return false
+  const { method, path, query, body } = request
+  if (typeof method !== 'string' || typeof path !== 'string' || (query !== undefined && typeof query !== 'string')) return false
+  try {
+    return body === undefined || JSON.stringify(body) !== undefined
+  } catch {
+    return false
   }
 }
 

@@ -2,6 +2,7 @@ import { ApiKeyError } from '../errors.js'
 import type { JsonObject, Position } from '../store/store.js'
 import { type CreateInput, isKeyId, type KeyChanges, type RetirePolicy } from './key.js'
 import { refuseUnknown } from './options.js'
+import { holdsSecret } from './secret.js'
 
 /** The fields of a key that callers choose, checked. */
 export interface KeyFields {
@@ -123,6 +124,7 @@ function text(name: string, value: unknown): string {
   if (typeof value !== 'string' || value.length < 1 || value.length > MAX_TEXT)
     throw invalid(`${name} must be 1 to ${MAX_TEXT} characters.`)
   if (CONTROL.test(value) || !value.isWellFormed()) throw invalid(`${name} must not hold control characters.`)
+  if (holdsSecret(value)) throw invalid(`${name} must not hold a secret: it is kept and shown in clear.`)
   return value
 }
 
@@ -157,6 +159,7 @@ function refuseUnsafe(value: unknown, depth: number): void {
   if (depth > MAX_METADATA_DEPTH) throw invalid(`metadata must not be nested deeper than ${MAX_METADATA_DEPTH}.`)
   if (typeof value === 'string' && (value.includes('\0') || !value.isWellFormed()))
     throw invalid('metadata must be well-formed text without NUL.')
+  if (typeof value === 'string' && holdsSecret(value)) throw invalid('metadata must not hold a secret: it is kept and shown in clear.')
   if (typeof value !== 'object' || value === null) return
   for (const [name, part] of Object.entries(value)) {
     if (name === '__proto__' || name === 'constructor' || name === 'prototype') throw invalid(`metadata must not have a member "${name}".`)

@@ -20,7 +20,7 @@ import { endedBecause, type Leases, marginMs } from './lease.js'
 import type { RequestShape, SealCredentials, Seals } from './replay.js'
 import { COMMIT_ALLOWANCE_MS, decideReplay, invalidKey, type SealedAnswer, superseded } from './replay-decision.js'
 import type { MintedRotationSecret, RotationSecrets } from './rotation-secret.js'
-import { digestOf, type SecretFormat } from './secret.js'
+import { digestOf, type SecretFormat, withoutSecrets } from './secret.js'
 import { semaphore } from './semaphore.js'
 import { failureOf } from './store-faults.js'
 
@@ -198,6 +198,8 @@ export function mutations(parts: MutationParts): Mutations {
   const { store, clock, format, leases, seals, rotationSecrets, report } = parts
   const inTurn = semaphore(TRANSACTIONS_AT_ONCE, MAX_QUEUED, 'More commands are waiting for the store than it can carry out.')
   const readReplays = batchedRead(clock, (ids) => store.replays(ids), { first: () => true, atOnce: REPLAY_READS_AT_ONCE })
+  // What is audited behind answers takes one connection, however much there is of it.
+  const auditsInTurn = semaphore(1, MAX_QUEUED, 'More lines are waiting for the audit trail than it can take.')
   const audited = new Map<string, number>()
   const behind = new Set<Promise<void>>()
 
@@ -307,7 +309,7 @@ export function mutations(parts: MutationParts): Mutations {
     return { presented, plan, askedAt, recorded: undefined }
   }
 
-  async function presentedBy(mutation: Mutation, { as, rotationSecret }: MutationCommand): Promise<Presented | undefined> {
+  async function presentedBy(mutation: Mutation, { as, rotationSecret, idempotencyKey }: MutationCommand): Promise<Presented | undefined> {
     const secret = secretOf(as)
     if (secret === undefined) {
       if (rotationSecret !== undefined) throw new ApiKeyError('invalid_request', 'A rotation secret belongs to the key that presents it.')
@@ -321,6 +323,9 @@ export function mutations(parts: MutationParts): Mutations {
     // A secret that never was costs no bcrypt, or whoever makes some up could keep it from everybody else; only the time that it takes.
     if (found === undefined) {
       if (rotationSecret !== undefined) await rotationSecrets.feign(rotationSecret)
+      // Nor does it take less time than a dead one, whose record is looked for.
+      const [id] = idempotencyKey === undefined ? [] : seals.ids('nobody', idempotencyKey)
+      if (id !== undefined) await readReplays(id)
       throw invalidKey('unknown')
     }
     const { key, generation } = found
@@ -383,7 +388,6 @@ export function mutations(parts: MutationParts): Mutations {
           now: recorded.at,
           sameRequest: seals.fingerprint(index, requestOf(mutation, command)) === record.fingerprint,
           active: presented?.ended === undefined,
-          graceMs: plan.graceMs,
           allowanceMs: plan.allowanceMs,
           open: (sealed) => seals.open(index, record, plan.credentials, sealed),
         })
@@ -424,7 +428,9 @@ export function mutations(parts: MutationParts): Mutations {
       ),
     )
     inBackground(
-      logged(async (tx, log) => log(event('key.replayed', key, await tx.now(), command, actorOf(command, key), { withoutKey }), key)),
+      auditsInTurn(() =>
+        logged(async (tx, log) => log(event('key.replayed', key, await tx.now(), command, actorOf(command, key), { withoutKey }), key)),
+      ),
     )
   }
 
@@ -478,7 +484,7 @@ export function mutations(parts: MutationParts): Mutations {
         return new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
       }
     }
-    inBackground(auditRefusedSecret(digest, origin))
+    inBackground(auditsInTurn(() => auditRefusedSecret(digest, origin)))
     return invalidKey(ended)
   }
 
@@ -556,6 +562,7 @@ export function mutations(parts: MutationParts): Mutations {
       fingerprint: seals.fingerprint(0, requestOf(mutation, command)),
       createdAt: now,
       windowMs: plan.windowMs,
+      graceMs: plan.graceMs,
     }
     const { key, secret, rotationSecret, acceptedUntil } = effect
     const sealed = mutation.neverReplayed
@@ -618,7 +625,9 @@ export function mutations(parts: MutationParts): Mutations {
   /** Not awaited: what goes into the trail must not show in the time of an answer. */
   function auditLater(type: EventType, key: KeyRow, command: MutationCommand, subject: string, details: JsonObject): void {
     if (!auditIsDue(`${type} ${subject}`)) return
-    inBackground(logged(async (tx, log) => log(event(type, key, await tx.now(), command, actorOf(command, key), details), key)))
+    inBackground(
+      auditsInTurn(() => logged(async (tx, log) => log(event(type, key, await tx.now(), command, actorOf(command, key), details), key))),
+    )
   }
 
   function inBackground(work: Promise<void>): void {
@@ -695,7 +704,7 @@ function event(
 
 /** What a stranger wrote, cut to what a column holds and without the NUL that PostgreSQL refuses. */
 export function originText(text: string | undefined): string | null {
-  return text?.slice(0, 255).toWellFormed().replaceAll('\0', '') ?? null
+  return text === undefined ? null : withoutSecrets(text.slice(0, 1_024)).slice(0, 255).toWellFormed().replaceAll('\0', '')
 }
 
 let lastStamp = 0

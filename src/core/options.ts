@@ -9,7 +9,7 @@ export function refuseUnknown(options: object, known: readonly string[], where: 
     if (known.includes(name)) continue
     const meant = known.find((other) => distance(name.toLowerCase(), other.toLowerCase()) <= 2)
     const hint = meant === undefined ? `It takes ${known.join(', ')}.` : `Write "${meant}" instead.`
-    throw new ApiKeyError('invalid_option', `${where} has no option "${name}". ${hint}`)
+    throw new ApiKeyError('invalid_option', `${where} has no option${quoted(name)}. ${hint}`)
   }
 }
 
@@ -17,7 +17,17 @@ export function refuseUnknown(options: object, known: readonly string[], where: 
 export function integerOption(name: string, value: number | undefined, fallback: number, min: number, max: number): number {
   if (value === undefined) return fallback
   if (Number.isInteger(value) && value >= min && value <= max) return value
-  throw new ApiKeyError('invalid_option', `${name} must be a whole number from ${min} to ${max}, not ${String(value)}.`)
+  throw new ApiKeyError('invalid_option', `${name} must be a whole number from ${min} to ${max}${shown(value)}.`)
+}
+
+function shown(value: unknown): string {
+  const text = String(value)
+  return text.length <= 16 ? `, not ${text}` : ''
+}
+
+/** What may be quoted: too short for a secret that ended up in the wrong place. */
+function quoted(name: string): string {
+  return name.length <= 32 ? ` "${name}"` : ''
 }
 
 /** How many single-letter edits lie between two words (Levenshtein). */

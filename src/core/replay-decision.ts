@@ -23,8 +23,6 @@ export interface ReplayCase {
   readonly sameRequest: boolean
   /** Whether the caller's credential is still good: a live caller must not be told 401, since clients delete their key on it. */
   readonly active: boolean
-  /** How long after the first use of the secret that was made its answer can still be asked for. */
-  readonly graceMs: number
   /** How long beyond its window a record may be open whose commit nobody has timed. */
   readonly allowanceMs: number
   /** Opens the seal with the caller's credentials; undefined where it does not open. */
@@ -35,21 +33,13 @@ export interface ReplayCase {
  * Decides whether a recorded answer is given, or why not. How often it was given before does not matter: a thief needs it once, and a client may lose any
  * number of answers. The window, the first use and the next change close a record.
  */
-export function decideReplay({
-  record,
-  made,
-  now,
-  sameRequest,
-  active,
-  graceMs,
-  allowanceMs,
-  open,
-}: ReplayCase): SealedAnswer | ApiKeyError {
+export function decideReplay({ record, made, now, sameRequest, active, allowanceMs, open }: ReplayCase): SealedAnswer | ApiKeyError {
   if (!sameRequest) {
     return new ApiKeyError('idempotency_key_mismatch', 'This Idempotency-Key was used for another request; a new request needs a new one.')
   }
   if (record.generation !== null && (made === undefined || made.retiredReason === 'rotated')) return superseded()
-  const closed = isClosed(record, allowanceMs, now) || (made !== undefined && (made.retiredAt !== null || isUsedUp(made, graceMs, now)))
+  const closed =
+    isClosed(record, allowanceMs, now) || (made !== undefined && (made.retiredAt !== null || isUsedUp(made, record.graceMs, now)))
   const opened = closed || record.sealed === null ? undefined : open(record.sealed)
   return opened === undefined ? (active ? spent() : invalidKey()) : (JSON.parse(opened) as SealedAnswer)
 }

@@ -28,9 +28,9 @@ export function reports(onError: (error: ApiKeyError) => unknown, clock: Clock):
   }
 
   function report(error: unknown): void {
-    const known = failureOf(error)
-    if (LASTING.includes(known.code) && !isDue(causeOf(known))) return
     try {
+      const known = failureOf(error)
+      if (LASTING.includes(known.code) && !isDue(causeOf(known))) return
       // An async function may be handed over, and its failure must not end the process.
       Promise.resolve(onError(known)).catch(complain)
     } catch (failure) {
@@ -56,7 +56,11 @@ export function logError(error: ApiKeyError): void {
 }
 
 function complain(failure: unknown): void {
-  console.error(`express-api-keys: onError has failed:${causes(failure)}`)
+  try {
+    console.error(`express-api-keys: onError has failed:${causes(failure)}`)
+  } catch {
+    // Nobody is left to tell: even the console throws, or the failure when it is looked at.
+  }
 }
 
 function causeOf({ code, message, cause }: ApiKeyError): string {

@@ -53,6 +53,19 @@ export function secretFormat(prefix: string, environmentInSecret: boolean, accep
   }
 }
 
+/** A prefix, and what is as long as the random part and the checksum. */
+const SECRET_IN_TEXT = /[a-z][a-z0-9_]*_[0-9A-Za-z]{49}(?![0-9A-Za-z])/g
+
+/** Whether a text holds what looks like a secret of this package, of any prefix, and would keep it where it is kept. */
+export function holdsSecret(text: string): boolean {
+  return text.search(SECRET_IN_TEXT) >= 0
+}
+
+/** The text without what looks like a secret of this package. */
+export function withoutSecrets(text: string): string {
+  return text.replaceAll(SECRET_IN_TEXT, '[redacted]')
+}
+
 /**
  * The SHA-256 of a secret, base64url: 43 characters. A fast hash is right for 256 random bits.
  *

@@ -4,7 +4,7 @@ import type { Store, StoreTransaction } from '../store/store.js'
 /** What a store threw, as one of our errors: its own, or `store_unavailable` with the cause. A mistake in its program is no reason to try again. */
 function storeFault(error: unknown): ApiKeyError {
   if (error instanceof ApiKeyError) return error
-  const { name } = (error ?? {}) as { name?: unknown }
+  const name = nameOf(error)
   if (name === 'TypeError' || name === 'RangeError' || name === 'ReferenceError') return unforeseen(error)
   return new ApiKeyError('store_unavailable', 'The store could not be asked.', { cause: error })
 }
@@ -43,7 +43,8 @@ function guard<T extends object>(part: T): T {
   return new Proxy(part, {
     get(target, name) {
       const value: unknown = Reflect.get(target, name, target)
-      if (typeof value !== 'function' || name === 'onFault') return value
+      if (typeof value !== 'function') return value
+      if (name === 'onFault') return value.bind(target)
       const known = methods.get(name)
       // Asked anew each time: a method may have been replaced since.
       if (known !== undefined && known.value === value) return known.method
@@ -58,6 +59,14 @@ function guard<T extends object>(part: T): T {
       return method
     },
   })
+}
+
+function nameOf(error: unknown): unknown {
+  try {
+    return (error as { name?: unknown } | null | undefined)?.name
+  } catch {
+    return undefined
+  }
 }
 
 function unforeseen(cause: unknown): ApiKeyError {

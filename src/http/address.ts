@@ -12,8 +12,13 @@ const MAPPED = /^::ffff:([\da-f]{1,4}):([\da-f]{1,4})$/
  * IPv6; IPv6 as RFC 5952 §4 has it. Undefined for what is no address: where every proxy is trusted, `req.ip` is whatever a client wrote.
  */
 export function clientAddress(req: Request): string | undefined {
-  const given: unknown = req.ip
-  return typeof given === 'string' ? addressIn(given) : undefined
+  try {
+    const given: unknown = req.ip
+    return typeof given === 'string' ? addressIn(given) : undefined
+  } catch {
+    // The application's `trust proxy` function may not like what a client wrote, and a request that somebody has destroyed has no socket to ask.
+    return undefined
+  }
 }
 
 function addressIn(given: string): string | undefined {

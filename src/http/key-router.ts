@@ -16,7 +16,7 @@ import { readIdempotencyKey } from './idempotency-key.js'
 import { type Bucket, DEFAULT_LIMIT, failureGuard, network, routeBucket } from './limit.js'
 import { openApiDocument } from './openapi.js'
 import type { Operators } from './operator-jwt.js'
-import { type FailureContext, failureStatus, originOf, refuse } from './problem.js'
+import { type FailureContext, failureStatus, isThenable, originOf, refuse, swallowed } from './problem.js'
 
 export interface KeyRouterOptions {
   /** The wire shape to serve. Default `contracts.standard`. */
@@ -303,7 +303,11 @@ export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router
   function callerOf(req: Request): Caller {
     const token = bearerSecret(req, contract.bareToken, operators === undefined ? undefined : MAX_TOKEN_LENGTH)
     if (keys.wellFormed(token)) return { secret: token }
-    if (operators !== undefined && JWT.test(token)) return { operator: operators.authenticate(token) }
+    if (operators !== undefined && JWT.test(token)) {
+      const operator: unknown = operators.authenticate(token)
+      if (isThenable(operator)) throw swallowed(operator, 'authenticate() must not be asynchronous.')
+      return { operator: operator as Operator }
+    }
     throw invalidKey('malformed')
   }
 
@@ -387,11 +391,35 @@ interface RouteLimit {
   readonly by: 'ip' | 'credential'
 }
 
-/** Whether a proxy stands before this application that it does not know of: every client then seems to come from one place. */
+/** What proxies write about the client behind them. */
+const PROXY_HEADERS = [
+  'x-forwarded-for',
+  'forwarded',
+  'via',
+  'x-real-ip',
+  'x-client-ip',
+  'cf-connecting-ip',
+  'true-client-ip',
+  'fastly-client-ip',
+]
+
+/**
+ * Whether `req.ip` may be a proxy's address, or one that the client wrote itself: the address is one that the application trusts to be a proxy, or
+ * headers speak of more proxies than it knows of. Every client then seems to come from one place, or from any place that it likes.
+ */
 function hidesItsClients(req: Request): boolean {
-  const forwarded = req.headers['x-forwarded-for'] !== undefined || req.headers.forwarded !== undefined
-  const trusts = req.app.get('trust proxy fn') as ((address: string | undefined, hop: number) => boolean) | undefined
-  return forwarded && trusts?.(req.socket.remoteAddress, 0) !== true
+  try {
+    const known = req.ips.length
+    const listed = String(req.headers['x-forwarded-for'] ?? '')
+      .split(',')
+      .filter((address) => address.trim() !== '').length
+    if (listed !== known) return true
+    if (known === 0 && PROXY_HEADERS.some((name) => req.headers[name] !== undefined)) return true
+    const trusts = req.app.get('trust proxy fn') as (address: string | undefined, hop: number) => boolean
+    return trusts(req.ip, known)
+  } catch {
+    return true
+  }
 }
 
 type Attempt<T> = { readonly value: T } | { readonly error: unknown }
@@ -437,7 +465,10 @@ function withoutSecrets(body: object): object {
 function send<R extends Route>(keys: ApiKeys, route: R, res: Response, answer: Answers[R['action']]): void {
   try {
     // The route's action and its success agree by the type of Route; the compiler loses sight of that inside a switch.
-    const body = JSON.stringify((route.success as (answer: Answers[R['action']]) => object)(answer))
+    const made: unknown = (route.success as (answer: Answers[R['action']]) => object)(answer)
+    if (isThenable(made)) throw swallowed(made, 'success() must not be asynchronous.')
+    if (typeof made !== 'object' || made === null) throw new TypeError('success() must return an object.')
+    const body = JSON.stringify(made)
     const { replayed } = answer as { replayed?: boolean }
     if (replayed === true) res.setHeader('Idempotent-Replayed', 'true')
     res.status(route.status)

@@ -35,6 +35,8 @@ export function routeBucket(keys: ApiKeys, name: string, { max, windowMs }: Limi
     standardHeaders: 'draft-8',
     legacyHeaders: false,
     identifier: name,
+    // It would look at the address itself, which may not be had; the names of requests are made here.
+    validate: false,
     requestPropertyName: 'rateLimit',
     keyGenerator: (req) => named.get(req) ?? network(req),
     // What happens to a request over the limit is the router's to say.

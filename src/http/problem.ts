@@ -115,10 +115,9 @@ export function refuse(keys: ApiKeys, req: Request, res: Response, error: unknow
   const known =
     error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
   const { realm, scope, requestId = '', retryAfterSeconds = 1 } = context
-  const unforeseen = failureStatus(known.code) === 500
-  if (unforeseen) keys.report(known)
-  else if (failureStatus(known.code) < 500) deny(keys, req, known)
   try {
+    if (failureStatus(known.code) === 500) keys.report(known)
+    else if (failureStatus(known.code) < 500) deny(keys, req, known)
     if (res.headersSent) {
       res.destroy()
       return
@@ -149,7 +148,9 @@ function forClient(known: ApiKeyError): ApiKeyError {
 
 function composed(keys: ApiKeys, told: ApiKeyError, requestId: string, shape: Shape): Answer {
   try {
-    const { status = failureStatus(told.code), contentType = 'application/json', body } = shape(told, { requestId })
+    const made: unknown = shape(told, { requestId })
+    if (isThenable(made)) throw swallowed(made, 'failure() must not be asynchronous.')
+    const { status = failureStatus(told.code), contentType = 'application/json', body } = made as Failure
     if (typeof body !== 'object' || body === null) throw new TypeError('failure() must return an object with a body.')
     return { status, contentType, text: JSON.stringify(body) }
   } catch (cause) {
@@ -157,6 +158,16 @@ function composed(keys: ApiKeys, told: ApiKeyError, requestId: string, shape: Sh
     const { status, contentType, body } = problem(SERVER_ERROR)
     return { status, contentType, text: JSON.stringify(body) }
   }
+}
+
+export function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
+}
+
+/** What is wrong with a promise that nobody waits for; its own failure must not end the process. */
+export function swallowed(promise: PromiseLike<unknown>, what: string): TypeError {
+  promise.then(undefined, () => {})
+  return new TypeError(what)
 }
 
 /** Past every hook that stands on this response: one of them has just thrown. */

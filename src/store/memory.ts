@@ -8,6 +8,9 @@ export interface MemoryStoreOptions {
   now?: () => number
 }
 
+/** Names the data behind a store object, for those who count who uses it. */
+const DATA = Symbol.for('express-api-keys.data')
+
 interface Tables {
   keys: Map<string, KeyRow>
   generations: Map<string, GenerationRow>
@@ -41,6 +44,8 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
   const longestLease = (): number => Math.max(leaseMs, earlier.leaseMs)
 
   return {
+    // Whoever spreads or wraps this store has the same data under another object.
+    ...{ [DATA]: tables },
     shared: false,
     async migrate() {},
 
@@ -131,12 +136,12 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         tables.replays.set(replayId, { ...row, settledAt: now(), expiresAt })
       }),
 
-    eraseSeals: (graceMs) =>
+    eraseSeals: () =>
       inTurn(async () => {
         for (const row of tables.replays.values()) {
           if (row.sealed === null) continue
           const usedAt = row.generation === null ? null : (generationOf(row.keyId, row.generation)?.firstUsedAt ?? null)
-          if (row.expiresAt > now() && !(usedAt !== null && usedAt + graceMs <= now())) continue
+          if (row.expiresAt > now() && !(usedAt !== null && usedAt + row.graceMs <= now())) continue
           tables.replays.set(row.id, { ...row, sealed: null })
         }
       }),
@@ -195,7 +200,8 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         replays.set(row.id, { ...row })
       },
       async eraseReplays(keyId, exceptId) {
-        for (const row of replays.values()) if (row.keyId === keyId && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
+        for (const row of replays.values())
+          if ((row.keyId === keyId || row.callerId === keyId) && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
       },
       async appendEvent(row) {
         events.push(jsonCopy(row))

@@ -214,6 +214,7 @@ const migrations: readonly ((db: Kysely<never>, names: Names) => Promise<void>)[
     const [replays, settings] = [table('express_api_key_replays'), table('express_api_key_settings')]
     await run(sql`alter table ${replays} add column window_ms bigint not null default 0`)
     await run(sql`update ${replays} set window_ms = expires_at - created_at`)
+    await run(sql`alter table ${replays} add column grace_ms bigint not null default 10000`)
     for (const column of ['replays', 'refusals']) await run(sql`alter table ${replays} drop column ${sql.id(column)}`)
     await run(sql`alter table ${settings} add column lease_version integer not null default 0`)
     await run(sql`alter table ${settings} drop column earlier_until`)

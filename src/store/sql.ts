@@ -63,6 +63,7 @@ interface ReplayTable {
   sealed: string | null
   created_at: number
   window_ms: number
+  grace_ms: number
   expires_at: number
   settled_at: number | null
 }
@@ -316,7 +317,7 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
           .execute()
       }),
 
-    eraseSeals: (graceMs) =>
+    eraseSeals: () =>
       write(async (on) => {
         const now = await nowIn(on)
         await on
@@ -332,7 +333,7 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
                   .select('g.digest')
                   .whereRef('g.key_id', '=', 'r.key_id')
                   .whereRef('g.generation', '=', 'r.generation')
-                  .where('g.first_used_at', '<=', now - graceMs),
+                  .where(sql<boolean>`g.first_used_at + r.grace_ms <= ${now}`),
               ),
             ]),
           )
@@ -616,6 +617,7 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
             sealed: row.sealed,
             created_at: row.createdAt,
             window_ms: row.windowMs,
+            grace_ms: row.graceMs,
             expires_at: row.expiresAt,
             settled_at: row.settledAt,
           })
@@ -626,7 +628,7 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
         await on
           .updateTable('express_api_key_replays')
           .set({ sealed: null })
-          .where('key_id', '=', keyId)
+          .where((is) => is.or([is('key_id', '=', keyId), is('caller_id', '=', keyId)]))
           .where('sealed', 'is not', null)
           .$if(exceptId !== null, (query) => query.where('id', '!=', exceptId ?? ''))
           .execute()
@@ -736,6 +738,7 @@ const REPLAY = [
   'sealed',
   'created_at',
   'window_ms',
+  'grace_ms',
   'expires_at',
   'settled_at',
 ] as const satisfies readonly (keyof ReplayTable)[]
@@ -880,6 +883,7 @@ function replayRow(row: ReplayTable): ReplayRow {
     sealed: row.sealed,
     createdAt: Number(row.created_at),
     windowMs: Number(row.window_ms),
+    graceMs: Number(row.grace_ms),
     expiresAt: Number(row.expires_at),
     settledAt: numberOrNull(row.settled_at),
   }

@@ -72,6 +72,8 @@ export interface ReplayRow {
   readonly createdAt: number
   /** For how long the answer can be asked for, in milliseconds from the commit. */
   readonly windowMs: number
+  /** For how long after the first use of the secret that was made it can still be asked for, in milliseconds. */
+  readonly graceMs: number
   /**
    * When the window ends. A commit may take long and its instant is known only afterwards, so this begins as `createdAt + windowMs` and ten minutes, and
    * `settle` moves it to the commit and `windowMs`.
@@ -213,8 +215,8 @@ export interface Store {
    */
   settle(replayId: string, agoMs: number): Promise<void>
 
-  /** Erases the seal of every record whose window is over, or whose generation was first used at least `graceMs` ago. */
-  eraseSeals(graceMs: number): Promise<void>
+  /** Erases the seal of every record whose window is over, or whose generation was first used at least its `graceMs` ago. */
+  eraseSeals(): Promise<void>
 
   /**
    * Sets the lease that `read` grants from now on; setting the value already in force changes nothing. After a lowering the longer lease may still be
@@ -279,7 +281,7 @@ export interface StoreTransaction {
   replay(ids: readonly string[]): Promise<ReplayRow | undefined>
   /** Rejects when the id exists already. */
   insertReplay(row: ReplayRow): Promise<void>
-  /** Erases the seal of every record about this key (`keyId`), but for the one named. */
+  /** Erases the seal of every record about this key (`keyId`), and of every answer that it was given (`callerId`), but for the one named. */
   eraseReplays(keyId: string, exceptId: string | null): Promise<void>
 
   appendEvent(row: EventRow): Promise<void>

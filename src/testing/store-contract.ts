@@ -396,15 +396,19 @@ export function storeContract(
       const sealed = async (): Promise<unknown[]> =>
         Promise.all(['kept', 'erased', 'expired', 'revocation'].map(async (id) => (await recordOf(store, id))?.sealed))
       same(await sealed(), ['seal', null, 'seal', 'seal'])
-      await store.eraseSeals(600_000)
+      await store.eraseSeals()
       same(await sealed(), ['seal', null, null, 'seal'])
       await store.markFirstUse(generation.digest)
-      await store.eraseSeals(600_000)
+      await store.eraseSeals()
       same(await sealed(), ['seal', null, null, 'seal'])
-      await store.eraseSeals(-1)
-      same(await sealed(), [null, null, null, 'seal'])
+      await store.transaction((tx) => tx.insertReplay(replayOf(key, { id: 'at once', expiresAt: at + 600_000, graceMs: -1 })))
+      await store.eraseSeals()
+      same([...(await sealed()), (await recordOf(store, 'at once'))?.sealed], ['seal', null, null, 'seal', null])
       await store.transaction((tx) => tx.eraseReplays(other.key.id, null))
-      same(await sealed(), [null, null, null, null])
+      same(await sealed(), ['seal', null, null, null])
+      await store.transaction((tx) => tx.insertReplay(replayOf(other.key, { id: 'asked for', callerId: key.id })))
+      await store.transaction((tx) => tx.eraseReplays(key.id, null))
+      same([...(await sealed()), (await recordOf(store, 'asked for'))?.sealed], [null, null, null, null, null])
     })
 
     check('notes the first use once', async (store) => {
@@ -546,6 +550,7 @@ function replayOf(key: KeyRow, fields: Partial<ReplayRow>): ReplayRow {
     sealed: 'seal',
     createdAt: key.createdAt,
     windowMs: 600_000,
+    graceMs: 10_000,
     expiresAt: key.createdAt + 600_000,
     settledAt: null,
     ...fields,

@@ -99,6 +99,44 @@ describe('what a new key is described by', () => {
   })
 })
 
+test('what is kept in clear holds no secret, and what is said of an option does not quote one', async () => {
+  const keys = fresh()
+  const { key, secret } = await keys.create({ as: 'application', ...named })
+  for (const input of [{ name: secret }, { name: `of ${secret}.` }, { ownerId: secret }, { metadata: { deep: [secret] } }]) {
+    expect(await refusal(keys.create({ as: 'application', ...named, ...input }))).toMatchObject({
+      code: 'invalid_request',
+      message: expect.not.stringContaining(secret),
+    })
+  }
+  expect((await refusal(keys.revoke({ as: 'application', id: key.id, reason: `leaked: ${secret}` })))?.code).toBe('invalid_request')
+  await keys.rotate({ as: { secret }, origin: { ip: '192.0.2.1', userAgent: `tool/1 ${secret}` } })
+  expect((await keys.events({ id: key.id }))?.items[0]?.userAgent).toBe('tool/1 [redacted]')
+  const option = await refusal(keys.rotate({ as: 'application', id: key.id, [secret]: 1 } as never))
+  expect([option?.code, option?.message.includes(secret)]).toEqual(['invalid_request', false])
+  expect(() => createApiKeys({ store: memoryStore(), secret: SECRET, leaseMs: SECRET as never })).toThrow(
+    expect.objectContaining({ message: expect.not.stringContaining(SECRET) }),
+  )
+})
+
+test('a request and an origin of another shape are refused by name', async () => {
+  const keys = fresh()
+  const { key } = await keys.create({ as: 'application', ...named })
+  const wrong = [
+    { request: {} },
+    { request: { method: 'POST', path: '/', body: { n: 1n } } },
+    { origin: { ip: 5 } },
+    { origin: { userAgent: [] } },
+  ]
+  for (const more of wrong) {
+    const error = await refusal(keys.rotate({ as: 'application', id: key.id, ...(more as object) }))
+    expect([error?.code, error?.message]).toEqual(['invalid_request', expect.stringContaining(Object.keys(more)[0] ?? '')])
+  }
+  const inherited = Object.create({ as: 'application' }) as { as: 'application'; id: string }
+  inherited.id = key.id
+  expect((await refusal(keys.rotate(inherited)))?.code).toBe('invalid_request')
+  expect([keys.peek(undefined as never), keys.wellFormed(undefined as never)]).toEqual([{ ok: false, reason: 'malformed' }, false])
+})
+
 test('a change of a key is checked like a new one, and must change something', async () => {
   const keys = fresh()
   const { key } = await keys.create({ as: 'application', ...named })

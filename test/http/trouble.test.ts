@@ -217,6 +217,23 @@ describe('a callback of the application that fails', () => {
     expect(String(lines)).not.toContain('0123456789012345')
   })
 
+  test('neither a console that throws nor an error that throws when it is looked at ends anything', async () => {
+    const hostile = Object.defineProperty(new Error('x'), 'message', { get: failing(new Error('of a getter')) })
+    jest.spyOn(console, 'error').mockImplementation(failing(new Error('of the console')))
+    for (const onError of [failing(hostile), async () => Promise.reject(hostile), undefined]) {
+      const read = (): Promise<never> => Promise.reject(hostile)
+      const keys = createApiKeys({ store: { ...memoryStore(), read }, secret: SERVER_SECRET, ...(onError && { onError }) })
+      const { secret } = await createApiKeys({ store: memoryStore(), secret: SERVER_SECRET }).create({
+        as: 'application',
+        ownerId: 'o',
+        name: 'n',
+      })
+      await expect(keys.verify(secret)).rejects.toMatchObject({ code: 'store_unavailable' })
+      await new Promise(setImmediate)
+    }
+    jest.restoreAllMocks()
+  })
+
   test('the default logger prints one line without secrets, and none of the driver’s own objects', async () => {
     const lines: unknown[][] = []
     jest.spyOn(console, 'error').mockImplementation((...line: unknown[]) => void lines.push(line))
@@ -251,6 +268,62 @@ describe('a callback of the application that fails', () => {
     expect((await exchange(url, { path: '/keys/self/rotate', secret })).status).toBe(200)
     for (let turn = 0; turn < 20; turn++) await new Promise(setImmediate)
     expect(new Set(told.map(({ cause }) => (cause as Error).message))).toEqual(new Set(['of a listener', 'of the cache']))
+  })
+})
+
+describe.each(FRAMEWORKS)('an address that cannot be had, on %s', (_name, framework) => {
+  test.each<[string, (app: express.Express) => void, readonly string[]]>([
+    [
+      'since the application does not like what was written',
+      (app) =>
+        app.set('trust proxy', (address: string) => {
+          if (address === 'unknown') throw new Error('of the application')
+          return true
+        }),
+      ['X-Forwarded-For', '192.0.2.1, unknown'],
+    ],
+    [
+      'since somebody has destroyed the request',
+      (app) =>
+        app.use((req, _res, next) => {
+          Object.defineProperty(req, 'socket', { value: null })
+          next()
+        }),
+      [],
+    ],
+  ])('refuses nobody and ends nothing: %s', async (_why, before, headers) => {
+    const { url, keys, secret } = await scene(before, { framework })
+    const denials: Denial[] = []
+    keys.on('denied', (denial) => denials.push(denial))
+    for (const sent of [{ method: 'GET', path: '/keys' }, { method: 'GET', path: '/data' }, { path: '/keys/self/rotate' }]) {
+      expect([sent.path, (await exchange(url, { ...sent, headers })).status]).toEqual([sent.path, 401])
+    }
+    expect((await exchange(url, { method: 'GET', path: '/data', secret, headers })).status).toBe(200)
+    expect((await exchange(url, { path: '/keys/self/rotate', secret, headers })).status).toBe(200)
+    await new Promise(setImmediate)
+    expect(denials.map(({ origin }) => origin.ip)).toEqual([undefined, undefined, undefined])
+  })
+})
+
+describe('a contract', () => {
+  test.each<[string, () => unknown]>([
+    ['a promise', async () => ({})],
+    ['a promise that rejects', async () => Promise.reject(new Error('of the contract'))],
+    ['nothing', () => undefined],
+    ['a text', () => 'done'],
+  ])('whose success is %s does not lose the new secret in silence', async (_what, success) => {
+    const contract = { ...contracts.standard, routes: contracts.standard.routes.map((route) => ({ ...route, success })) } as Contract
+    const { url, told, secret } = await scene(undefined, { contract })
+    const answer = await exchange(url, { path: '/keys/self/rotate', secret, idempotencyKey: 'k' })
+    expect([answer.status, answer.body.code, told.map(({ code }) => code)]).toEqual([503, 'outcome_unknown', ['outcome_unknown']])
+  })
+
+  test('whose failure is a promise that rejects is answered for, and ends nothing', async () => {
+    const failure = (async () => Promise.reject(new Error('of the contract'))) as never
+    const { url, told } = await scene(undefined, { contract: { ...contracts.standard, failure } })
+    expect((await exchange(url, { path: '/keys/self/rotate' })).status).toBe(500)
+    await new Promise(setImmediate)
+    expect(told).toMatchObject([{ code: 'internal_error' }])
   })
 })
 

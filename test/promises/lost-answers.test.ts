@@ -302,7 +302,7 @@ describe('P2: the window of an answer', () => {
 describe('a rotation without an Idempotency-Key', () => {
   const [HERE, ELSEWHERE] = ['192.0.2.1', '198.51.100.7']
   const start = async (
-    options: { readonly retryWithoutKey?: boolean; readonly trustProxy?: number | false } = { retryWithoutKey: true },
+    options: { readonly retryWithoutKey?: boolean; readonly trustProxy?: number | boolean } = { retryWithoutKey: true },
   ): Promise<{
     here: Losing
     clock: TestClock
@@ -379,6 +379,11 @@ describe('a rotation without an Idempotency-Key', () => {
     ['unless it is asked for', {}, {}],
     ['in an emergency', { retryWithoutKey: true }, { body: { emergency: true } }],
     ['where a proxy is there that nobody has told the application of', { retryWithoutKey: true, trustProxy: false }, {}],
+    ['where any address is believed', { retryWithoutKey: true, trustProxy: true }, {}],
+    ['where a proxy writes another header', { retryWithoutKey: true, trustProxy: false }, { headers: ['X-Real-IP', '192.0.2.1'] }],
+    ['where a proxy writes Forwarded only', { retryWithoutKey: true }, { headers: ['Forwarded', 'for=192.0.2.1'] }],
+    ['where the address is that of a proxy', { retryWithoutKey: true }, { headers: [] }],
+    ['where there are more proxies than it knows of', { retryWithoutKey: true }, { headers: ['X-Forwarded-For', '192.0.2.1, 192.0.2.9'] }],
   ])('is carried out once, and not answered again, %s', async (_when, options, more) => {
     const { ask, told } = await start(options)
     expect((await ask(HERE, more))?.status).toBe(200)
@@ -400,7 +405,8 @@ describe('a rotation without an Idempotency-Key', () => {
       [undefined, 200],
       [false, 401],
     ] as const) {
-      const here = await serveLosing(contracts.agents, memoryStore(), { router: retryWithoutKey === undefined ? {} : { retryWithoutKey } })
+      const router = retryWithoutKey === undefined ? {} : { retryWithoutKey }
+      const here = await serveLosing(contracts.agents, memoryStore(), { router, trustProxy: false })
       const made = await own(here.keys, { rotationSecret: true })
       const request = { path: '/self/rotate-key', secret: made.secret, body: { rotationSecret: made.rotationSecret } }
       expect((await here.send(request))?.status).toBe(200)

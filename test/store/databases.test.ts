@@ -398,7 +398,7 @@ describe('roles as people make them', () => {
     // As the release before left them.
     await admin.query(`delete from keys.express_api_key_migrations where version = 3;
       alter table keys.express_api_key_replays add column replays integer not null default 0, add column refusals integer not null default 0,
-        drop column window_ms;
+        drop column window_ms, drop column grace_ms;
       alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version`)
     await worksWith(postgresStore(pool(url)))
     const { rows } = await admin.query("select schemaname from pg_tables where tablename like 'express%' group by 1")
@@ -756,7 +756,7 @@ function sqliteFile(options: Parameters<typeof sqliteStore>[1] = {}): {
 function replay(id: string): Parameters<Parameters<Parameters<Store['transaction']>[0]>[0]['insertReplay']>[0] {
   return {
     ...{ id, callerId: 'c', keyId: 'k', generation: null, fingerprint: 'f', sealed: null, createdAt: 1, expiresAt: 2 },
-    ...{ settledAt: null, windowMs: 600_000 },
+    ...{ settledAt: null, windowMs: 600_000, graceMs: 0 },
   }
 }
 

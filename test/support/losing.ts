@@ -33,7 +33,7 @@ export async function serveLosing(
     router,
     trustProxy = 1,
     ...options
-  }: Partial<ApiKeysOptions> & { router?: Partial<KeyRouterOptions>; trustProxy?: number | false } = {},
+  }: Partial<ApiKeysOptions> & { router?: Partial<KeyRouterOptions>; trustProxy?: number | boolean } = {},
 ): Promise<Losing> {
   const keys = createApiKeys({ store, secret: SERVER_SECRET, leaseMs: 50, onError: () => {}, ...options })
   await keys.migrate()
