@@ -38,13 +38,15 @@ export function routeBucket(keys: ApiKeys, name: string, { max, windowMs }: Limi
     // It would look at the address itself, which may not be had; the names of requests are made here.
     validate: false,
     requestPropertyName: 'rateLimit',
-    keyGenerator: (req) => named.get(req) ?? network(req),
+    keyGenerator: (req) => named.get(req as Request) ?? 'unknown',
     // What happens to a request over the limit is the router's to say.
     handler: (_req, _res, next) => next(),
   })
 
   return {
-    async hit(req, res, by) {
+    async hit(request, res, by) {
+      // The library looks at the address in passing, and an address may not be had.
+      const req = Object.create(request, { ip: { value: by } }) as Request
       named.set(req, by)
       await new Promise<void>((resolve, reject) => {
         const next = (error?: unknown): void => (error === undefined ? resolve() : reject(error))
