@@ -1,11 +1,11 @@
 // Makes requests with one client, all at once, and prints what each ended with: `node run.mjs <client>`, the rest as JSON on stdin.
 import { json } from 'node:stream/consumers'
 
-const { settings, requests, ...options } = await json(process.stdin)
+const { settings, requests } = await json(process.stdin)
 const client = await import(`./${process.argv[2]}.mjs`)
-const ended = requests.map(async ({ url, headers, retries }) => {
+const ended = requests.map(async ({ url, headers, ...options }) => {
   try {
-    return await client[settings](url, headers, { retries, ...options })
+    return await client[settings](url, headers, options)
   } catch (error) {
     return { error: String(error) }
   }

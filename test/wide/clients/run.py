@@ -10,7 +10,7 @@ client = getattr(importlib.import_module(f"{sys.argv[1]}_client"), given["settin
 
 def ended(asked):
     try:
-        status, body = client(asked["url"], asked["headers"], asked.get("retries"), given["timeoutMs"] / 1000)
+        status, body = client(asked["url"], asked["headers"], asked["retries"], asked["timeoutMs"] / 1000)
         return {"status": status, "body": body}
     except Exception as error:
         return {"error": repr(error)}
