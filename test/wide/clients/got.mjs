@@ -10,7 +10,7 @@ export async function recovers(url, headers, { retries, timeoutMs }) {
   const { statusCode, body } = await got.post(url, {
     headers,
     timeout: { request: timeoutMs },
-    retry: { limit: retries, methods: ['POST'], statusCodes: [502, 503, 504], backoffLimit: 2_000, maxRetryAfter: 10_000 },
+    retry: { limit: retries, methods: ['POST'], statusCodes: [502, 503, 504], backoffLimit: 2_000, maxRetryAfter: 2_000 },
   })
   // #endregion
   return { status: statusCode, body }

@@ -4,11 +4,11 @@ import type { AddressInfo } from 'node:net'
 import { buffer } from 'node:stream/consumers'
 import { atEnd } from '../../support/cleanup.js'
 
-/** What becomes of one attempt. The server gets each of them, and carries out what it is asked. */
-export type Fault = 'cut' | 'reset' | 'cut in the wait' | 'stall' | 'truncated' | 'headers only' | '502' | '504' | 'store away'
+/** What becomes of one attempt. The server gets each of them, and carries out what it is asked, save for a 429 of something in front of it. */
+export type Fault = 'cut' | 'reset' | 'cut in the wait' | 'stall' | 'truncated' | 'headers only' | '502' | '504' | '429' | 'store away'
 
 /** One request that a client makes, attempt by attempt. */
-export interface Course {
+interface Course {
   readonly upstream: string
   /** Where the client is, for `X-Forwarded-For`. */
   readonly address: string
@@ -60,6 +60,7 @@ export async function startLine(): Promise<Line> {
     const attempt: Attempt = { fault: course.faults[attempts.length] }
     attempts.push(attempt)
     const { fault } = attempt
+    if (fault === '429') return void res.writeHead(429, { 'retry-after': '3600' }).end('Too many requests')
     if (fault === 'store away') course.storeAway(true)
     const headers = { ...req.headers, 'x-forwarded-for': course.address, connection: 'keep-alive' }
     const onward = request(course.upstream + path, { method: req.method ?? 'POST', headers, agent })

@@ -10,8 +10,15 @@ def defaults(url, headers, _retries, timeout):
 
 def recovers(url, headers, retries, timeout):
     # #region recovers
+    # The waits double up to five seconds.
     session = Session()
-    retry = Retry(total=retries, allowed_methods=None, status_forcelist=[502, 503, 504], backoff_factor=10 / 2**retries)
+    retry = Retry(
+        total=retries,
+        allowed_methods=None,
+        status_forcelist=[502, 503, 504],
+        backoff_factor=10 / 2**retries,
+        respect_retry_after_header=False,
+    )
     session.mount("https://", HTTPAdapter(max_retries=retry))
     session.mount("http://", HTTPAdapter(max_retries=retry))
     answer = session.post(url, headers=headers, timeout=timeout)

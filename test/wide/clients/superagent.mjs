@@ -13,4 +13,6 @@ export async function recovers(url, headers, { retries, timeoutMs }) {
 }
 
 /** It never waits between two attempts. */
-export const hasty = recovers
+export async function hasty(url, headers, options) {
+  return recovers(url, headers, options)
+}

@@ -9,7 +9,13 @@ def defaults(url, headers, _retries, timeout):
 def recovers(url, headers, retries, timeout):
     # #region recovers
     # The waits double up to five seconds.
-    retry = Retry(total=retries, allowed_methods=None, status_forcelist=[502, 503, 504], backoff_factor=10 / 2**retries)
+    retry = Retry(
+        total=retries,
+        allowed_methods=None,
+        status_forcelist=[502, 503, 504],
+        backoff_factor=10 / 2**retries,
+        respect_retry_after_header=False,
+    )
     answer = PoolManager(timeout=timeout, retries=retry).request("POST", url, headers=headers)
     # #endregion
     return answer.status, answer.data.decode()
