@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import { Agent, createServer, type IncomingMessage, request, type ServerResponse } from 'node:http'
+import { createServer, type IncomingMessage, request, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { buffer } from 'node:stream/consumers'
 import { atEnd } from '../../support/cleanup.js'
@@ -34,13 +34,12 @@ export interface Line {
 /** A way to servers on which answers get lost, as told for each request. */
 export async function startLine(): Promise<Line> {
   const courses: { course: Course; attempts: Attempt[] }[] = []
-  const agent = new Agent({ keepAlive: true })
-  const server = createServer((req, res) => {
+  // So long that it closes no connection that a client is about to use again.
+  const server = createServer({ keepAliveTimeout: 60_000 }, (req, res) => {
     carry(req, res).catch(() => res.destroy())
   })
   await once(server.listen(0, '127.0.0.1'), 'listening')
   atEnd(async () => {
-    agent.destroy()
     server.closeAllConnections()
     await new Promise((resolve) => server.close(resolve))
   })
@@ -62,8 +61,8 @@ export async function startLine(): Promise<Line> {
     const { fault } = attempt
     if (fault === '429') return void res.writeHead(429, { 'retry-after': '3600' }).end('Too many requests')
     if (fault === 'store away') course.storeAway(true)
-    const headers = { ...req.headers, 'x-forwarded-for': course.address, connection: 'keep-alive' }
-    const onward = request(course.upstream + path, { method: req.method ?? 'POST', headers, agent })
+    const headers = { ...req.headers, 'x-forwarded-for': course.address, connection: 'close' }
+    const onward = request(course.upstream + path, { method: req.method ?? 'POST', headers, agent: false })
     req.pipe(onward)
     if (fault === 'cut in the wait') {
       onward.on('error', () => {})
@@ -80,7 +79,8 @@ export async function startLine(): Promise<Line> {
   }
 }
 
-function give(res: ServerResponse, fault: Fault | undefined, { statusCode = 0, headers }: IncomingMessage, body: Buffer): void {
+function give(res: ServerResponse, fault: Fault | undefined, { statusCode = 0, headers: all }: IncomingMessage, body: Buffer): void {
+  const { connection: _, ...headers } = all
   switch (fault) {
     case 'cut':
       return void res.destroy()
