@@ -1,6 +1,6 @@
 // Runs the tests with libraries of others, after installing those libraries where they are missing or of other versions.
 import { spawnSync } from 'node:child_process'
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 
 const HOME = 'test/wide'
 const STAMP = `${HOME}/node_modules/.installed`
@@ -36,4 +36,5 @@ if (missing.length > 0 && there('apt-get', '--version')) {
   }
 }
 
+mkdirSync('.tmp', { recursive: true })
 run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile=.tmp/jest-wide.json', ...process.argv.slice(2))
