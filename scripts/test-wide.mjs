@@ -1,6 +1,6 @@
-// Runs the tests behind libraries of others, after installing those libraries where they are missing or of other versions.
+// Runs the tests with libraries of others, after installing those libraries where they are missing or of other versions.
 import { spawnSync } from 'node:child_process'
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 
 const HOME = 'test/wide'
 const STAMP = `${HOME}/node_modules/.installed`
@@ -15,4 +15,26 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
   run('npm', 'ci', '--prefix', HOME, '--no-audit', '--no-fund')
   writeFileSync(STAMP, wanted)
 }
+
+// The clients in Python and curl are the system's. Without Python the tests leave its clients out, and say so.
+const there = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
+const missing = [
+  ...(there('curl', '--version') ? [] : ['curl']),
+  ...(['python3', '/usr/bin/python3'].some((python) => there(python, '-c', 'import requests, urllib3'))
+    ? []
+    : ['python3-requests', 'python3-urllib3']),
+]
+if (missing.length > 0 && there('apt-get', '--version')) {
+  const root = process.getuid?.() === 0 ? [] : ['sudo', '-n']
+  for (const args of [
+    ['update', '-q'],
+    ['install', '-y', '-q', '--no-install-recommends', ...missing],
+  ]) {
+    const [command, ...rest] = [...root, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', ...args]
+    const { status, stderr } = spawnSync(command, rest, { encoding: 'utf8' })
+    if (status !== 0) console.log(`apt-get ${args[0]} failed: ${String(stderr).trim().split('\n').at(-1)}`)
+  }
+}
+
+mkdirSync('.tmp', { recursive: true })
 run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile=.tmp/jest-wide.json', ...process.argv.slice(2))
