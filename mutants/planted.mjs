@@ -537,6 +537,16 @@ export const FAULTS = [
   },
   {
     promise: 'P3',
+    name: 'a grace period that is over begins again when the clock of the store is set back',
+    file: 'src/store/sql.ts',
+    find: `          .where('grace_ends_at', '<=', at)
+`,
+    replace: `          .where('grace_ends_at', '<=', -at)
+`,
+    tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file a grace period that is over does not begin again']],
+  },
+  {
+    promise: 'P3',
     name: 'a grace period outlasts its key',
     file: 'src/core/changes.ts',
     find: 'Math.min(now + graceMs, current.expiresAt ?? Number.POSITIVE_INFINITY)',
