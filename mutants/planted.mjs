@@ -113,8 +113,8 @@ export const FAULTS = [
     promise: 'P2',
     name: 'whose secret it is is asked among the active ones only',
     file: 'src/store/sql.ts',
-    find: "selectAll().where('digest', '=', digest).executeTakeFirst()",
-    replace: "selectAll().where('digest', '=', digest).where('retired_at', 'is', null).executeTakeFirst()",
+    find: "(join) => join.on('g.digest', 'in', parameters)",
+    replace: "(join) => join.on('g.digest', 'in', parameters).on('g.retired_at', 'is', null)",
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: a client whose response was cut off']],
   },
   {
@@ -695,9 +695,7 @@ export const FAULTS = [
     file: 'src/core/changes.ts',
     find: 'await tx.eraseReplays(key.id, by)',
     replace: '',
-    tests: [
-      ['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given when the rotated key was revoked since'],
-    ],
+    tests: [['test/promises/recovery.test.ts', 'on SQLite P4: a revocation leaves no sealed answer']],
   },
   {
     promise: 'P4',
@@ -888,7 +886,7 @@ export const FAULTS = [
     file: 'src/core/authorise.ts',
     find: 'if (!hasScope(scopes, WRITE_SCOPE)) return forbidden(',
     replace: 'if (scopes.length < 0) return forbidden(',
-    tests: [['test/http/http.test.ts', 'on Express 5 POST /:id/rotate and /self/rotate without the scope']],
+    tests: [['test/promises/recovery.test.ts', 'a key without the scope to write']],
   },
   {
     promise: 'authority',

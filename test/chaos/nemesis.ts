@@ -91,7 +91,7 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
     goThrough(redisItself(), random(2), 6 * leaseMs),
     goThrough(redisClock(), random(3), 2 * leaseMs),
     // Between them there has to be time for rotations.
-    goThrough(commits(), random(4), 24 * leaseMs),
+    goThrough(commits(), random(4), 64 * leaseMs),
     // Late: once it was set back, servers take nothing from Redis for a minute, which would hide what Redis does to them.
     goThrough(storeClock(), random(5), 8 * leaseMs, lastsMs / 2),
   ]
@@ -222,7 +222,7 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
         async (chance) => {
           await database.awaitStandby(true)
           // Mostly short, for the sake of what else there is to see.
-          const holdMs = 2_000 + Math.min(18_000, lastsMs / 4) * chance.between(0, 1) ** 2
+          const holdMs = 2_000 + Math.min(18_000, lastsMs / 4) * chance.between(0, 1) ** 4
           return { target: 'PostgreSQL', holdMs, undo: () => database.awaitStandby(false) }
         },
       ],

@@ -53,6 +53,15 @@ describe.each(stores)('on %s', (name, makeStore) => {
       await letGo()
     }
   })
+
+  test('P4: a revocation leaves no sealed answer of its key behind', async () => {
+    const made = await makeStore()
+    const { keys, id } = await rotated(made)
+    const sealed = (): Promise<unknown[]> => made.query('select id from express_api_key_replays where sealed is not null')
+    expect(await sealed()).toHaveLength(1)
+    await keys.revoke({ as: 'application', id })
+    expect(await sealed()).toEqual([])
+  })
 })
 
 test('P2: a replay compares no rotation secret: the seal opens for it or does not', async () => {
@@ -205,6 +214,20 @@ test('who does not say who asks is refused, and nothing changes', async () => {
   await keys.close()
 })
 
+test('a key without the scope to write changes no key but itself, not even one that may less', async () => {
+  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+  const make = (scopes: string[]): Promise<IssuedKey> => keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes })
+  const [{ secret }, other] = [await make(['a', 'api_keys:read']), await make([])]
+  const command = { as: { secret }, id: other.key.id }
+  const forbidden = { code: 'insufficient_scope' }
+  await expect(keys.create({ as: { secret }, name: 'x' })).rejects.toMatchObject(forbidden)
+  await expect(keys.rotate(command)).rejects.toMatchObject(forbidden)
+  await expect(keys.revoke(command)).rejects.toMatchObject(forbidden)
+  await expect(keys.update({ ...command, changes: { name: 'x' } })).rejects.toMatchObject(forbidden)
+  expect(await keys.get(other.key.id)).toEqual(other.key)
+  await keys.close()
+})
+
 test('a key hands out no more than it has, and an admin key what it likes', async () => {
   const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
   const make = (scopes: string[]): Promise<IssuedKey> => keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes })
@@ -233,13 +256,13 @@ test('an operator hands out no more than it was granted, and one that was grante
 })
 
 /** A key that has rotated itself, whose answer is settled; `secret` is the new one, and `rotate` repeats the request. */
-async function rotated({ store }: TestStore): Promise<{ secret: string; rotate: () => Promise<Answer> }> {
+async function rotated({ store }: TestStore): Promise<{ keys: Keys; id: string; secret: string; rotate: () => Promise<Answer> }> {
   const { keys, url } = await serve(store)
   const made = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const rotate = (): Promise<Answer> => call(`${url}/keys/self/rotate`, { method: 'POST', secret: made.secret, idempotencyKey: 'lost' })
   const first = await rotate()
   expect(first.status).toBe(200)
-  return { secret: secretOf(first), rotate }
+  return { keys, id: made.key.id, secret: secretOf(first), rotate }
 }
 
 /** Keys over a store that erases no seal, and says of a record that its window ends when it is told; the window is a minute. */
