@@ -91,7 +91,7 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
     goThrough(redisItself(), random(2), 6 * leaseMs),
     goThrough(redisClock(), random(3), 2 * leaseMs),
     // Between them there has to be time for rotations.
-    goThrough(commits(), random(4), 64 * leaseMs),
+    goThrough(commits(), random(4), Math.min(64 * leaseMs, lastsMs / 4)),
     // Late: once it was set back, servers take nothing from Redis for a minute, which would hide what Redis does to them.
     goThrough(storeClock(), random(5), 8 * leaseMs, lastsMs / 2),
   ]
