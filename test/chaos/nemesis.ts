@@ -82,6 +82,10 @@ type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<M
  * an order of chance before it begins anew.
  */
 export function startNemesis({ victims, redis, database, random, leaseMs, lastsMs, now, record, log }: NemesisParts): Nemesis {
+  /** How far the clock of Redis is set at most, and until when. */
+  const furthestMs = Math.min(5_000, lastsMs / 10)
+  const redisClockUntil = 0.4 * lastsMs
+  const began = now()
   const end = new AbortController()
   const { signal } = end
   // Redis is left alone for longer: after trouble, servers do without it for seconds, and a Redis that nobody asks does no harm.
@@ -89,11 +93,12 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
     goThrough(lines(), random(0), 2 * leaseMs),
     goThrough(processes(), random(1), 2 * leaseMs),
     goThrough(redisItself(), random(2), 6 * leaseMs),
-    goThrough(redisClock(), random(3), 2 * leaseMs),
+    goThrough(redisClock(), random(3), 2 * leaseMs, { until: redisClockUntil }),
     // Between them there has to be time for rotations.
     goThrough(commits(), random(4), Math.min(64 * leaseMs, lastsMs / 4)),
-    // Late: once it was set back, servers take nothing from Redis for a minute, which would hide what Redis does to them.
-    goThrough(storeClock(), random(5), 8 * leaseMs, lastsMs / 2),
+    // Late: once it was set back, servers take nothing from Redis for a minute, which would hide what Redis does to them. And when nothing is left of a
+    // wrong clock of Redis: against both at once, a process that has just started cannot be safe (see SECURITY.md).
+    goThrough(storeClock(), random(5), 8 * leaseMs, { from: redisClockUntil + furthestMs + LONGEST_LEASE_MS }),
   ]
   // A fault that cannot be made is told of at the end.
   for (const lane of lanes) lane.catch(() => {})
@@ -105,15 +110,21 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
     },
   }
 
-  async function goThrough(sorts: readonly Kind[], chance: Random, longestGapMs: number, beginsAfterMs = 0): Promise<void> {
-    await pause(beginsAfterMs)
+  async function goThrough(
+    sorts: readonly Kind[],
+    chance: Random,
+    longestGapMs: number,
+    { from = 0, until = Number.POSITIVE_INFINITY } = {},
+  ): Promise<void> {
+    const left = (): number => until - (now() - began)
+    await pause(from)
     for (;;) {
       for (const [kind, make] of chance.shuffled(sorts)) {
         await pause(chance.between(50, longestGapMs))
-        if (signal.aborted) return
+        if (signal.aborted || left() <= 0) return
         const start = now()
         const { target, holdMs, undo, met } = await make(chance)
-        await pause(holdMs)
+        await pause(Math.min(holdMs, left()))
         await undo()
         const span = `${Math.round(start)} to ${Math.round(now())} ms`
         // What nothing ran into is no fault.
@@ -370,7 +381,7 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
       [
         'Redis clock set',
         (chance) => {
-          const ms = Math.round(chance.between(leaseMs, 5_000)) * chance.pick([1, -1])
+          const ms = Math.round(chance.between(leaseMs, furthestMs)) * chance.pick([1, -1])
           const set = (by: number): void => {
             for (const victim of victims) victim.redis.skewRedisTime(by)
           }
