@@ -89,17 +89,21 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
     })
     closers.push(nemesis.stop)
     const endsAt = now() + seconds * 1_000
-    for (let left = seconds * 1_000; left > 0 && !(stopOn !== undefined && brokenBy(history, stopOn, now())); left = endsAt - now()) {
+    let seen = false
+    for (let left = seconds * 1_000; left > 0 && !seen; left = endsAt - now()) {
       await setTimeout(Math.min(left, stopOn === undefined ? left : LOOK_EVERY_MS))
+      seen = stopOn !== undefined && brokenBy(history, stopOn, now())
     }
+    // What is broken already needs no good end.
+    const lastWordsMs = seen ? 0 : LAST_WORDS_MS
     log('The faults end.')
     await nemesis.stop().catch((error: unknown) => {
       // A server that has ended by itself cannot be treated badly any more, and that is the smaller news.
       throwIfCrashed(servers)
       throw error
     })
-    await traffic.stopRotating(LAST_WORDS_MS)
-    await traffic.askOnceMore(LAST_WORDS_MS)
+    await traffic.stopRotating(lastWordsMs)
+    await traffic.askOnceMore(lastWordsMs)
     await traffic.stop()
     for (const final of await lookInside(database.pool, admin.id, keys, now)) record(final)
     throwIfCrashed(servers)
