@@ -1,6 +1,6 @@
 // npm run faults: see README.md beside this file.
 import { spawn } from 'node:child_process'
-import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -15,23 +15,29 @@ Plants ${FAULTS.length} named faults, one at a time, in a copy of the project, a
 Ends with 1 when one survives, when its place in the code is not found, or when a test is red without it.
 
   --only text        only faults whose name or promise holds this text
+  --check            only looks whether each of them still fits its place in the code, and whether its tests are there; runs none
   --at-once 2        how many are tried at once
   --help`
 
-const flags = readFlags(HELP, { only: { type: 'string', default: '' }, 'at-once': { type: 'string', default: '2' } })
+const flags = readFlags(HELP, {
+  only: { type: 'string', default: '' },
+  check: { type: 'boolean' },
+  'at-once': { type: 'string', default: '2' },
+})
 const atOnce = wholeNumber(flags, 'at-once')
 const faults = FAULTS.filter(({ name, promise }) => `${promise} ${name}`.includes(flags.only))
 if (flags.only === true || faults.length === 0)
   refuse('--only takes a text that the name or the promise of a fault holds, such as --only P3.')
-await import('../scripts/ensure-redis.mjs')
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
 /** A test that has not ended by then hangs, which no client would put up with either. */
 const LONGEST_MS = 90_000
-const folder = mkdtempSync(join(tmpdir(), 'api-keys-faults-'))
+const folder = flags.check ? '' : mkdtempSync(join(tmpdir(), 'api-keys-faults-'))
 const started = performance.now()
 const running = new Set()
 
+if (flags.check) process.exit(allFit() ? 0 : 1)
+await import('../scripts/ensure-redis.mjs')
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => void end().then(() => process.exit(1)))
 let allKilled = false
 try {
@@ -75,12 +81,34 @@ async function run() {
   return alive.length === 0
 }
 
+/** Says of every fault that does not fit where it should be, and of every test file that is not there. */
+function allFit() {
+  let misfits = 0
+  for (const fault of faults) {
+    try {
+      plant(fault)
+      for (const [file] of fault.tests) if (!existsSync(join(ROOT, file))) throw new Error(`"${fault.name}": there is no ${file}.`)
+    } catch (error) {
+      misfits++
+      console.error(error.message)
+    }
+  }
+  console.log(misfits === 0 ? `${faults.length} faults fit.` : `${misfits} of ${faults.length} faults do not fit.`)
+  return misfits === 0
+}
+
 /** The file with the fault in it. Whoever moves the code has to move the fault with it. */
-function plant({ name, file, find, replace, times = 1 }) {
-  const source = readFileSync(join(ROOT, file), 'utf8')
+function plant({ name, file, find, replace, times = 1, also }) {
+  const source = replaced(name, file, readFileSync(join(ROOT, file), 'utf8'), find, replace, times)
+  return also === undefined ? source : replaced(name, file, source, also.find, also.replace, 1)
+}
+
+function replaced(name, file, source, find, replace, times) {
   const found = source.split(find).length - 1
   if (found !== times) throw new Error(`"${name}": ${file} holds what is to be replaced ${found} times, not ${times}:\n${find}`)
-  return source.replaceAll(find, () => replace)
+  const result = source.replaceAll(find, () => replace)
+  if (result === source) throw new Error(`"${name}": what takes its place in ${file} is the same.`)
+  return result
 }
 
 function copyOf(name) {

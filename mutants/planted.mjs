@@ -1,8 +1,10 @@
 /**
  * Faults that a change might bring in without anybody noticing. Each is a promise broken in one place: `find` stands in `file` once (or `times`
- * times), `replace` takes its place, and at least one of `tests` (a file, and a part of the full names of tests in it) has to go red.
+ * times), `replace` takes its place, and at least one of `tests` (a file, and a part of the full names of tests in it) has to go red. Where the code has a
+ * second line behind that place, `also` breaks that too.
  *
- * @type {{ promise: string, name: string, file: string, find: string, replace: string, times?: number, tests: [file: string, title: string][] }[]}
+ * @typedef {{ find: string, replace: string }} Change
+ * @type {(Change & { promise: string, name: string, file: string, times?: number, also?: Change, tests: [file: string, title: string][] })[]}
  */
 export const FAULTS = [
   // At most one rotation
@@ -10,16 +12,25 @@ export const FAULTS = [
     promise: 'P1',
     name: 'the replay record is not looked up',
     file: 'src/core/mutation.ts',
-    find: 'const record = recordIds.length === 0 ? undefined : await tx.replay(recordIds)',
-    replace: 'const record = undefined as ReplayRow | undefined',
+    find: 'if (read !== undefined && found.length > 0) return {',
+    replace: 'if (read !== undefined && found.length < 0) return {',
     tests: [['test/core/mutation.test.ts', 'P2: an answer can be asked for again']],
+  },
+  {
+    promise: 'P1',
+    name: 'a duplicate that has waited for its twin does not look for the record again',
+    file: 'src/core/mutation.ts',
+    find: `    if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return { kind: 'recorded' }
+`,
+    replace: '',
+    tests: [['test/promises/p1-at-most-one-rotation.test.ts', 'on PostgreSQL P1: fifty concurrent rotations with one Idempotency-Key']],
   },
   {
     promise: 'P1',
     name: 'a retry is not compared with the request that it repeats',
     file: 'src/core/mutation.ts',
-    find: 'if (seals.fingerprint(index, request) !== record.fingerprint) {',
-    replace: "if (seals.fingerprint(index, request) === '') {",
+    find: 'sameRequest: seals.fingerprint(index, requestOf(mutation, command)) === record.fingerprint,',
+    replace: 'sameRequest: true,',
     tests: [['test/http/http.test.ts', 'on Express 5 POST /:id/rotate and /self/rotate refuse a path or body']],
   },
   {
@@ -29,11 +40,13 @@ export const FAULTS = [
     find: `    const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
     const caller = locked.find(({ id }) => id === callerId)
     const target = locked.find(({ id }) => id === targetId)
+    if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return { kind: 'recorded' }
     const generation = presented === undefined ? undefined : await tx.generation(presented.digest)`,
     replace: `    const generation = presented === undefined ? undefined : await tx.generation(presented.digest)
     const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
     const caller = locked.find(({ id }) => id === callerId)
-    const target = locked.find(({ id }) => id === targetId)`,
+    const target = locked.find(({ id }) => id === targetId)
+    if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return { kind: 'recorded' }`,
     tests: [['test/promises/p1-at-most-one-rotation.test.ts', 'on PostgreSQL P1: of fifty rotations by the key itself with no']],
   },
   {
@@ -51,6 +64,16 @@ export const FAULTS = [
     find: 'if (postgres) await sql`select pg_advisory_xact_lock(hashtextextended(',
     replace: 'if (name === null) await sql`select pg_advisory_xact_lock(hashtextextended(',
     tests: [['test/store/contract.test.ts', 'postgresStore, two stores on one database a name is held by one transaction']],
+  },
+  {
+    promise: 'P1',
+    name: 'the Idempotency-Key of the application is ignored',
+    file: 'src/core/mutation.ts',
+    find: `if (idempotencyKey !== undefined) {
+      return { ...withKey, ids`,
+    replace: `if (idempotencyKey !== undefined && as !== 'application') {
+      return { ...withKey, ids`,
+    tests: [['test/promises/recovery.test.ts', 'P1: the application that repeats a rotation']],
   },
   {
     promise: 'P1',
@@ -90,16 +113,16 @@ export const FAULTS = [
     promise: 'P2',
     name: 'whose secret it is is asked among the active ones only',
     file: 'src/store/sql.ts',
-    find: "selectAll().where('digest', '=', digest).executeTakeFirst()",
-    replace: "selectAll().where('digest', '=', digest).where('retired_at', 'is', null).executeTakeFirst()",
+    find: "(join) => join.on('g.digest', 'in', parameters)",
+    replace: "(join) => join.on('g.digest', 'in', parameters).on('g.retired_at', 'is', null)",
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: a client whose response was cut off']],
   },
   {
     promise: 'P2',
     name: 'the secret that died of a rotation does not open its answer',
     file: 'src/core/mutation.ts',
-    find: 'if (!active && !ownAnswer) {',
-    replace: 'if (!active) {',
+    find: 'return generation.retiredBy !== recordId || (key.expiresAt !== null && key.expiresAt <= at)',
+    replace: 'return generation.retiredBy !== recordId || key.createdAt <= at',
     tests: [['test/core/mutation.test.ts', 'P2: an answer can be asked for again']],
   },
   {
@@ -112,25 +135,87 @@ export const FAULTS = [
   },
   {
     promise: 'P2',
-    name: 'whoever knows the Idempotency-Key uses up the replays',
+    name: 'whoever knows the Idempotency-Key has the answer erased',
     file: 'src/core/mutation.ts',
-    find: "await tx.countReplay(record.id, 'refusals')",
-    replace: "await tx.countReplay(record.id, 'replays')",
+    find: `      throw decision
+    }
+    const owners`,
+    replace: `      if (unopened) await store.transaction((tx) => tx.eraseReplays(record.keyId, null))
+      throw decision
+    }
+    const owners`,
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: the new secret with the same Idempotency-Key']],
   },
   {
     promise: 'P2',
-    name: 'a live caller whose answer is gone is told 401',
+    name: 'count-replays: an answer is refused after it was given five times',
     file: 'src/core/mutation.ts',
-    find: 'const refusal = active\n',
-    replace: 'const refusal = !active\n',
+    find: `    auditReplay(command, decision.key, record.id, plan)
+`,
+    replace: `    const given = ((parts as { given?: Map<string, number> }).given ??= new Map())
+    given.set(record.id, (given.get(record.id) ?? 0) + 1)
+    if ((given.get(record.id) ?? 0) > 5) throw invalidKey()
+    auditReplay(command, decision.key, record.id, plan)
+`,
+    tests: [['test/promises/recovery.test.ts', 'P2: an answer that was lost forty times']],
+  },
+  {
+    promise: 'P2',
+    name: 'an answer that was given is asked for in vain for a while',
+    file: 'src/core/mutation.ts',
+    find: `    auditReplay(command, decision.key, record.id, plan)
+`,
+    replace: `    if (!auditIsDue(\`given \${record.id}\`)) throw new ApiKeyError('rate_limited', 'Too often.')
+    auditReplay(command, decision.key, record.id, plan)
+`,
+    tests: [['test/promises/recovery.test.ts', 'P2: an answer that was lost forty times']],
+  },
+  {
+    promise: 'P2',
+    name: 'a replay takes a transaction',
+    file: 'src/core/mutation.ts',
+    find: `    auditReplay(command, decision.key, record.id, plan)
+`,
+    replace: `    await inTurn(() => store.transaction(async (tx) => tx.now()))
+    auditReplay(command, decision.key, record.id, plan)
+`,
+    tests: [['test/promises/recovery.test.ts', 'on PostgreSQL P2: a replay takes no transaction']],
+  },
+  {
+    promise: 'P2',
+    name: 'a replay locks the row of its key',
+    file: 'src/core/mutation.ts',
+    find: `    auditReplay(command, decision.key, record.id, plan)
+`,
+    replace: `    await inTurn(() => store.transaction((tx) => tx.lockKeys([record.keyId])))
+    auditReplay(command, decision.key, record.id, plan)
+`,
+    tests: [['test/promises/recovery.test.ts', 'on PostgreSQL P2: a replay waits for no row']],
+  },
+  {
+    promise: 'P2',
+    name: 'a replay costs bcrypt',
+    file: 'src/core/mutation.ts',
+    find: `    auditReplay(command, decision.key, record.id, plan)
+`,
+    replace: `    if (command.rotationSecret !== undefined) await rotationSecrets.matches(command.rotationSecret, presented?.generation.rotationSecretHash ?? null)
+    auditReplay(command, decision.key, record.id, plan)
+`,
+    tests: [['test/promises/recovery.test.ts', 'P2: a replay compares no rotation secret']],
+  },
+  {
+    promise: 'P2',
+    name: 'a live caller whose answer is gone is told 401',
+    file: 'src/core/replay-decision.ts',
+    find: '(active ? spent() : invalidKey())',
+    replace: '(active ? invalidKey() : spent())',
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: a key that rotated another one asks again']],
   },
   {
     promise: 'P2',
     name: 'a replay that is superseded while it waits is handed out',
     file: 'src/core/mutation.ts',
-    find: 'if (given.secret !== undefined && (await supersededSince(given.key))) throw superseded()',
+    find: 'if (given.secret !== undefined && !settled && (await supersededSince(given.key))) throw superseded()',
     replace: '',
     tests: [['test/core/mutation.test.ts', 'a secret that is dead by the end of the wait is not handed out']],
   },
@@ -138,7 +223,7 @@ export const FAULTS = [
     promise: 'P2',
     name: 'replays count against the limit of their route',
     file: 'src/http/key-router.ts',
-    find: 'if ((result as IssuedKey).replayed === true) await takeBack()',
+    find: 'if ((result as MutationResult).replayed === true) await takeBack()',
     replace: '',
     tests: [['test/contracts/agents.test.ts', 'a successful replay leaves the attempts']],
   },
@@ -173,8 +258,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'acceptedUntil leaves out how long COMMIT took',
     file: 'src/core/mutation.ts',
-    find: 'outcome.now + (committed - outcome.askedAt) + waitMs',
-    replace: 'outcome.now + waitMs',
+    find: 'Math.ceil(about.now + (committed - about.askedAt) + waitMs)',
+    replace: 'Math.ceil(about.now + waitMs)',
     tests: [['test/core/mutation.test.ts', 'P3: acceptedUntil counts from after COMMIT']],
   },
   {
@@ -197,33 +282,65 @@ export const FAULTS = [
     promise: 'P3',
     name: 'half of the lease is waited for',
     file: 'src/core/mutation.ts',
-    find: 'outcome.waitMs + marginMs(outcome.waitMs)',
-    replace: 'outcome.waitMs / 2 + marginMs(outcome.waitMs)',
+    find: 'about.waitMs + marginMs(about.waitMs)',
+    replace: 'about.waitMs / 2 + marginMs(about.waitMs)',
     tests: [['test/core/mutation.test.ts', 'P3: an answer waits for the lease in force']],
   },
   {
     promise: 'P3',
     name: 'the margin is left out of the wait',
     file: 'src/core/mutation.ts',
-    find: 'outcome.waitMs + marginMs(outcome.waitMs)',
-    replace: 'outcome.waitMs',
+    find: 'about.waitMs + marginMs(about.waitMs)',
+    replace: 'about.waitMs',
     tests: [['test/core/mutation.test.ts', 'P3: an answer waits for the lease in force']],
   },
   {
     promise: 'P3',
     name: 'a replay of an answer that is still waiting does not wait itself',
     file: 'src/core/mutation.ts',
-    find: "(outcome.kind === 'replayed' || outcome.effect.waits)",
-    replace: "(outcome.kind !== 'replayed' && outcome.effect.waits)",
+    find: 'const waits = !settled && parts.othersHoldLeases()',
+    replace: 'const waits = settled && parts.othersHoldLeases()',
     tests: [['test/core/mutation.test.ts', 'P3: a replay of an answer that is not settled']],
   },
   {
     promise: 'P3',
     name: 'after the lease was lowered, the longer one that is still held is not waited for',
     file: 'src/store/sql.ts',
-    find: 'return Math.max(Number(row.lease_ms), earlier)',
+    find: 'return Math.max(Number(row.lease_ms), Number(row.earlier_lease_ms))',
     replace: 'return Number(row.lease_ms)',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file rotations go on waiting for the longest']],
+  },
+  {
+    promise: 'P3',
+    name: 'early-lowering: what is held from before a lowering is taken to be over at once',
+    file: 'src/core/lease.ts',
+    find: 'return clock.monotonicMs() - since.monotonicMs >= waitMs + marginMs(waitMs)',
+    replace: 'return clock.monotonicMs() - since.monotonicMs >= 0 * marginMs(waitMs)',
+    tests: [['test/promises/recovery.test.ts', 'P3: what is held from before a lowering']],
+  },
+  {
+    promise: 'P3',
+    name: 'early-lowering: what is held from before a lowering ends by the clock of the store',
+    file: 'src/core/lease.ts',
+    find: 'if (lowered !== undefined && hasEnded(lowered)) settleLowering(lowered)',
+    replace:
+      'if (lowered !== undefined && answer.at - ((lowered as { at?: number }).at ??= answer.at) > lowered.waitMs) settleLowering(lowered)',
+    tests: [['test/promises/recovery.test.ts', 'P3: what is held from before a lowering']],
+  },
+  {
+    promise: 'P3',
+    name: 'early-lowering: what is held from before a lowering is counted from before its commit',
+    file: 'src/core/lease.ts',
+    find: `    const { waitMs, version } = await store.setLease(leaseMs)
+    declared = true
+    if (waitMs > 0) lowered = { version, since: instant(clock), waitMs }
+`,
+    replace: `    const since = instant(clock)
+    const { waitMs, version } = await store.setLease(leaseMs)
+    declared = true
+    if (waitMs > 0) lowered = { version, since, waitMs }
+`,
+    tests: [['test/promises/recovery.test.ts', 'P3: what is held from before a lowering']],
   },
   {
     promise: 'P3',
@@ -238,7 +355,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a lease counts from after the store has answered',
-    file: 'src/core/lease.ts',
+    file: 'src/core/batched-read.ts',
     find: 'tell = ({ resolve }) => resolve({ answer, askedAt })',
     replace: 'tell = ({ resolve }) => resolve({ answer, askedAt: instant(clock) })',
     tests: [['test/core/lease.test.ts', 'a lease counts from before the authority was asked']],
@@ -306,6 +423,16 @@ export const FAULTS = [
     find: '      drop(digest)\n      refuse(digest, reason, RETIRED_MS)\n',
     replace: '',
     tests: [['test/core/mutation.test.ts', 'a store in memory that nobody shares needs no wait']],
+  },
+  {
+    promise: 'P3',
+    name: 'an instance that was closed accepts what it has a lease on',
+    file: 'src/core/lease.ts',
+    find: `      closed = true
+      held.clear()
+`,
+    replace: '',
+    tests: [['test/promises/recovery.test.ts', 'P3: an instance that was closed']],
   },
   {
     promise: 'P3',
@@ -404,9 +531,19 @@ export const FAULTS = [
     promise: 'P3',
     name: 'a rotation in a grace period leaves three secrets good',
     file: 'src/core/changes.ts',
-    find: 'if (inGrace && (!emergency || onItsWayOut)) {',
-    replace: 'if (inGrace && onItsWayOut) {',
+    find: 'if (inGrace && !emergency) {',
+    replace: 'if (inGrace && now < 0) {',
     tests: [['test/contracts/standard.test.ts', 'on memory a grace period never outlasts the key']],
+  },
+  {
+    promise: 'P3',
+    name: 'a grace period that is over begins again when the clock of the store is set back',
+    file: 'src/store/sql.ts',
+    find: `          .where('grace_ends_at', '<=', at)
+`,
+    replace: `          .where('grace_ends_at', '<=', -at)
+`,
+    tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file a grace period that is over does not begin again']],
   },
   {
     promise: 'P3',
@@ -418,11 +555,12 @@ export const FAULTS = [
   },
   {
     promise: 'P3',
-    name: 'a secret on its way out takes the key back, in an emergency of its own making',
-    file: 'src/core/changes.ts',
-    find: 'if (inGrace && (!emergency || onItsWayOut)) {',
-    replace: 'if (inGrace && !emergency) {',
-    tests: [['test/contracts/standard.test.ts', 'on memory a grace period never outlasts the key']],
+    name: 'a secret in its grace period may change something',
+    file: 'src/core/mutation.ts',
+    find: 'if (generation.retiredAt !== null)',
+    replace: 'if (generation.retiredAt === 0)',
+    times: 2,
+    tests: [['test/contracts/standard.test.ts', 'on memory a grace period gives the secret on its way out no way to take the key back']],
   },
 
   // No usable secret at rest
@@ -438,7 +576,7 @@ export const FAULTS = [
     promise: 'P4',
     name: 'an answer is kept as it is',
     file: 'src/core/mutation.ts',
-    find: ': seals.seal(open, credentials, JSON.stringify({ key, secret, rotationSecret, acceptedUntil } satisfies Unsealed))',
+    find: ': seals.seal(open, plan.credentials, JSON.stringify({ key, secret, rotationSecret, acceptedUntil } satisfies Unsealed))',
     replace: ': JSON.stringify({ key, secret, rotationSecret, acceptedUntil } satisfies Unsealed)',
     tests: [['test/promises/p4-nothing-at-rest.test.ts', 'P4: the SQLite file']],
   },
@@ -454,8 +592,10 @@ export const FAULTS = [
     promise: 'P4',
     name: 'an issued key prints its secret',
     file: 'src/core/create-api-keys.ts',
-    find: "return { ...this, secret: '[redacted]',",
-    replace: 'return { ...this, secret: this.#secret,',
+    find: `      secret: '[redacted]',
+`,
+    replace: `      secret: this.#secret,
+`,
     tests: [['test/core/redaction.test.ts', 'a result shows its secret']],
   },
   {
@@ -486,9 +626,17 @@ export const FAULTS = [
     promise: 'P4',
     name: 'a seal opens without the rotation secret',
     file: 'src/core/replay.ts',
-    find: '...(rotationSecret === undefined ? [] : [rotationSecret])])',
-    replace: '])',
+    find: 'lengthPrefixed([serverSecret, secret, idempotencyKey, rotationSecret, network])',
+    replace: 'lengthPrefixed([serverSecret, secret, idempotencyKey, network])',
     tests: [['test/core/replay.test.ts', 'a seal does not open for another rotation secret']],
+  },
+  {
+    promise: 'P4',
+    name: 'a seal opens in another network',
+    file: 'src/core/replay.ts',
+    find: 'lengthPrefixed([serverSecret, secret, idempotencyKey, rotationSecret, network])',
+    replace: 'lengthPrefixed([serverSecret, secret, idempotencyKey, rotationSecret])',
+    tests: [['test/core/replay.test.ts', 'a seal does not open for another network']],
   },
   {
     promise: 'P4',
@@ -502,10 +650,10 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'an answer is never burnt by the first use of the new secret',
-    file: 'src/core/mutation.ts',
-    find: 'const burnt = made.firstUsedAt !== null && made.firstUsedAt + parts.replayGraceMs <= now',
-    replace: 'const burnt = false',
-    tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given after the new secret was used']],
+    file: 'src/core/replay-decision.ts',
+    find: 'return firstUsedAt !== null && firstUsedAt + graceMs <= now',
+    replace: 'return firstUsedAt !== null && firstUsedAt + graceMs < 0',
+    tests: [['test/promises/recovery.test.ts', 'P4: the first use of the new secret closes']],
   },
   {
     promise: 'P4',
@@ -534,9 +682,9 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'an answer is never burnt by a revocation',
-    file: 'src/core/mutation.ts',
-    find: 'if (burnt || made.retiredAt !== null) return refusal',
-    replace: 'if (burnt) return refusal',
+    file: 'src/core/replay-decision.ts',
+    find: '(made.retiredAt !== null || isUsedUp(made, graceMs, now))',
+    replace: 'isUsedUp(made, graceMs, now)',
     tests: [
       ['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given when the rotated key was revoked since'],
     ],
@@ -547,48 +695,51 @@ export const FAULTS = [
     file: 'src/core/changes.ts',
     find: 'await tx.eraseReplays(key.id, by)',
     replace: '',
-    tests: [
-      ['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given when the rotated key was revoked since'],
-    ],
+    tests: [['test/promises/recovery.test.ts', 'on SQLite P4: a revocation leaves no sealed answer']],
   },
   {
     promise: 'P4',
-    name: 'an answer is given as often as it is asked for',
-    file: 'src/core/mutation.ts',
-    find: 'const spent = counted && record.replays >= MAX_REPLAYS',
-    replace: 'const spent = false',
-    tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given after five replays']],
+    name: 'whoever can write to the store keeps an answer open',
+    file: 'src/core/replay-decision.ts',
+    find: 'Math.min(expiresAt, createdAt + windowMs + allowanceMs)',
+    replace: 'expiresAt',
+    tests: [['test/promises/recovery.test.ts', 'P4: an answer whose end was moved in the store']],
   },
   {
     promise: 'P4',
-    name: 'a store that takes its time makes replays look as if they had come in before the answer',
-    file: 'src/core/mutation.ts',
-    find: 'record.settledAt < arrivedAt',
-    replace: 'record.settledAt < now - (clock.monotonicMs() - arrived)',
-    tests: [['test/core/mutation.test.ts', 'P4: a store that takes its time']],
+    name: 'the replay window begins when a record is settled, and not with its commit',
+    file: 'src/store/sql.ts',
+    find: 'const committedAt = Math.floor(now - agoMs)',
+    replace: 'const committedAt = now',
+    tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file settles a record once']],
   },
   {
     promise: 'P4',
     name: 'an answer is given after the replay window',
-    file: 'src/core/mutation.ts',
-    find: 'record.sealed === null || record.expiresAt <= now || spent',
-    replace: 'record.sealed === null || spent',
+    file: 'src/core/replay-decision.ts',
+    find: 'return !(now < Math.min(expiresAt',
+    replace: 'return now < 0 && !(now < Math.min(expiresAt',
     tests: [['test/core/mutation.test.ts', 'P2: an answer can be asked for again until the replay window ends']],
   },
   {
     promise: 'P4',
     name: 'a retired secret opens records that it did not die of',
     file: 'src/core/mutation.ts',
-    find: 'record !== undefined && generation.retiredBy === record.id && !(caller',
-    replace: 'record !== undefined && !(caller',
+    find: 'return generation.retiredBy !== recordId || (',
+    replace: 'return (',
+    also: {
+      find: `    if (presented?.ended !== undefined) throw invalidKey(presented.ended)
+`,
+      replace: '',
+    },
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given to a key that rotated itself after']],
   },
   {
     promise: 'P4',
     name: 'an operator is shown what was done for an owner that it may not act for any more',
     file: 'src/core/mutation.ts',
-    find: "if (operator !== undefined && operator.owners !== 'all' && !operator.owners.includes(replay.key.ownerId)) {",
-    replace: 'if (operator === null) {',
+    find: "if (owners !== undefined && owners !== 'all' && !owners.includes(decision.key.ownerId)) throw notFound()",
+    replace: '',
     tests: [['test/core/mutation.test.ts', 'what an operator did for one owner is not replayed']],
   },
 
@@ -656,10 +807,10 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'with the store down a key is unknown',
-    file: 'src/core/lease.ts',
-    find: 'tell = ({ reject }) => reject(storeFailure(error))',
+    file: 'src/core/batched-read.ts',
+    find: 'tell = ({ reject }) => reject(error)',
     replace:
-      'tell = ({ resolve }) => resolve({ answer: { at: clock.wallMs(), storeId: String(error), leaseMs: 1_000, found: [] }, askedAt })',
+      'tell = ({ resolve }) => resolve({ answer: { at: clock.wallMs(), storeId: String(error), leaseMs: 1_000, found: [] } as Answer, askedAt })',
     tests: [['test/core/lease.test.ts', 'P5: while the authority is away']],
   },
   {
@@ -672,9 +823,26 @@ export const FAULTS = [
   },
   {
     promise: 'P5',
+    name: 'nobody is told of a fault of the store',
+    file: 'src/core/create-api-keys.ts',
+    find: `      reportStoreFault(known)
+`,
+    replace: '',
+    tests: [['test/promises/recovery.test.ts', 'P5: a fault of the store is told']],
+  },
+  {
+    promise: 'P5',
+    name: 'an onError that fails later ends the process',
+    file: 'src/core/report.ts',
+    find: 'Promise.resolve(onError(known)).catch(complain)',
+    replace: 'void onError(known)',
+    tests: [['test/promises/recovery.test.ts', 'P5: an onError that fails later']],
+  },
+  {
+    promise: 'P5',
     name: 'limits are open while Redis is away',
     file: 'src/http/limit.ts',
-    find: 'return known > here.totalHits ? { totalHits: known, resetTime: new Date(before?.endsAt ?? 0) } : here',
+    find: 'return known > here.totalHits ? { totalHits: known, resetTime: dateOf(before?.endsAt ?? 0) } : here',
     replace: 'return { totalHits: 1, resetTime: here.resetTime }',
     tests: [['test/contracts/agents.test.ts', 'two processes that share Redis share the count']],
   },
@@ -692,7 +860,7 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a checksum is not looked at',
     file: 'src/core/secret.ts',
-    find: 'return crc32(candidate.slice(0, -CHECKSUM_LENGTH)) === base62Value(candidate, length - CHECKSUM_LENGTH)',
+    find: 'return crc32(candidate.slice(0, -CHECKSUM_LENGTH)) === base62Value(candidate, candidate.length - CHECKSUM_LENGTH)',
     replace: 'return true',
     tests: [['test/core/secret.test.ts', 'no change of one character']],
   },
@@ -708,33 +876,75 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a protected route asks for no scope',
     file: 'src/http/bearer-auth.ts',
-    find: 'if (!result.key.scopes.includes(wanted)) throw',
+    find: 'if (!hasScope(result.key.scopes, wanted)) throw',
     replace: 'if (wanted === undefined) throw',
     tests: [['test/http/http.test.ts', 'on Express 5 bearerAuth asks for the scope that is missing']],
   },
   {
     promise: 'authority',
     name: 'every key may change every key of its owner',
-    file: 'src/core/mutation.ts',
-    find: 'if (!scopes.includes(WRITE_SCOPE)) return',
-    replace: 'if (scopes.length < 0) return',
-    tests: [['test/http/http.test.ts', 'on Express 5 POST /:id/rotate and /self/rotate without the scope']],
+    file: 'src/core/authorise.ts',
+    find: 'if (!hasScope(scopes, WRITE_SCOPE)) return forbidden(',
+    replace: 'if (scopes.length < 0) return forbidden(',
+    tests: [['test/promises/recovery.test.ts', 'a key without the scope to write']],
   },
   {
     promise: 'authority',
     name: 'a key of another owner is 403, which says that it exists',
-    file: 'src/core/mutation.ts',
-    find: 'throw ended === undefined ? notFound() : invalidKey()',
-    replace: "throw ended === undefined ? new ApiKeyError('insufficient_scope', 'Not yours.') : invalidKey()",
+    file: 'src/core/authorise.ts',
+    find: "if (!makes && (target === undefined || foreign)) return new ApiKeyError('key_not_found', 'There is no such key.')",
+    replace: `if (!makes && target === undefined) return new ApiKeyError('key_not_found', 'There is no such key.')
+  if (!makes && foreign) return forbidden('Not yours.')`,
     tests: [['test/http/http.test.ts', 'on Express 5 every route with an id answers alike']],
   },
   {
     promise: 'authority',
     name: 'an operator may act for every owner',
-    file: 'src/core/mutation.ts',
+    file: 'src/core/authorise.ts',
     find: "? operator.owners !== 'all' && (ownerId === undefined || !operator.owners.includes(ownerId))",
     replace: '? false',
     tests: [['test/contracts/standard.test.ts', 'on memory an operator sees nothing of other owners']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key hands out what it does not have itself',
+    file: 'src/core/authorise.ts',
+    find: 'return operator === undefined ? beyondCaller(asked) : beyondGrants(asked, operator.grants)',
+    replace: 'return operator === undefined ? undefined : beyondGrants(asked, operator.grants)',
+    tests: [['test/promises/recovery.test.ts', 'a key hands out no more than it has']],
+  },
+  {
+    promise: 'authority',
+    name: 'an operator hands out what nobody has granted it',
+    file: 'src/core/authorise.ts',
+    find: 'return operator === undefined ? beyondCaller(asked) : beyondGrants(asked, operator.grants)',
+    replace: 'return operator === undefined ? beyondCaller(asked) : undefined',
+    tests: [['test/promises/recovery.test.ts', 'an operator hands out no more than it was granted']],
+  },
+  {
+    promise: 'authority',
+    name: 'who does not say who asks is taken for the application',
+    file: 'src/core/actor.ts',
+    find: "if (as === 'application') return as",
+    replace: "if (as === 'application' || as === undefined) return 'application'",
+    tests: [['test/promises/recovery.test.ts', 'who does not say who asks']],
+  },
+  {
+    promise: 'authority',
+    name: 'body-after-await: a body is read after something was awaited, and taken for empty where it is gone by then',
+    file: 'src/http/key-router.ts',
+    find: 'beginBody(req, route.fields ?? []))',
+    replace:
+      'new Promise<void>((resolve) => setImmediate(resolve)).then(() => (req.readableDidRead ? {} : beginBody(req, route.fields ?? []))))',
+    tests: [['test/http/body.test.ts', "on Express 5 with Content-Length where an application has a synchronous on('data')"]],
+  },
+  {
+    promise: 'authority',
+    name: 'body-after-await: a body is read after something was awaited, and then lost',
+    file: 'src/http/key-router.ts',
+    find: 'beginBody(req, route.fields ?? []))',
+    replace: 'new Promise<void>((resolve) => setImmediate(resolve)).then(() => beginBody(req, route.fields ?? [])))',
+    tests: [['test/http/body.test.ts', "on Express 5 with Content-Length where an application has a synchronous on('data')"]],
   },
   {
     promise: 'authority',
@@ -756,24 +966,24 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a key rotates itself without its rotation secret',
     file: 'src/core/mutation.ts',
-    find: 'if (active && guarded && presented.provenHash === undefined) {',
-    replace: 'if (active && guarded && presented.secret === undefined) {',
+    find: 'if (guarded && provenHash === undefined) {',
+    replace: "if (guarded && provenHash === '') {",
     tests: [['test/contracts/standard.test.ts', 'on memory a rotation secret is issued on request']],
   },
   {
     promise: 'authority',
     name: 'the hash of a rotation secret is not looked at again inside the transaction',
     file: 'src/core/mutation.ts',
-    find: 'if (presented?.provenHash !== undefined && presented.provenHash !== generation?.rotationSecretHash) {',
-    replace: "if (presented?.provenHash === '') {",
+    find: 'if (provenHash !== undefined && provenHash !== generation.rotationSecretHash) return invalidKey()',
+    replace: "if (provenHash === '') return invalidKey()",
     tests: [['test/core/rotation-secret.test.ts', 'the hash that was compared is looked at again']],
   },
   {
     promise: 'authority',
     name: 'bcrypt runs while a row is locked',
     file: 'src/core/mutation.ts',
-    find: 'presented: presented?.digest ?? null, now, by, minted })',
-    replace: "presented: presented?.digest ?? null, now, by, minted: minted && (await rotationSecrets.mint('live')) })",
+    find: 'await mutation.apply(tx, { caller, target, now, by, minted })',
+    replace: "await mutation.apply(tx, { caller, target, now, by, minted: minted && (await rotationSecrets.mint('rot_live_')) })",
     tests: [['test/core/rotation-secret.test.ts', 'bcrypt never runs inside a transaction']],
   },
   {

@@ -187,6 +187,10 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         generations.set(row.digest, { ...row })
       },
       async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
+        for (const row of generations.values()) {
+          const isOver = row.keyId === keyId && row.graceEndsAt !== null && row.graceEndsAt <= at
+          if (isOver) generations.set(row.digest, { ...row, graceEndsAt: null })
+        }
         const accepted = (row: GenerationRow): boolean => row.retiredAt === null || (row.graceEndsAt !== null && row.graceEndsAt > at)
         const active = [...generations.values()].filter((row) => row.keyId === keyId && accepted(row))
         for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt })

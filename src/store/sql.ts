@@ -576,6 +576,13 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
       },
 
       async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
+        // What is over stays over: a clock that is set back would have it begin again.
+        await on
+          .updateTable('express_api_key_generations')
+          .set({ grace_ends_at: null })
+          .where('key_id', '=', keyId)
+          .where('grace_ends_at', '<=', at)
+          .execute()
         const rows = await on
           .updateTable('express_api_key_generations')
           .set({ retired_at: at, retired_by: by, retired_reason: reason, grace_ends_at: graceEndsAt })

@@ -268,7 +268,8 @@ export interface StoreTransaction {
   insertGeneration(row: GenerationRow): Promise<void>
   /**
    * Retires every generation of the key whose `retiredAt` is null, and ends every grace period that is still running at `at`, in one conditional
-   * write; resolves with the digests. What it retires gets the grace period that is given, or none.
+   * write; resolves with the digests. What it retires gets the grace period that is given, or none. A grace period that is over by then loses its end,
+   * so that no clock that is set back begins it again.
    */
   retireGenerations(
     keyId: string,

@@ -171,6 +171,20 @@ export function storeContract(
       same(await retire(now + 2, 'again'), [])
     })
 
+    check('a grace period that is over does not begin again when the clock is set back', async (store) => {
+      const { key, generation } = await issue(store)
+      const second = generationOf(key, 2)
+      const ends = await store.transaction(async (tx) => {
+        const at = await tx.now()
+        await tx.retireGenerations(key.id, { at, by: 'grace', reason: 'rotated', graceEndsAt: at + 1_000 })
+        await tx.insertGeneration(second)
+        return at + 1_000
+      })
+      same(await store.transaction((tx) => tx.retireGenerations(key.id, { at: ends, by: 'next', reason: 'rotated' })), [second.digest])
+      const row = await store.transaction((tx) => tx.generation(generation.digest))
+      same([row?.retiredBy, row?.graceEndsAt], ['grace', null])
+    })
+
     check(
       'the first use of a secret ends the grace period of the one before it, and says how long a lease on that may last',
       async (store) => {

@@ -1,4 +1,16 @@
-import { type Create, check, count, duringFaults, type Final, type Op, type Read, type Revoke, type Rotate, type Rule } from './check.js'
+import {
+  type Create,
+  check,
+  count,
+  duringFaults,
+  type Final,
+  LONGEST_LEASE_MS,
+  type Op,
+  type Read,
+  type Revoke,
+  type Rotate,
+  type Rule,
+} from './check.js'
 
 const urgent = { retire: 'now', emergency: true } as const
 /** The new secret is used for the first time in a rotation of its own. */
@@ -14,7 +26,18 @@ test('passes a history in which every promise is kept', () => {
     rotations: 2,
     retirements: { now: 2 },
     replays: 1,
+    outlasted: 0,
   })
+})
+
+test('counts rotations that were answered after six answers were lost on end', () => {
+  const lost = (losses: number, then: Partial<Rotate>[] = [{}]): Op[] => [
+    ...Array.from({ length: losses }, (_, n) => rotate(`k${losses}`, 's3', 50 + n, 50.5 + n, { status: 0 })),
+    ...then.map((more, n) => rotate(`k${losses}`, 's3', 70 + n, 70.5 + n, { made: 's4', generation: 4, ...more })),
+  ]
+  expect([lost(5), lost(6), lost(6, [{ status: 401 }]), lost(6, [{ status: 503 }, {}])].map((ops) => count(ops).outlasted)).toEqual([
+    0, 1, 0, 1,
+  ])
 })
 
 test('passes one in which another key does the rotating', () => {
@@ -39,6 +62,26 @@ describe('gives the benefit of the doubt', () => {
     [
       'to a secret that may be on either side of the end of its grace period',
       [...later(), read('s1', 995, 1_001), graced('s1', 1_008, 1_011)],
+    ],
+    [
+      'to a secret while the clock of the store may show the end of its grace period',
+      [clock(300, 304, 700), ...later(), read('s1', 303, 305, { status: 401 })],
+    ],
+    [
+      'to a lease of before the clock of the store was set forward',
+      [clock(300, 304, 1_000), ...later(2_000), graced('s1', 304 + LONGEST_LEASE_MS - 10, 1_400)],
+    ],
+    [
+      'to a secret whose grace period begins again as the clock of the store is set back',
+      [...later(), clock(1_030, 1_040, -200), graced('s1', 1_100, 1_101)],
+    ],
+    [
+      'to a rotation that a grace period stands in the way of, as the clock of the store was set back',
+      [...later(), clock(1_030, 1_040, -200), inGrace(1_100)],
+    ],
+    [
+      'to a grace period that is the right one on either side of a step of the clock',
+      [clock(12, 14, -300), ...later(700, 985).map((op) => (op.start === 720 ? { ...op, start: 1_020, end: 1_021 } : op))],
     ],
     ['to a request that was sent before a grace period ended', [...later(), graced('s1', 999, 1_200)]],
     [
@@ -76,6 +119,16 @@ describe('catches', () => {
     ['dead-accepted', 'one secret that was good for two rotations', [...good(), rotate('k9', 's1', 23, 24, { made: 's3', generation: 3 })]],
     ['dead-accepted', 'an old secret that is let in after another key has rotated it', [...good({}, 'admin'), read('s1', 22.1, 23)]],
     ['dead-accepted', 'an old secret that is let in after its grace period', [...later(), graced('s1', 1_011, 1_012)]],
+    [
+      'dead-accepted',
+      'an old secret that is let in when its grace period is over by the clock of the store and every lease of before too',
+      [clock(300, 304, 1_000), ...later(2_000), graced('s1', 304 + LONGEST_LEASE_MS + 10, 1_400)],
+    ],
+    [
+      'dead-accepted',
+      'an old secret whose grace period, over when its key was rotated again, begins again as the clock of the store is set back',
+      [...later(), ...next(), clock(1_130, 1_140, -500), graced('s1', 1_200, 1_201)],
+    ],
     ['dead-accepted', 'an old secret that is let in after a grace period that was told of late', tardy(1_301)],
     ['dead-accepted', 'an old secret that is let in after the first use of the new one', [...onFirstUse(), read('s1', 41, 42)]],
     ['dead-accepted', 'an old secret that is let in after the new one has rotated', [...onFirstUse([used]), read('s1', 41, 42)]],
@@ -114,6 +167,7 @@ describe('catches', () => {
       'an emergency that is refused before it was asked for twice',
       [...emergency().filter((op) => op.f !== 'rotate' || op.idempotencyKey !== 'k2'), spent],
     ],
+    ['locked-out', 'a rotation that no grace period stands in the way of', [...later(), inGrace(1_100)]],
     ['locked-out', 'a revocation that is refused', [...revoked(), revoke('r1', 17, 18, 401)]],
     [
       'locked-out',
@@ -132,12 +186,29 @@ describe('catches', () => {
       'a 401 in a grace period whose rotation was not answered yet',
       [...later().filter((op) => op.f !== 'rotate'), unanswered, read('s1', 100, 500, { status: 401 })],
     ],
+    [
+      'live-refused',
+      'a 401 in a grace period, whatever the clock of the store was set to before',
+      [clock(1, 2, -60_000), clock(3, 4, 0), ...later(), read('s1', 980, 985, { status: 401 })],
+    ],
+    [
+      'live-refused',
+      'a 401 in a grace period, when the clock of the store was set forward by less than is left of it',
+      [clock(300, 304, 100), ...later(), read('s1', 305, 885, { status: 401 })],
+    ],
     ['live-refused', 'a 401 to an old secret before the new one is used', [...onFirstUse(), read('s1', 25, 29, { status: 401 })]],
     ['live-refused', 'a 401 to a secret that an emergency has made', [...emergency(), read('s4', 61, 62, { status: 401 })]],
     ['live-refused', 'a 401 before a revocation', [...revoked(), read('s1', 5, 9, { status: 401 })]],
     ['wrong-answer', 'a 500', [...good(), read('s3', 41, 42, { status: 500 })]],
     ['wrong-answer', 'a 500 to a request for a key', [...good(), asked('c1', 500), asked('c1', 201, 60)]],
     ['wrong-answer', 'a 500 to a revocation', [...revoked(), revoke('r1', 11, 12, 500)]],
+    [
+      'wrong-answer',
+      'a rotation that forgot the grace period that was asked for',
+      later(1_000).map((op) => (op.f === 'rotate' ? ungraced(op) : op)),
+    ],
+    ['wrong-answer', 'a grace period that is shorter than was asked for', later(1_000, 1_001)],
+    ['wrong-answer', 'a grace period that is longer than was asked for', later(1_000, 969)],
     ['wrong-answer', 'a secret that is taken for the one before', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 1 } })]],
     ['wrong-answer', 'a secret that is taken for the one after', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 3 } })]],
     ['wrong-answer', 'a secret that is taken for another key’s', [...good(), read('s2', 23, 24, { seen: { key: 'b', generation: 2 } })]],
@@ -163,7 +234,7 @@ describe('catches', () => {
 
 test('does not take one key’s history for another’s', () => {
   const other = good().map((op) =>
-    op.f === 'fault' ? op : { ...op, key: 'b', ...(op.f === 'read' ? { seen: { ...op.seen, key: 'b' } } : {}) },
+    op.f === 'fault' || op.f === 'clock' ? op : { ...op, key: 'b', ...(op.f === 'read' ? { seen: { ...op.seen, key: 'b' } } : {}) },
   )
   expect(check([...good(), ...(other as Op[])])).toEqual([])
 })
@@ -209,10 +280,10 @@ function good(end: Partial<Final> = {}, caller?: string): Op[] {
 }
 
 /** A rotation at 20 leaves generation 1 alive until 1,000. */
-function later(graceEndsAt = 1_000): Op[] {
+function later(graceEndsAt = 1_000, afterMs = graceEndsAt - 15): Op[] {
   return [
     created('a', 's1'),
-    rotate('k1', 's1', 10, 20, { retire: { afterMs: graceEndsAt - 15 }, graceEndsAt, made: 's2', generation: 2 }),
+    rotate('k1', 's1', 10, 20, { retire: { afterMs }, graceEndsAt, made: 's2', generation: 2 }),
     read('s1', 30, 31),
     graced('s1', 900, 910),
     read('s2', 950, 951),
@@ -220,6 +291,20 @@ function later(graceEndsAt = 1_000): Op[] {
     ...healed('s2', 's1'),
     final({ held: 's2', generations: 2, active: ['s2'] }),
   ]
+}
+
+/** After that, a rotation that ends at once. */
+function next(): Op[] {
+  return [rotate('k2', 's2', 1_100, 1_120, { made: 's3', generation: 3 })]
+}
+
+/** The same, refused for the sake of a grace period. */
+function inGrace(start: number): Rotate {
+  return rotate('k2', 's2', start, start + 1, { status: 409, code: 'rotation_in_grace' })
+}
+
+function ungraced({ graceEndsAt: _, ...op }: Rotate): Rotate {
+  return op
 }
 
 /** A rotation whose grace period ends at 1,000 and whose answer comes at 1,300; the old secret is used in between or after. */
@@ -300,6 +385,10 @@ function healed(held: string, dead: string): Op[] {
 
 function fault(start: number, end: number): Op {
   return { f: 'fault', kind: 'reset', target: 'server 1 to Postgres', start, end }
+}
+
+function clock(start: number, end: number, byMs: number): Op {
+  return { f: 'clock', byMs, start, end }
 }
 
 function created(key: string, digest: string, idempotencyKey?: string): Create {

@@ -47,7 +47,7 @@ export interface Rotate extends Request {
   readonly made?: string
   readonly generation?: number
   readonly replayed?: boolean
-  /** When the old secret stops being accepted, as the answer said, on the clock of the history; only with a grace period. */
+  /** When the old secret stops being accepted, as the answer said: when the clock of the store shows what that of the history does then. Only with a grace period. */
   readonly graceEndsAt?: number
 }
 
@@ -81,6 +81,12 @@ export interface Fault extends Span {
   readonly target: string
 }
 
+/** The clock of the store is set: by some instant of this span it shows so much more than that of the history. */
+export interface ClockSet extends Span {
+  readonly f: 'clock'
+  readonly byMs: number
+}
+
 /** What the client of a key holds when all is over and healed, and what the database holds. */
 export interface Final extends Span {
   readonly f: 'final'
@@ -93,7 +99,7 @@ export interface Final extends Span {
   readonly revoked: boolean
 }
 
-export type Op = Read | Rotate | Revoke | Create | Fault | Final
+export type Op = Read | Rotate | Revoke | Create | Fault | ClockSet | Final
 
 /** The rules, in the order of the promises that they hold. */
 export const rules = {
@@ -101,9 +107,9 @@ export const rules = {
   generations: 'P1: a key has one generation more than Idempotency-Keys that were answered 200, and one request makes one key.',
   'locked-out': 'P2: a client that goes on asking ends up with the one active secret, and is never refused on the way.',
   'dead-accepted':
-    'P3: after a rotation or revocation was answered 200, and its grace period is over, no request that starts later is accepted with the old secret.',
+    'P3: after a rotation or revocation was answered 200, and its grace period is over on the clock of the store, no request that starts later is accepted with the old secret.',
   'live-refused': 'P5: a secret is not refused while it is live, whatever is down.',
-  'wrong-answer': 'P5: a request is let in as the key it is of, and trouble is 503.',
+  'wrong-answer': 'P5: a request is let in as the key it is of, a grace period is the one that was asked for, and trouble is 503.',
   'not-healed': 'P5: after the last fault, every server ends up letting in the secret that is held and answering 401 to the one before.',
 } as const
 
@@ -127,6 +133,8 @@ export interface Counts {
   readonly retirements: Readonly<Record<string, number>>
   /** Of the 200s, those that repeated an earlier one. */
   readonly replays: number
+  /** Rotations whose client lost six answers or more on end, and was answered then. */
+  readonly outlasted: number
 }
 
 /**
@@ -142,6 +150,7 @@ export function check(history: readonly Op[]): readonly Violation[] {
   const system: System = {
     servers: [...new Set(history.flatMap((op) => (isRequest(op) && op.server !== undefined ? [op.server] : [])))].toSorted(),
     healedAt: Math.max(0, ...history.flatMap((op) => (op.f === 'fault' ? [op.end] : []))),
+    clock: storeClock(history.filter((op) => op.f === 'clock')),
   }
   return [...[...creates.values()].flatMap(creation), ...[...keys.values()].flatMap((ops) => checkKey(ops, system))]
 }
@@ -150,11 +159,54 @@ export function check(history: readonly Op[]): readonly Violation[] {
 interface System {
   readonly servers: readonly number[]
   readonly healedAt: number
+  readonly clock: StoreClock
 }
 
-function isOfOneKey(op: Op): op is Exclude<Op, Fault | Create> | Created {
-  return op.f === 'create' ? op.key !== undefined && op.digest !== undefined : op.f !== 'fault'
+/** What the clock of the store may have shown, as far as the history tells. Grace periods go by it. */
+interface StoreClock {
+  /** By how much it may have differed from that of the history within a span, at least and at most. */
+  within(start: number, end: number): { readonly least: number; readonly most: number }
+  /** The first instant, from one on, at which it may have shown this or more. */
+  mayShow(time: number, from: number): number
+  /** From when on it has surely shown this or more, and no lease is left from before it was set forward. */
+  surelyShows(time: number): number
 }
+
+/** The longest lease that a run grants: as long may an answer be relied on that was given right before the clock was set forward. */
+export const LONGEST_LEASE_MS = 1_000
+
+function storeClock(sets: readonly ClockSet[]): StoreClock {
+  const sorted = sets.toSorted((a, b) => a.start - b.start)
+  const ends = [...sorted.map(({ end }) => end), Number.POSITIVE_INFINITY]
+  const stretches = [{ start: Number.NEGATIVE_INFINITY, byMs: 0 }, ...sorted].map(({ start, byMs }, index) => ({
+    ...{ start, byMs },
+    end: ends[index] ?? Number.POSITIVE_INFINITY,
+  }))
+  return {
+    within(start, end) {
+      const offsets = stretches.filter((stretch) => stretch.start <= end && stretch.end >= start).map(({ byMs }) => byMs)
+      return { least: Math.min(...offsets), most: Math.max(...offsets) }
+    },
+    mayShow: (time, from) =>
+      earliest(
+        stretches.flatMap(({ start, end, byMs }) => {
+          const first = Math.max(start, from, time - byMs)
+          return first <= end ? [first] : []
+        }),
+      ),
+    surelyShows: (time) =>
+      Math.max(
+        ...stretches.flatMap(({ start, end, byMs }) => (time - byMs > start ? [Math.min(time - byMs, end + LONGEST_LEASE_MS)] : [])),
+        Number.NEGATIVE_INFINITY,
+      ),
+  }
+}
+
+function isOfOneKey(op: Op): op is Exclude<Op, Fault | ClockSet | Create> | Created {
+  return op.f === 'create' ? op.key !== undefined && op.digest !== undefined : op.f !== 'fault' && op.f !== 'clock'
+}
+
+const MANY_LOSSES = 6
 
 export function count(history: readonly Op[]): Counts {
   const rotated = history.filter((op) => op.f === 'rotate' && op.type === 'ok') as Rotate[]
@@ -166,7 +218,18 @@ export function count(history: readonly Op[]): Counts {
     rotations: answered.size,
     retirements: tally([...answered.values()].map(retirement)),
     replays: rotated.filter(({ replayed }) => replayed === true).length,
+    outlasted: [...groups(history.filter(isRotate), ({ key, idempotencyKey }) => `${key} ${idempotencyKey}`).values()].filter(wasOutlasted)
+      .length,
   }
+}
+
+function isRotate(op: Op): op is Rotate {
+  return op.f === 'rotate'
+}
+
+function wasOutlasted(attempts: readonly Rotate[]): boolean {
+  const answered = earliest(attempts.flatMap(({ status, end }) => (status === 0 ? [] : [end])))
+  return attempts.some(({ type }) => type === 'ok') && attempts.filter(({ end }) => end < answered).length >= MANY_LOSSES
 }
 
 export interface FaultCounts {
@@ -198,23 +261,24 @@ function isRequest(op: Op): op is Read | Rotate | Revoke | Create {
   return op.f === 'read' || op.f === 'rotate' || op.f === 'revoke' || (op.f === 'create' && op.idempotencyKey !== undefined)
 }
 
-function checkKey(ops: readonly (Exclude<Op, Fault | Create> | Created)[], system: System): Violation[] {
+function checkKey(ops: readonly (Exclude<Op, Fault | ClockSet | Create> | Created)[], system: System): Violation[] {
   const created = ops.filter((op) => op.f === 'create')
   const finals = ops.filter((op) => op.f === 'final')
   const reads = ops.filter((op) => op.f === 'read')
   const rotates = ops.filter((op) => op.f === 'rotate')
   const revokes = ops.filter((op) => op.f === 'revoke')
   const byRequest = [...groups(rotates, ({ idempotencyKey }) => idempotencyKey).values()].map(requestOf)
-  const lives = livesOf({ created, reads, rotates, revokes }, byRequest)
+  const lives = livesOf({ created, reads, rotates, revokes }, byRequest, system.clock)
   return [
     ...byRequest.flatMap(oneSecret),
     ...generations(finals, byRequest, created),
-    ...byRequest.flatMap(lockedOut),
+    ...byRequest.flatMap((request) => lockedOut(request, byRequest, system.clock)),
     ...revocations(revokes),
     ...finals.flatMap((final) => holdsTheActive(final, byRequest, created, revokes)),
     ...deadAccepted(lives, reads, byRequest),
     ...liveRefused(lives, reads),
     ...wrongAnswers(lives, reads, rotates, revokes),
+    ...byRequest.flatMap((request) => wrongGrace(request, system.clock)),
     ...finals.flatMap((final) => notHealed(final, lives, reads, system)),
   ]
 }
@@ -264,6 +328,7 @@ function livesOf(
     revokes,
   }: { created: readonly Created[]; reads: readonly Read[]; rotates: readonly Rotate[]; revokes: readonly Revoke[] },
   requests: readonly RotationRequest[],
+  clock: StoreClock,
 ): Map<string, Life> {
   const born = new Map<string, { generation: number; bornAt: number }>()
   for (const { digest, end } of created)
@@ -299,9 +364,12 @@ function livesOf(
           threats.push(...firstUses.map(({ start }) => start))
           deaths.push(...firstUses.flatMap((by) => (by.type === 'ok' ? [{ at: by.end, by }] : [])))
         } else {
-          threats.push(ok?.graceEndsAt === undefined ? request.asked + request.retire.afterMs : ok.graceEndsAt - ROUNDING_MS)
+          const until = ok?.graceEndsAt === undefined ? earliestEnd(request, clock) : ok.graceEndsAt - ROUNDING_MS
+          threats.push(clock.mayShow(until, request.asked))
           // A period that ends before its rotation is even committed ends with the answer: until then nobody was told of it.
-          if (ok?.graceEndsAt !== undefined) deaths.push({ at: Math.max(ok.graceEndsAt + ROUNDING_MS, request.answered), by: ok })
+          if (ok?.graceEndsAt !== undefined) {
+            deaths.push({ at: Math.max(clock.surelyShows(ok.graceEndsAt + ROUNDING_MS), request.answered), by: ok })
+          }
         }
       }
       for (const { op, before } of endings) {
@@ -309,12 +377,36 @@ function livesOf(
         threats.push(op.start)
         if (op.type === 'ok') deaths.push({ at: op.end, by: op })
       }
+      // A rotation is carried out when every grace period of its key is over, and then they are over for good.
+      for (const { oks, answered } of requests) {
+        const [by] = oks
+        if (by?.generation !== undefined && by.generation > birth.generation + 1) deaths.push({ at: answered, by })
+      }
       const deadAt = earliest(deaths.map(({ at }) => at))
       const killer = deaths.find(({ at }) => at === deadAt)?.by
       const graced = retiring.some(({ retire }) => retire !== 'now')
       return [digest, { ...birth, threatenedAt: earliest(threats), deadAt, killer, graced }]
     }),
   )
+}
+
+/** What the clock of the store shows at the end of a grace period that began no earlier than it was asked for. */
+function earliestEnd({ asked, retire }: RotationRequest, clock: StoreClock): number {
+  const afterMs = typeof retire === 'object' ? retire.afterMs : 0
+  return asked + clock.within(asked, Number.POSITIVE_INFINITY).least + afterMs
+}
+
+/** Whoever asks for a grace period gets it, and is told when it ends. */
+function wrongGrace({ retire, asked, oks }: RotationRequest, clock: StoreClock): Violation[] {
+  if (typeof retire !== 'object') return []
+  return oks.flatMap((op): Violation[] => {
+    const { least, most } = clock.within(asked, op.end)
+    const [first, last] = [asked + least + retire.afterMs - ROUNDING_MS, op.end + most + retire.afterMs + ROUNDING_MS]
+    const { graceEndsAt = Number.NaN } = op
+    if (graceEndsAt >= first && graceEndsAt <= last) return []
+    const how = op.graceEndsAt === undefined ? 'none' : `one that ends ${(op.graceEndsAt - op.end).toFixed(1)} ms after the answer`
+    return [{ rule: 'wrong-answer', what: `Who asked for a grace period of ${retire.afterMs} ms got ${how}.`, ops: [op] }]
+  })
 }
 
 function oneSecret({ idempotencyKey, emergency, oks }: RotationRequest): Violation[] {
@@ -373,16 +465,27 @@ function generations(finals: readonly Final[], requests: readonly RotationReques
 }
 
 /** Only what came in before the first 200 counts: who repeats a request after that may be told that its answer is no longer given. */
-function lockedOut({ idempotencyKey, emergency, attempts, answered }: RotationRequest): Violation[] {
+function lockedOut(
+  { idempotencyKey, emergency, attempts, answered }: RotationRequest,
+  requests: readonly RotationRequest[],
+  clock: StoreClock,
+): Violation[] {
   // The answer of an emergency is given once. Whoever asks again may have lost it, and then asks for another rotation.
   const spent = (op: Rotate): boolean => emergency && op.code === 'idempotency_key_spent' && attempts.some(({ start }) => start < op.start)
-  const refused = attempts.find((op) => op.type === 'fail' && op.end < answered && !spent(op))
+  // Where the clock of the store was set back, a grace period lasts longer than its client thinks, and no other rotation is carried out in it.
+  const early = (op: Rotate): boolean => op.code === 'rotation_in_grace' && requests.some((other) => mayBeInGrace(other, op, clock))
+  const refused = attempts.find((op) => op.type === 'fail' && op.end < answered && !spent(op) && !early(op))
   if (refused !== undefined) {
     const what = `The client of ${idempotencyKey} was answered ${refused.status} ${refused.code ?? ''} before any 200.`
     return [{ rule: 'locked-out', what, ops: attempts.filter(({ start }) => start <= refused.end) }]
   }
-  if (answered < Number.POSITIVE_INFINITY || attempts.some(spent)) return []
+  if (answered < Number.POSITIVE_INFINITY || attempts.some((op) => spent(op) || early(op))) return []
   return [{ rule: 'locked-out', what: `The client of ${idempotencyKey} never got a 200.`, ops: attempts }]
+}
+
+function mayBeInGrace({ retire, oks }: RotationRequest, op: Rotate, clock: StoreClock): boolean {
+  const [{ graceEndsAt = Number.NEGATIVE_INFINITY, start = 0 } = {}] = oks
+  return typeof retire === 'object' && start < op.end && graceEndsAt > op.start + clock.within(op.start, op.end).least
 }
 
 /** Whoever ends a key is told so, however often it has to ask. */

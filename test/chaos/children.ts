@@ -6,8 +6,8 @@ export interface Child {
   /** Starts it, again too, and resolves when it has said that it is ready. */
   start(): Promise<void>
   signal(signal: NodeJS.Signals): void
-  /** Sends SIGKILL and waits for the end. */
-  kill(): Promise<void>
+  /** Sends SIGKILL, or another signal that ends it, and waits for the end. */
+  kill(signal?: NodeJS.Signals): Promise<void>
   /** What it said last, if it ever ended by itself. */
   crash(): string | undefined
 }
@@ -24,6 +24,7 @@ export interface Start {
   readonly args: readonly string[]
   readonly ready: RegExp
   readonly env?: NodeJS.ProcessEnv
+  readonly owner?: { readonly uid: number; readonly gid: number } | undefined
 }
 
 /** Makes a process to be started, each time as `how` then says. */
@@ -34,8 +35,8 @@ export function child(how: () => Start): Child {
   let lastWords: string | undefined
   return {
     async start() {
-      const { command, args, ready, env } = how()
-      const started = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'], ...(env === undefined ? {} : { env }) })
+      const { command, args, ready, env, owner } = how()
+      const started = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'], ...(env === undefined ? {} : { env }), ...owner })
       current = started
       killed = false
       said = ''
@@ -61,11 +62,11 @@ export function child(how: () => Start): Child {
       })
     },
     signal: (signal) => void current?.kill(signal),
-    async kill() {
+    async kill(signal = 'SIGKILL') {
       if (current === undefined || current.exitCode !== null || current.signalCode !== null) return
       killed = true
       const gone = once(current, 'exit')
-      current.kill('SIGKILL')
+      current.kill(signal)
       await gone
     },
     crash: () => lastWords,

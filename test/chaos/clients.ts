@@ -2,7 +2,7 @@ import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { type Create, type Ending, type Op, type Read, type Retire, type Revoke, ROUNDING_MS, type Rotate } from './check.js'
 import type { Random } from './random.js'
-import { type Answer, type Question, requests, type Way, ways } from './requests.js'
+import { type Answer, type Ports, type Question, requests, type Way, ways } from './requests.js'
 
 /** A key and what its client knows of it. */
 export interface ClientKey {
@@ -19,7 +19,7 @@ export interface TrafficParts {
   readonly keys: readonly ClientKey[]
   /** The secret of an administrator, who makes keys and ends them. */
   readonly admin: string
-  readonly servers: readonly { readonly port: number }[]
+  readonly servers: readonly Ports[]
   readonly random: Random
   /** Milliseconds on the clock of the history. */
   readonly now: () => number
@@ -42,9 +42,11 @@ export interface Traffic {
 /** Longer than the server's own limits taken together, so that most answers arrive; a server may be stopped for good, though. */
 const PATIENCE_MS = 8_000
 const READ_PATIENCE_MS = 3_000
-/** How often the client of one rotation loses its patience early, at most: the server repeats a finished answer only five times. */
+/** How often the client of one rotation loses its patience early, at most. */
 const EARLY_LOSSES = 2
-/** A client waits twice as long after each failure, up to this: the same five answers must outlast a line that loses them. */
+/** Some clients lose so many answers in a row. */
+const [FEWEST_LOSSES, MOST_LOSSES] = [6, 15]
+/** A client waits twice as long after each failure, up to this. */
 const LONGEST_BACKOFF_MS = 1_600
 const REMEMBERED = 3
 const LONGEST_GRACE_MS = 2_000
@@ -141,7 +143,8 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
 
   /** Uses an old secret right before and right after its grace period ends, unless an emergency is to end it sooner. */
   async function outlast(key: ClientKey, secret: string, graceEndsAt: number, { emergency }: How): Promise<void> {
-    if (emergency) return
+    // Nor where the clock of the store was set, and it may last for a minute.
+    if (emergency || graceEndsAt - now() > LONGEST_GRACE_MS) return
     await pause(Math.max(0, graceEndsAt - 60 - now()))
     everywhere(key, secret)
     await pause(Math.max(0, graceEndsAt + ROUNDING_MS + 1 - now()))
@@ -151,7 +154,7 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
   /** Mostly at once. An emergency is not for a client that may lose its answer: it is never given again. */
   function nextWay({ rotatedWith }: ClientKey): How {
     if (rotatedWith !== undefined && random.chance(0.3)) return { retire: 'now', emergency: true }
-    if (random.chance(0.2)) return { retire: { afterMs: Math.round(random.between(400, LONGEST_GRACE_MS)) }, emergency: false }
+    if (random.chance(0.3)) return { retire: { afterMs: Math.round(random.between(400, LONGEST_GRACE_MS)) }, emergency: false }
     return random.chance(0.25) ? { retire: 'on-first-use', emergency: false } : AT_ONCE
   }
 
@@ -159,6 +162,7 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
   async function rotateUntilAnswered(key: ClientKey, how: How): Promise<Rotated | undefined> {
     const { secret } = key
     let idempotencyKey = randomUUID()
+    if (!how.emergency && random.chance(0.25)) await loseAnswers(key, idempotencyKey, how)
     for (let tries = 0, losses = 0; now() < giveUpAt; tries++) {
       const early = losses < EARLY_LOSSES && random.chance(0.2)
       if (early) losses++
@@ -175,11 +179,23 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       }
       // It was carried out and its answer is lost for good: there has to be another.
       if (how.emergency && answers.some(({ op }) => op.code === 'idempotency_key_spent')) idempotencyKey = randomUUID()
+      // The grace period before it goes on, on the clock of the store.
+      else if (answers.some(({ op }) => op.code === 'rotation_in_grace') && rotating) tries = Math.min(tries, 3)
       // Refused: a client deletes its key on this.
       else if (answers.some(({ op }) => op.type === 'fail')) return undefined
       await backOff(tries)
     }
     return undefined
+  }
+
+  /** Loses every answer for a while, whether it asks again at once or not. */
+  async function loseAnswers(key: ClientKey, idempotencyKey: string, how: How): Promise<void> {
+    const losses = Math.floor(random.between(FEWEST_LOSSES, MOST_LOSSES + 1))
+    const hurries = random.chance(0.5)
+    for (let tries = 0; tries < losses && rotating; tries++) {
+      await rotate(key, key.secret, idempotencyKey, how, PATIENCE_MS, true)
+      if (!hurries) await pause(random.between(10, 150))
+    }
   }
 
   async function readForEver(key: ClientKey, server: number): Promise<void> {
@@ -254,14 +270,21 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
     return false
   }
 
-  async function rotate(key: ClientKey, secret: string, idempotencyKey: string, how: How, patienceMs: number): Promise<Rotated> {
+  async function rotate(
+    key: ClientKey,
+    secret: string,
+    idempotencyKey: string,
+    how: How,
+    patienceMs: number,
+    lost = false,
+  ): Promise<Rotated> {
     const server = anyServer()
     const credential = key.rotatedWith ?? secret
     const path = key.rotatedWith === undefined ? '/keys/self/rotate' : `/keys/${key.id}/rotate`
     const { retire, emergency } = how
     const asked = emergency ? { emergency } : retire === 'now' ? undefined : { retire }
     const start = now()
-    const question: Question = { method: 'POST', path, secret: credential, patienceMs, idempotencyKey, body: asked }
+    const question: Question = { method: 'POST', path, secret: credential, patienceMs, idempotencyKey, body: asked, lost }
     const { status, body, replayed } = await send(server, question)
     const end = now()
     const issued = body as { secret?: string; key?: { generation?: number }; acceptedUntil?: string } | undefined

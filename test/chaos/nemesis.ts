@@ -1,5 +1,6 @@
 import { setTimeout } from 'node:timers/promises'
-import type { Fault } from './check.js'
+import { type ClockSet, type Fault, LONGEST_LEASE_MS } from './check.js'
+import type { OwnDatabase } from './own-database.js'
 import type { CommitTrouble, Direction, FaultProxy } from './proxy.js'
 import type { Random } from './random.js'
 import type { RedisPair } from './redis-pair.js'
@@ -21,13 +22,14 @@ export interface Victim {
 export interface NemesisParts {
   readonly victims: readonly Victim[]
   readonly redis: RedisPair
-  /** Has PostgreSQL end every session, and says how many there were. */
-  readonly endSessions: () => Promise<number>
+  readonly database: Pick<OwnDatabase, 'endSessions' | 'awaitStandby' | 'setClock'>
   /** One for each lane, so that what one lane takes its time for does not change what another does. */
   readonly random: (lane: number) => Random
   readonly leaseMs: number
+  /** For how long faults are going to come. */
+  readonly lastsMs: number
   readonly now: () => number
-  readonly record: (fault: Fault) => void
+  readonly record: (op: Fault | ClockSet) => void
   readonly log: (line: string) => void
 }
 
@@ -54,10 +56,15 @@ export const kinds = {
   'commit: cut-answer': 'PostgreSQL gets COMMIT, and the connection ends before its answer',
   'commit: lose-answer': 'PostgreSQL gets COMMIT, and its answer vanishes while the connection stays up',
   'commit: cut-request': 'the connection ends before PostgreSQL gets COMMIT',
+  'commit: waits':
+    'every COMMIT waits for a standby that is away, for 2 to 20 s, and becomes visible then; the store gives it up after 2 s',
+  'store clock set': 'the clock of PostgreSQL goes 0.1 to 60 s forward or back while it serves',
   'sessions ended': 'pg_terminate_backend for every session of every server',
   'process stopped': 'SIGSTOP to a server for longer than a lease, then SIGCONT',
   'process killed': 'SIGKILL to a server, and a new one',
-  'process restarted with another lease': 'SIGKILL to a server, and a new one with half, the same or twice the lease',
+  'process restarted with another lease': 'SIGKILL to a server, and a new one with 0.4, 1, 2 or 4 times the lease',
+  'lease raised and lowered':
+    'a server starts anew with four times the lease, and again with 0.4 times as soon as others have taken the longer one',
   'wall clock set': 'the wall clock of a server goes 0.1 to 5 s forward or back',
   'Redis flushed': 'FLUSHALL',
   'Redis restarted from an old snapshot': 'SAVE, then some leases later SIGKILL and a start from that RDB file',
@@ -71,10 +78,14 @@ type KindName = keyof typeof kinds
 type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<Made>]
 
 /**
- * Breaks things, one on each of four lanes at a time: the lines, the processes, Redis and its clock. Each lane goes through all its kinds in
+ * Breaks things, one on each of six lanes at a time: the lines, the processes, Redis, its clock, COMMIT and the clock of PostgreSQL. Each lane goes through all its kinds in
  * an order of chance before it begins anew.
  */
-export function startNemesis({ victims, redis, endSessions, random, leaseMs, now, record, log }: NemesisParts): Nemesis {
+export function startNemesis({ victims, redis, database, random, leaseMs, lastsMs, now, record, log }: NemesisParts): Nemesis {
+  /** How far the clock of Redis is set at most, and until when. */
+  const furthestMs = Math.min(5_000, lastsMs / 10)
+  const redisClockUntil = 0.4 * lastsMs
+  const began = now()
   const end = new AbortController()
   const { signal } = end
   // Redis is left alone for longer: after trouble, servers do without it for seconds, and a Redis that nobody asks does no harm.
@@ -82,7 +93,12 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
     goThrough(lines(), random(0), 2 * leaseMs),
     goThrough(processes(), random(1), 2 * leaseMs),
     goThrough(redisItself(), random(2), 6 * leaseMs),
-    goThrough(redisClock(), random(3), 2 * leaseMs),
+    goThrough(redisClock(), random(3), 2 * leaseMs, { until: redisClockUntil }),
+    // Between them there has to be time for rotations.
+    goThrough(commits(), random(4), Math.min(64 * leaseMs, lastsMs / 4)),
+    // Late: once it was set back, servers take nothing from Redis for a minute, which would hide what Redis does to them. And when nothing is left of a
+    // wrong clock of Redis: against both at once, a process that has just started cannot be safe (see SECURITY.md).
+    goThrough(storeClock(), random(5), 8 * leaseMs, { from: redisClockUntil + furthestMs + LONGEST_LEASE_MS }),
   ]
   // A fault that cannot be made is told of at the end.
   for (const lane of lanes) lane.catch(() => {})
@@ -94,14 +110,21 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
     },
   }
 
-  async function goThrough(sorts: readonly Kind[], chance: Random, longestGapMs: number): Promise<void> {
+  async function goThrough(
+    sorts: readonly Kind[],
+    chance: Random,
+    longestGapMs: number,
+    { from = 0, until = Number.POSITIVE_INFINITY } = {},
+  ): Promise<void> {
+    const left = (): number => until - (now() - began)
+    await pause(from)
     for (;;) {
       for (const [kind, make] of chance.shuffled(sorts)) {
         await pause(chance.between(50, longestGapMs))
-        if (signal.aborted) return
+        if (signal.aborted || left() <= 0) return
         const start = now()
         const { target, holdMs, undo, met } = await make(chance)
-        await pause(holdMs)
+        await pause(Math.min(holdMs, left()))
         await undo()
         const span = `${Math.round(start)} to ${Math.round(now())} ms`
         // What nothing ran into is no fault.
@@ -203,6 +226,39 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
     ]
   }
 
+  function commits(): readonly Kind[] {
+    return [
+      [
+        'commit: waits',
+        async (chance) => {
+          await database.awaitStandby(true)
+          // Mostly short, for the sake of what else there is to see.
+          const holdMs = 2_000 + Math.min(18_000, lastsMs / 4) * chance.between(0, 1) ** 4
+          return { target: 'PostgreSQL', holdMs, undo: () => database.awaitStandby(false) }
+        },
+      ],
+    ]
+  }
+
+  function storeClock(): readonly Kind[] {
+    const set = async (byMs: number): Promise<void> => {
+      const start = now()
+      await database.setClock(byMs)
+      record({ f: 'clock', byMs, start, end: now() })
+    }
+    return [
+      [
+        'store clock set',
+        async (chance) => {
+          // As often by less than two seconds as by more.
+          const ms = Math.round(100 * 600 ** chance.between(0, 1)) * chance.pick([1, -1])
+          await set(ms)
+          return { target: `PostgreSQL, ${ms} ms`, holdMs: chance.between(leaseMs, 12 * leaseMs), undo: () => set(0) }
+        },
+      ],
+    ]
+  }
+
   function processes(): readonly Kind[] {
     const one = (chance: Random): { victim: Victim; target: string } => {
       const index = Math.floor(chance.between(0, victims.length))
@@ -212,7 +268,7 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
       [
         'sessions ended',
         async () => {
-          const sessions = await endSessions()
+          const sessions = await database.endSessions()
           return { target: 'PostgreSQL', holdMs: 0, undo: () => {}, met: () => sessions }
         },
       ],
@@ -222,7 +278,7 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
           const { victim, target } = one(chance)
           victim.signal('SIGSTOP')
           // Longer than the longest lease that a server is ever started with.
-          return { target, holdMs: chance.between(2.2 * leaseMs, 6 * leaseMs), undo: () => victim.signal('SIGCONT') }
+          return { target, holdMs: chance.between(1.1 * LONGEST_LEASE_MS, 2 * LONGEST_LEASE_MS), undo: () => victim.signal('SIGCONT') }
         },
       ],
       [
@@ -237,10 +293,28 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
         'process restarted with another lease',
         async (chance) => {
           const { victim, target } = one(chance)
-          const ms = Math.round(leaseMs * chance.pick([0.5, 1, 2]))
+          const ms = Math.round(leaseMs * chance.pick([0.4, 1, 2, LONGEST_LEASE_MS / leaseMs]))
           await victim.kill()
           victim.setLease(ms)
           return { target: `${target}, ${ms} ms`, holdMs: 0, undo: () => victim.start() }
+        },
+      ],
+      [
+        'lease raised and lowered',
+        async (chance) => {
+          const { victim, target } = one(chance)
+          const restart = async (ms: number): Promise<void> => {
+            await victim.kill()
+            victim.setLease(ms)
+            await victim.start()
+          }
+          await restart(LONGEST_LEASE_MS)
+          const ms = Math.round(0.4 * leaseMs)
+          return {
+            target: `${target}, ${LONGEST_LEASE_MS} then ${ms} ms`,
+            holdMs: chance.between(1, 3) * LONGEST_LEASE_MS,
+            undo: () => restart(ms),
+          }
         },
       ],
       [
@@ -307,7 +381,7 @@ export function startNemesis({ victims, redis, endSessions, random, leaseMs, now
       [
         'Redis clock set',
         (chance) => {
-          const ms = Math.round(chance.between(leaseMs, 5_000)) * chance.pick([1, -1])
+          const ms = Math.round(chance.between(leaseMs, furthestMs)) * chance.pick([1, -1])
           const set = (by: number): void => {
             for (const victim of victims) victim.redis.skewRedisTime(by)
           }

@@ -24,6 +24,12 @@ export const plants = {
   'not-idempotent': { what: 'a repeated rotation is carried out again', breaks: 'generations' },
   'regenerated-on-replay': { what: 'a replay carries another secret than the first answer', breaks: 'one-secret' },
   '401-on-store-down': { what: 'a secret that cannot be looked up counts as unknown', breaks: 'live-refused' },
+  'count-replays': { what: 'an answer is given again five times, and not a sixth time', breaks: 'locked-out' },
+  'early-lowering': { what: 'when the lease is lowered, the longer one of before is taken to be over at once', breaks: 'dead-accepted' },
+  'body-after-await': {
+    what: 'the router begins to read a body after something was awaited, and takes what is gone by then for empty',
+    breaks: 'live-refused',
+  },
   'stays-down': { what: 'a server that once could not ask its store never asks it again', breaks: 'not-healed' },
 } as const
 

@@ -7,6 +7,14 @@ export interface Question {
   readonly patienceMs: number
   readonly idempotencyKey?: string | undefined
   readonly body?: object | undefined
+  /** Whether it goes over a line on which every answer is lost. */
+  readonly lost?: boolean | undefined
+}
+
+/** Where a server is asked: over its line, and over one on which what it answers is lost. */
+export interface Ports {
+  readonly port: number
+  readonly losingPort: number
 }
 
 export interface Answer {
@@ -29,7 +37,7 @@ export interface Requests {
 const NONE: Answer = { status: 0, replayed: false }
 
 /** Sends requests to servers of this machine over connections that are kept. */
-export function requests(servers: readonly { readonly port: number }[]): Requests {
+export function requests(servers: readonly Ports[]): Requests {
   const agents = servers.map(() => new Agent({ keepAlive: true, noDelay: true }))
   return {
     ask: (way, server, question) => (way === 'fetch' ? byFetch(server, question) : byHttp(server, question)),
@@ -38,9 +46,13 @@ export function requests(servers: readonly { readonly port: number }[]): Request
     },
   }
 
+  function portOf(server: number, { lost }: Question): number | undefined {
+    return lost === true ? servers[server]?.losingPort : servers[server]?.port
+  }
+
   async function byFetch(server: number, question: Question): Promise<Answer> {
     try {
-      const answer = await fetch(`http://127.0.0.1:${servers[server]?.port}${question.path}`, {
+      const answer = await fetch(`http://127.0.0.1:${portOf(server, question)}${question.path}`, {
         method: question.method,
         headers: headersOf(question),
         signal: AbortSignal.timeout(question.patienceMs),
@@ -56,7 +68,7 @@ export function requests(servers: readonly { readonly port: number }[]): Request
     const { method, path, body, patienceMs } = question
     return new Promise((resolve) => {
       const none = (): void => resolve(NONE)
-      const where = { host: '127.0.0.1', port: servers[server]?.port, agent: agents[server] }
+      const where = { host: '127.0.0.1', port: portOf(server, question), agent: agents[server] }
       const asked = request({ ...where, method, path, headers: headersOf(question) }, (answer) => {
         const parts: Buffer[] = []
         answer.on('data', (part: Buffer) => parts.push(part))

@@ -1,27 +1,29 @@
-import { randomUUID } from 'node:crypto'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { resolve } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
-import { Client, Pool } from 'pg'
+import type { Pool } from 'pg'
 import { createApiKeys } from '../../src/index.js'
 import { postgresStore } from '../../src/postgres.js'
+import { bundle } from '../support/bundle.js'
 import { freePort } from '../support/port.js'
 import { type Counts, check, count, type Op, type Rule, type Violation } from './check.js'
 import { child } from './children.js'
 import { type ClientKey, digestOf, startTraffic } from './clients.js'
 import { startNemesis, type Victim } from './nemesis.js'
+import { ownDatabase } from './own-database.js'
 import type { Plant } from './plants.js'
 import { faultProxy } from './proxy.js'
 import { random } from './random.js'
 import { redisPair } from './redis-pair.js'
+import type { Ports } from './requests.js'
 
 export interface RunOptions {
   /** What decides which faults come, and in which order. Timing is the machine's. */
   readonly seed: number
   /** For how long faults come. Starting and ending take some seconds more. */
   readonly seconds: number
-  /** A PostgreSQL on which a database may be made. */
+  /** A PostgreSQL whose programs can be used: each run has a server of its own, to do what it likes to. */
   readonly postgresUrl: string
   readonly plant?: Plant | undefined
   /** Ends the faults as soon as this rule is seen to be broken. */
@@ -59,13 +61,16 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
     const now = (): number => performance.now() - origin
     const record = (op: Op): void => void history.push(op)
 
-    const database = await freshDatabase(postgresUrl)
-    closers.push(database.drop)
+    const database = await ownDatabase(postgresUrl)
+    closers.push(database.close)
     const { keys, admin, storeId } = await makeKeys(database.pool, now, record)
+    const program = await bundle(resolve('test/chaos/server.ts'), resolve('.tmp/chaos/server.mjs'))
     const redis = await redisPair()
     closers.push(redis.close)
     const servers = await Promise.all(
-      Array.from({ length: SERVERS }, () => startServer(database.url, storeId, redis.port(), plant, (close) => closers.push(close))),
+      Array.from({ length: SERVERS }, (_, index) =>
+        startServer(program, database.url, storeId, redis.port(), plant, index > 0, (close) => closers.push(close)),
+      ),
     )
 
     const traffic = startTraffic({ keys, admin: admin.secret, servers, random: random(seed), now, record })
@@ -74,26 +79,31 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
     const nemesis = startNemesis({
       victims: servers,
       redis,
-      endSessions: database.endSessions,
+      database,
       random: lane,
       leaseMs: LEASE_MS,
+      lastsMs: seconds * 1_000,
       now,
       record,
       log,
     })
     closers.push(nemesis.stop)
     const endsAt = now() + seconds * 1_000
-    for (let left = seconds * 1_000; left > 0 && !(stopOn !== undefined && brokenBy(history, stopOn, now())); left = endsAt - now()) {
+    let seen = false
+    for (let left = seconds * 1_000; left > 0 && !seen; left = endsAt - now()) {
       await setTimeout(Math.min(left, stopOn === undefined ? left : LOOK_EVERY_MS))
+      seen = stopOn !== undefined && brokenBy(history, stopOn, now())
     }
+    // What is broken already needs no good end.
+    const lastWordsMs = seen ? 0 : LAST_WORDS_MS
     log('The faults end.')
     await nemesis.stop().catch((error: unknown) => {
       // A server that has ended by itself cannot be treated badly any more, and that is the smaller news.
       throwIfCrashed(servers)
       throw error
     })
-    await traffic.stopRotating(LAST_WORDS_MS)
-    await traffic.askOnceMore(LAST_WORDS_MS)
+    await traffic.stopRotating(lastWordsMs)
+    await traffic.askOnceMore(lastWordsMs)
     await traffic.stop()
     for (const final of await lookInside(database.pool, admin.id, keys, now)) record(final)
     throwIfCrashed(servers)
@@ -126,12 +136,14 @@ export function saveHistory(name: string, history: readonly Op[]): string {
 }
 
 async function startServer(
+  program: string,
   postgresUrl: string,
   storeId: string,
   redisPort: number,
   plant: Plant | undefined,
+  readsBodies: boolean,
   atEnd: (close: () => Promise<unknown>) => void,
-): Promise<Victim & { port: number; crash(): string | undefined }> {
+): Promise<Victim & Ports & { crash(): string | undefined }> {
   const url = new URL(postgresUrl)
   const postgres = await faultProxy(Number(url.port))
   atEnd(postgres.close)
@@ -140,16 +152,20 @@ async function startServer(
   const port = await freePort()
   const clients = await faultProxy(port)
   atEnd(clients.close)
+  // One byte of each answer, and then the end.
+  const losing = await faultProxy(clients.port)
+  losing.trouble('down', { kind: 'truncate', bytes: 1 })
+  atEnd(losing.close)
   url.port = String(postgres.port)
   const env = (leaseMs: number): NodeJS.ProcessEnv => ({
     ...process.env,
     ...{ SERVER_SECRET, STORE_URL: url.href, STORE_ID: storeId, REDIS_URL: `redis://127.0.0.1:${redis.port}` },
-    ...{ PORT: String(port), LEASE_MS: String(leaseMs), PLANT: plant ?? '' },
+    ...{ PORT: String(port), LEASE_MS: String(leaseMs), READS_BODIES: readsBodies ? '1' : '', PLANT: plant ?? '' },
   })
   let leaseMs = LEASE_MS
   const server = child(() => ({
     command: process.execPath,
-    args: ['--import', 'tsx', resolve('test/chaos/server.ts')],
+    args: [program],
     env: env(leaseMs),
     ready: /^ready$/m,
   }))
@@ -165,7 +181,7 @@ async function startServer(
   const setLease = (ms: number): void => {
     leaseMs = ms
   }
-  return { ...server, port: clients.port, postgres, redis, clients, setWallClock, setLease }
+  return { ...server, port: clients.port, losingPort: losing.port, postgres, redis, clients, setWallClock, setLease }
 }
 
 interface Beginning {
@@ -203,39 +219,4 @@ async function lookInside(pool: Pool, adminId: string, keys: readonly ClientKey[
   )
   const held = new Map(keys.map(({ id, secret }) => [id, digestOf(secret)]))
   return rows.map(({ id, ...found }) => ({ f: 'final', key: id, held: held.get(id) ?? '', ...found, start, end: now() }))
-}
-
-interface Database {
-  readonly url: string
-  readonly pool: Pool
-  /** Ends every session on it but one of its own, and says how many there were. */
-  endSessions(): Promise<number>
-  drop(): Promise<void>
-}
-
-async function freshDatabase(server: string): Promise<Database> {
-  const name = `chaos_${randomUUID().replaceAll('-', '')}`
-  const administer = async (statement: string): Promise<void> => {
-    const client = new Client({ connectionString: server })
-    await client.connect()
-    await client.query(statement).finally(() => client.end())
-  }
-  await administer(`create database ${name}`)
-  const url = Object.assign(new URL(server), { pathname: `/${name}` }).href
-  const pool = new Pool({ connectionString: url })
-  pool.on('error', () => {})
-  return {
-    url,
-    pool,
-    async endSessions() {
-      const { rowCount } = await pool.query(
-        'select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()',
-      )
-      return rowCount ?? 0
-    },
-    async drop() {
-      await pool.end()
-      await administer(`drop database ${name} with (force)`)
-    },
-  }
 }

