@@ -48,12 +48,19 @@ export class ApiKeyError extends Error {
   override readonly name = 'ApiKeyError'
   readonly code: ApiKeyErrorCode
   /** Why a key was refused, where the code is `invalid_key`. For the server's own logs: a client is told the same whatever it is. */
-  readonly reason: RejectionReason | undefined
+  readonly reason: RejectionReason | 'rotation_secret' | undefined
+  /** The key that was refused, where that is known. For the server's own logs too. */
+  readonly keyId: string | undefined
 
-  constructor(code: ApiKeyErrorCode, message: string, options: { cause?: unknown; reason?: RejectionReason | undefined } = {}) {
+  constructor(
+    code: ApiKeyErrorCode,
+    message: string,
+    options: { cause?: unknown; reason?: RejectionReason | 'rotation_secret' | undefined; keyId?: string | undefined } = {},
+  ) {
     super(message, 'cause' in options ? { cause: options.cause } : undefined)
     this.code = code
     this.reason = options.reason
+    this.keyId = options.keyId
     Object.defineProperty(this, BRAND, { value: true })
   }
 

@@ -1,6 +1,7 @@
 export type { Cache } from './cache/cache.js'
 export type { Counters } from './cache/cache.js'
 export type { Actor } from './core/api-keys.js'
+export type { AnyApiKeys } from './core/api-keys.js'
 export type { ApiKeys } from './core/api-keys.js'
 export type { ApiKeysOptions } from './core/api-keys.js'
 export type { Command } from './core/api-keys.js'

@@ -191,8 +191,8 @@ export interface KeyListeners {
 export interface Denial {
   readonly code: ApiKeyErrorCode
   /** Where the code is `invalid_key`: why. */
-  readonly reason: RejectionReason | undefined
-  /** The key that the request was let in with, where it was refused later. */
+  readonly reason: RejectionReason | 'rotation_secret' | undefined
+  /** The key that was refused, where that is known without asking the store. */
   readonly keyId: string | undefined
   readonly origin: Origin
 }
@@ -257,3 +257,7 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   /** Waits for commands under way, writes the last uses, then lets go of timers and connections that were opened here. */
   close(): Promise<void>
 }
+
+/** API keys whatever their metadata looks like, for what does not care. */
+// biome-ignore lint/suspicious/noExplicitAny: an application's own type of metadata is neither wider nor narrower than JSON
+export type AnyApiKeys = ApiKeys<any>

@@ -203,6 +203,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     update: (asked) =>
       command(async () => {
         const checked = commandOption(asked, 'update', ['id', 'changes'])
+        if (asked.changes === undefined) throw badRequest('update takes the changes as an object: { as, id, changes: { name } }.')
         return changed(await mutate.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
       }),
 

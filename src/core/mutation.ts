@@ -381,7 +381,7 @@ export function mutations(parts: MutationParts): Mutations {
     const index = plan.ids.indexOf(record.id)
     if (presented?.own !== true) await mayStill(mutation, command, presented)
     const decision = isDead(presented, record.id, recorded.at)
-      ? invalidKey(presented?.ended)
+      ? invalidKey(presented?.ended, presented?.key.id)
       : decideReplay({
           record,
           made,
@@ -469,7 +469,7 @@ export function mutations(parts: MutationParts): Mutations {
     if (hash === null) throw rotationSecretNotConfigured()
     if (await rotationSecrets.matches(rotationSecret, hash)) return hash
     auditLater('key.rotation_secret_refused', key, command, `rotation secret ${key.id}`, {})
-    throw invalidKey()
+    throw invalidKey('rotation_secret', key.id)
   }
 
   /** What a secret that is no longer accepted is told, once it is known that it asks for no answer of its own. */
@@ -485,7 +485,7 @@ export function mutations(parts: MutationParts): Mutations {
       }
     }
     inBackground(auditsInTurn(() => auditRefusedSecret(digest, origin)))
-    return invalidKey(ended)
+    return invalidKey(ended, presented.key.id)
   }
 
   async function mintFor(

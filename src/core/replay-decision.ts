@@ -58,8 +58,8 @@ export function superseded(): ApiKeyError {
 }
 
 /** One refusal for every credential that is not good: a stranger learns nothing from it. */
-export function invalidKey(reason?: RejectionReason): ApiKeyError {
-  return new ApiKeyError('invalid_key', 'The API key is not valid.', { reason })
+export function invalidKey(reason?: RejectionReason | 'rotation_secret', keyId?: string): ApiKeyError {
+  return new ApiKeyError('invalid_key', 'The API key is not valid.', { reason, keyId })
 }
 
 function spent(): ApiKeyError {

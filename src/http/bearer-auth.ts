@@ -1,5 +1,5 @@
 import type { NextFunction, Request, RequestHandler, Response } from 'express'
-import type { ApiKeys, Verified, VerifyResult } from '../core/api-keys.js'
+import type { AnyApiKeys, Verified, VerifyResult } from '../core/api-keys.js'
 import { hasScope } from '../core/authorise.js'
 import type { ApiKey } from '../core/key.js'
 import { integerOption, refuseUnknown } from '../core/options.js'
@@ -45,7 +45,7 @@ export interface BearerAuthOptions {
  *
  * @see RFC 6750 §3
  */
-export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): RequestHandler {
+export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): RequestHandler {
   if (typeof keys?.peek !== 'function')
     throw new ApiKeyError('invalid_option', 'bearerAuth takes what createApiKeys returned as its first argument.')
   refuseUnknown(options, ['scope', 'realm', 'failuresPerMinute', 'deprecation'], 'bearerAuth')
@@ -107,7 +107,9 @@ export function bearerAuth(keys: ApiKeys, options: BearerAuthOptions = {}): Requ
     // One answer for every bad key: whether it ever was one is nobody's business.
     if (!result.ok) throw invalidKey(result.reason)
     for (const wanted of scopes) {
-      if (!hasScope(result.key.scopes, wanted)) throw new ApiKeyError('insufficient_scope', `This needs the scope ${scope}.`)
+      if (!hasScope(result.key.scopes, wanted)) {
+        throw new ApiKeyError('insufficient_scope', `This needs the scope ${scope}.`, { keyId: result.key.id })
+      }
     }
     setApiKey(req, result.key)
     if (result.grace !== undefined) announceEnd(res, result.grace, deprecation)

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import express, { type ErrorRequestHandler, type Request, type RequestHandler, type Response, type Router } from 'express'
-import type { Actor, ApiKeys, Command, MutationResult, Operator, RotateOptions } from '../core/api-keys.js'
+import type { Actor, AnyApiKeys, Command, MutationResult, Operator, RotateOptions } from '../core/api-keys.js'
 import { hasScope, READ_SCOPE, WRITE_SCOPE } from '../core/authorise.js'
 import { type ApiKey, type CreateInput, isKeyId, type KeyChanges } from '../core/key.js'
 import { refuseUnknown } from '../core/options.js'
@@ -54,7 +54,7 @@ type Caller = { readonly secret: string } | { readonly operator: Operator }
  * Makes a router that serves a contract over these keys; mount it anywhere with `app.use(path, keyRouter(keys))`. Its OpenAPI document is at
  * `openapi.json`. Paths that the contract does not name fall through to the application.
  */
-export function keyRouter(keys: ApiKeys, options: KeyRouterOptions = {}): Router {
+export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Router {
   if (typeof keys?.rotate !== 'function')
     throw new ApiKeyError('invalid_option', 'keyRouter takes what createApiKeys returned as its first argument.')
   refuseUnknown(options, ['contract', 'realm', 'operators', 'limits', 'failuresPerMinute', 'retryWithoutKey'], 'keyRouter')
@@ -462,7 +462,7 @@ function withoutSecrets(body: object): object {
   return rest
 }
 
-function send<R extends Route>(keys: ApiKeys, route: R, res: Response, answer: Answers[R['action']]): void {
+function send<R extends Route>(keys: AnyApiKeys, route: R, res: Response, answer: Answers[R['action']]): void {
   try {
     // The route's action and its success agree by the type of Route; the compiler loses sight of that inside a switch.
     const made: unknown = (route.success as (answer: Answers[R['action']]) => object)(answer)

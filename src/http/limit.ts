@@ -1,7 +1,7 @@
 import type { Request, RequestHandler, Response } from 'express'
 import { type ClientRateLimitInfo, ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
 import type { Counters } from '../cache/cache.js'
-import type { ApiKeys } from '../core/api-keys.js'
+import type { AnyApiKeys } from '../core/api-keys.js'
 import type { Clock } from '../core/clock.js'
 import { clientAddress } from './address.js'
 import type { Limit } from './contract.js'
@@ -24,7 +24,7 @@ export function network(req: Request): string {
 }
 
 /** The count of a route's requests. Answers that were lost can be asked for beyond it, and do not count. */
-export function routeBucket(keys: ApiKeys, name: string, { max, windowMs }: Limit): Bucket {
+export function routeBucket(keys: AnyApiKeys, name: string, { max, windowMs }: Limit): Bucket {
   const store = sharedStore(max, windowMs, keys.counters?.(name, windowMs), keys.clock)
   const named = new WeakMap<Request, string>()
   const limiter: RequestHandler = rateLimit({
@@ -193,10 +193,10 @@ export interface FailureGuard {
 }
 
 const FAILURE_WINDOW_MS = 60_000
-const guards = new WeakMap<ApiKeys, FailureGuard>()
+const guards = new WeakMap<AnyApiKeys, FailureGuard>()
 
 /** The count that every middleware over these keys shares. Each process counts for itself: it is its own reads that this protects. */
-export function failureGuard(keys: ApiKeys): FailureGuard {
+export function failureGuard(keys: AnyApiKeys): FailureGuard {
   const known = guards.get(keys)
   if (known !== undefined) return known
   const failures = new Map<string, Count>()

@@ -1,5 +1,5 @@
 import type { Request, Response } from 'express'
-import type { ApiKeys, Origin } from '../core/api-keys.js'
+import type { AnyApiKeys, Origin } from '../core/api-keys.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
 import { clientAddress } from './address.js'
 
@@ -111,7 +111,14 @@ interface Answer {
  * Answers with a failure: status, challenge, `Retry-After`, `no-store`, and the body that `shape` gives it. Never throws: where the shape or the response
  * itself fails, `onError` hears of it and the client gets a plain 500.
  */
-export function refuse(keys: ApiKeys, req: Request, res: Response, error: unknown, context: FailureContext, shape: Shape = problem): void {
+export function refuse(
+  keys: AnyApiKeys,
+  req: Request,
+  res: Response,
+  error: unknown,
+  context: FailureContext,
+  shape: Shape = problem,
+): void {
   const known =
     error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
   const { realm, scope, requestId = '', retryAfterSeconds = 1 } = context
@@ -146,7 +153,7 @@ function forClient(known: ApiKeyError): ApiKeyError {
   return known
 }
 
-function composed(keys: ApiKeys, told: ApiKeyError, requestId: string, shape: Shape): Answer {
+function composed(keys: AnyApiKeys, told: ApiKeyError, requestId: string, shape: Shape): Answer {
   try {
     const made: unknown = shape(told, { requestId })
     if (isThenable(made)) throw swallowed(made, 'failure() must not be asynchronous.')
@@ -192,8 +199,8 @@ function lastResort(res: Response, error: ApiKeyError): void {
   }
 }
 
-function deny(keys: ApiKeys, req: Request, { code, reason }: ApiKeyError): void {
-  keys.denied(() => ({ code, reason, keyId: req.apiKey?.id, origin: originOf(req) }))
+function deny(keys: AnyApiKeys, req: Request, { code, reason, keyId }: ApiKeyError): void {
+  keys.denied(() => ({ code, reason, keyId: keyId ?? req.apiKey?.id, origin: originOf(req) }))
 }
 
 /** For the audit trail and the last use. */

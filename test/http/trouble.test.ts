@@ -388,6 +388,15 @@ describe('a refusal', () => {
       expect(JSON.stringify(body)).not.toMatch(/unknown|rotated|revoked|expired/)
     }
     expect(denials).toHaveLength(seen.length)
+    const [weak] = (await keys.list({ ownerId: 'acme' })).items.slice(-1)
+    expect(seen.map(([{ keyId }]) => keyId).slice(7)).toEqual([
+      weak?.id,
+      undefined,
+      undefined,
+      rotated.key.id,
+      revoked.key.id,
+      expired.key.id,
+    ])
   })
 
   test('of a stranger costs as little with an Idempotency-Key as without where nothing can be asked for again', async () => {

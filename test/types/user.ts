@@ -35,6 +35,7 @@ export const store: Store = memoryStore({ now: turnedClock().wallMs })
 const keys = createApiKeys({ store, secret, leaseMs: 500, clock: turnedClock() })
 const typed = createApiKeys<Plan>({ store, secret })
 export const handlers: RequestHandler[] = [bearerAuth(keys, { scope: ['a', 'b'] }), idempotencyKey({ required: true })]
+export const typedHandlers: RequestHandler[] = [bearerAuth(typed), keyRouter(typed)]
 export const router: RequestHandler = keyRouter(keys, { contract: contracts.standard, retryWithoutKey: true })
 export const contract: Contract = contracts.agents
 export const code: ApiKeyErrorCode = 'secret_in_grace'
