@@ -25,7 +25,7 @@ import {
   TableNode,
 } from 'kysely'
 import Database from 'libsql'
-import { Client, Pool, type PoolConfig, types } from 'pg'
+import { Client, Pool, type PoolClient, type PoolConfig, types } from 'pg'
 import { atEnd } from '../support/cleanup.js'
 import { serve } from '../support/instance.js'
 import { freshDatabase } from '../support/postgres.js'
@@ -517,6 +517,41 @@ describe('drivers as people set them', () => {
     expect(seen.rows).toEqual([{ own: 1, late: 0 }])
   })
 
+  test('a pool whose promises are none of this realm or of this language', async () => {
+    const own = pool((await freshDatabase()).url)
+    const connect = async (): Promise<PoolClient> => {
+      const client = await own.connect()
+      const query = client.query.bind(client) as (...args: unknown[]) => Promise<unknown>
+      return new Proxy(client, {
+        get(target, name) {
+          const value: unknown = Reflect.get(target, name, target)
+          if (name === 'query') return (...args: unknown[]) => thenable(query(...args))
+          return typeof value === 'function' ? value.bind(target) : value
+        },
+      })
+    }
+    await worksWith(postgresStore({ connect: () => thenable(connect()) }, { readTimeoutMs: 500 }))
+  })
+
+  test('a query whose promise is none of this realm is given up like every other, with its connection', async () => {
+    const own = pool((await freshDatabase()).url)
+    await postgresStore(own).migrate()
+    const removed = new Promise((resolve) => own.once('remove', resolve))
+    const connect = async (): Promise<PoolClient> => {
+      const client = await own.connect()
+      return new Proxy(client, {
+        get(target, name) {
+          const value: unknown = Reflect.get(target, name, target)
+          if (name === 'query') return () => thenable(new Promise(() => {}))
+          return typeof value === 'function' ? value.bind(target) : value
+        },
+      })
+    }
+    const store = postgresStore({ connect: () => thenable(connect()) }, { readTimeoutMs: 50, transactionTimeoutMs: 50 })
+    await expect(store.read([])).rejects.toMatchObject({ code: 'store_unavailable' })
+    await removed
+  })
+
   test('a pool that was ended and a handle that was closed are stores that cannot be asked', async () => {
     const { url } = await freshDatabase()
     const own = new Pool({ connectionString: url })
@@ -704,6 +739,12 @@ async function worksWith(store: Store): Promise<void> {
   expect((await call(`${url}/keys/${key.id}`, { secret: renewed })).status).toBe(403)
   await keys.close()
   expect(trouble).toEqual([])
+}
+
+/** What is waited for like a promise and is none, as libraries of promises and other realms give. */
+function thenable<T>(promise: Promise<T>): PromiseLike<T> {
+  // biome-ignore lint/suspicious/noThenProperty: that is what it is for
+  return { then: (...listeners) => promise.then(...listeners) }
 }
 
 async function databaseWithRole(...settings: string[]): Promise<{ admin: Pool; role: string; url: string }> {
