@@ -142,7 +142,8 @@ function bounded(client: PgClient, ms: number): PgClient {
           reject(error)
         }
         Promise.resolve(answer)
-          .then(resolve, failed)
+          // Several statements at once have several answers, and Kysely reads one.
+          .then((result) => resolve(Array.isArray(result) ? result.at(-1) : result), failed)
           .finally(() => clearTimeout(timer))
       })
     },
