@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../errors.js'
 import { driverCode } from './driver-errors.js'
+import { refuseHidden } from './row-security.js'
 import { identifier, type Place, type Places, quoted, type TableName } from './table-names.js'
 
 /** What migrating needs to know of the database. */
@@ -14,10 +15,13 @@ export interface MigrationTarget {
 /**
  * Whether every migration has been made; looks, and changes nothing, so that a role that may only read and write can ask.
  *
- * @throws ApiKeyError `store_misconfigured` where the database cannot hold what keys are made of, and `invalid_option` where a newer release has been here.
+ * @throws ApiKeyError `store_misconfigured` where the database cannot hold what keys are made of or hides it from the role, and `invalid_option` where a newer release has been here.
  */
 export async function isMigrated(on: Kysely<never>, target: MigrationTarget): Promise<boolean> {
-  if (target.postgres) await refuseUnfit(on)
+  if (target.postgres) {
+    await refuseUnfit(on)
+    await refuseHidden(on, target.places)
+  }
   const schema = await schemaOf(on, target)
   return schema !== undefined && (await versionIn(on, target, schema)) === migrations.length
 }

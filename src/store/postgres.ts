@@ -108,7 +108,7 @@ function connected(pool: PgPool, ms: number): Promise<PgClient> {
       else resolve(bounded(client, ms))
     }
     const promised: unknown = pool.connect(take)
-    if (promised instanceof Promise) promised.then((client?: PgClient) => take(undefined, client), take)
+    if (isThenable(promised)) promised.then((client) => take(undefined, client as PgClient | undefined), take)
   })
 }
 
@@ -129,7 +129,7 @@ function bounded(client: PgClient, ms: number): PgClient {
     query(...args) {
       if (broken !== undefined) return Promise.reject(new Error('The connection is given up.', { cause: broken }))
       const answer: unknown = client.query(...args)
-      if (!(answer instanceof Promise)) return answer
+      if (!isThenable(answer)) return answer
       return new Promise((resolve, reject) => {
         const timer = setTimeout(() => {
           note(Object.assign(new Error('The connection did not answer in time.'), { code: 'ETIMEDOUT' }))
@@ -141,7 +141,10 @@ function bounded(client: PgClient, ms: number): PgClient {
           if (!answered(error)) note(error)
           reject(error)
         }
-        answer.then(resolve, failed).finally(() => clearTimeout(timer))
+        Promise.resolve(answer)
+          // Several statements at once have several answers, and Kysely reads one.
+          .then((result) => resolve(Array.isArray(result) ? result.at(-1) : result), failed)
+          .finally(() => clearTimeout(timer))
       })
     },
     release() {
@@ -150,4 +153,9 @@ function bounded(client: PgClient, ms: number): PgClient {
       client.release(broken)
     },
   }
+}
+
+/** A pool that somebody wrapped may answer with promises of a library or of another realm, which are no `Promise` of ours. */
+function isThenable(answer: unknown): answer is PromiseLike<unknown> {
+  return typeof (answer as { then?: unknown } | null | undefined)?.then === 'function'
 }

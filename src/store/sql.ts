@@ -5,6 +5,7 @@ import { clearTimeout, monotonicMs, setTimeout, wallMs } from '../real-time.js'
 import { answered, driverCode, isBusy, storeError } from './driver-errors.js'
 import { faults } from './faults.js'
 import { isMigrated, type MigrationTarget, migrate } from './migrations.js'
+import { hides, mayHide, refuseHidden, refuseHiding } from './row-security.js'
 import type { EventRow, GenerationRow, JsonObject, KeyRow, KeyUse, ReplayRow, Store, StoreTransaction } from './store.js'
 import { placesOf, placing, quoted } from './table-names.js'
 
@@ -146,7 +147,11 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
   const readClock = postgres ? sql<number | null>`floor(extract(epoch from now()) * 1000)::bigint` : sql<number | null>`null`
   // As a number, since an application can have its driver hand out a boolean as text, which is always true.
   const inRecovery = postgres ? sql<number>`case when pg_is_in_recovery() then 1 else 0 end` : sql<number>`0`
-  const readQuery = readQueries(db, readClock, inRecovery)
+  const hiding = (looking: string): RawBuilder<string> => sql.raw(postgres ? looking : "''")
+  const hidden = hiding(hides(places))
+  const readQuery = readQueries(db, readClock, inRecovery, hiding(mayHide(places, ['express_api_key_generations', 'express_api_keys'])))
+  const carefulReadQuery = readQueries(db, readClock, inRecovery, hidden)
+  const replaysMayBeHidden = hiding(mayHide(places, ['express_api_key_replays', 'express_api_key_generations']))
 
   return {
     shared: true,
@@ -161,7 +166,10 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
     read: (digests) =>
       bounded(async () => {
         const before = wallMs()
-        const rows = (await db.executeQuery(readQuery(digests))).rows
+        const rows = await complete(
+          async (careful) => (await db.executeQuery((careful ? carefulReadQuery : readQuery)(digests))).rows,
+          (answer) => answer.filter((row) => row.k_id !== null).length < digests.length,
+        )
         const first = answeredByPrimary(rows[0])
         const found = rows.flatMap((row) =>
           row.g_digest === null || row.k_id === null
@@ -179,17 +187,22 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
     replays: (ids) =>
       bounded(async () => {
         const before = wallMs()
-        const rows = await db
-          .selectFrom('express_api_key_settings as s')
-          .leftJoin('express_api_key_replays as r', (join) => join.on('r.id', 'in', ids.length > 0 ? [...ids] : ['']))
-          .leftJoin('express_api_key_generations as g', (join) =>
-            join.onRef('g.key_id', '=', 'r.key_id').onRef('g.generation', '=', 'r.generation'),
-          )
-          .where('s.id', '=', 1)
-          .select(['s.lease_ms', 's.earlier_lease_ms', readClock.as('at'), inRecovery.as('standby')])
-          .select(REPLAY.map((column) => `r.${column} as r_${column}` as const))
-          .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
-          .execute()
+        const rows = await complete(
+          (careful) =>
+            db
+              .selectFrom('express_api_key_settings as s')
+              .leftJoin('express_api_key_replays as r', (join) => join.on('r.id', 'in', ids.length > 0 ? [...ids] : ['']))
+              .leftJoin('express_api_key_generations as g', (join) =>
+                join.onRef('g.key_id', '=', 'r.key_id').onRef('g.generation', '=', 'r.generation'),
+              )
+              .where('s.id', '=', 1)
+              .select(['s.lease_ms', 's.earlier_lease_ms', readClock.as('at'), inRecovery.as('standby')])
+              .select((careful ? hidden : replaysMayBeHidden).as('hidden'))
+              .select(REPLAY.map((column) => `r.${column} as r_${column}` as const))
+              .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
+              .execute(),
+          (answer) => answer.filter((row) => row.r_id !== null && (row.r_generation === null || row.g_digest !== null)).length < ids.length,
+        )
         const first = answeredByPrimary(rows[0])
         return {
           at: postgres ? Number(first.at) : before,
@@ -231,12 +244,14 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
             .orderBy('generation', 'desc')
             .limit(1)
             .executeTakeFirst())
-        return key && generation ? { key: keyRow(key), generation: generationRow(generation) } : undefined
+        if (key && generation) return { key: keyRow(key), generation: generationRow(generation) }
+        await refuseMissing()
+        return undefined
       }),
 
     keys: ({ ownerId, after, limit }) =>
-      bounded(() =>
-        db
+      bounded(async () => {
+        const rows = await db
           .selectFrom('express_api_keys')
           .selectAll()
           .where('owner_id', '=', ownerId)
@@ -245,12 +260,13 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
           .orderBy('id', 'desc')
           .limit(limit)
           .execute()
-          .then((rows) => rows.map(keyRow)),
-      ),
+        if (rows.length < limit) await refuseMissing()
+        return rows.map(keyRow)
+      }),
 
     events: ({ keyId, after, limit }) =>
-      bounded(() =>
-        db
+      bounded(async () => {
+        const rows = await db
           .selectFrom('express_api_key_events')
           .selectAll()
           .where('key_id', '=', keyId)
@@ -259,8 +275,9 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
           .orderBy('id', 'desc')
           .limit(limit)
           .execute()
-          .then((rows) => rows.map(eventRow)),
-      ),
+        if (rows.length < limit) await refuseMissing()
+        return rows.map(eventRow)
+      }),
 
     markFirstUse: (digest) =>
       own(async (on) => {
@@ -368,6 +385,28 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
     onFault: lateFailures.on,
 
     async close() {},
+  }
+
+  /**
+   * The rows of a read. Where some are missing and row-level security may be what hides them, it is asked again with what is hidden in the
+   * same statement: between two, somebody could let the role see them, and a live key would pass for one that never was.
+   */
+  async function complete<Row extends { hidden: string }>(
+    ask: (careful: boolean) => Promise<readonly Row[]>,
+    lacks: (rows: readonly Row[]) => boolean,
+  ): Promise<readonly Row[]> {
+    const rows = await ask(false)
+    const [first] = rows
+    if (first === undefined) await refuseMissing()
+    if (first === undefined || first.hidden === '' || !lacks(rows)) return rows
+    const again = await ask(true)
+    refuseHiding(again[0]?.hidden)
+    return again
+  }
+
+  /** What is not there may only be hidden. */
+  async function refuseMissing(): Promise<void> {
+    if (postgres) await refuseHidden(db, places)
   }
 
   /** One read, which on SQLite waits for who keeps even readers out, as the switch to WAL does. */
@@ -484,9 +523,13 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
       set_config('lock_timeout', '${LOCK_TIMEOUT_MS}', true),
       set_config('idle_in_transaction_session_timeout', '${transactionTimeoutMs}', true),
       set_config('synchronous_commit', case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end, true),
-      case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end`
+      case when current_setting('transaction_timeout', true) is not null then set_config('transaction_timeout', '0', true) end,
+      ${mayHide(places)} as hidden`
     // At once where that can be, so that there is no time between them for a session to be ended in.
-    for (const statement of together ? [`${opening}; ${limits}`] : [opening, limits]) await sql.raw(statement).execute(on)
+    if (!together) await sql.raw(opening).execute(on)
+    const { rows } = await sql.raw<{ hidden: string }>(together ? `${opening}; ${limits}` : limits).execute(on)
+    // An update of rows that are hidden changes nothing, and says nothing of it.
+    if (rows[0]?.hidden !== '') await refuseHidden(on, places)
   }
 
   /**
@@ -669,6 +712,7 @@ function readQueries(
   db: Kysely<Tables>,
   at: RawBuilder<number | null>,
   standby: RawBuilder<number>,
+  hidden: RawBuilder<string>,
 ): (digests: readonly string[]) => CompiledQuery<ReadRow> {
   const compiled = new Map<number, CompiledQuery<ReadRow>>()
 
@@ -687,7 +731,7 @@ function readQueries(
       .leftJoin('express_api_key_generations as g', (join) => join.on('g.digest', 'in', parameters))
       .leftJoin('express_api_keys as k', 'k.id', 'g.key_id')
       .where('s.id', '=', sql.lit(1))
-      .select(['s.lease_ms', 's.store_id', at.as('at'), standby.as('standby')])
+      .select(['s.lease_ms', 's.store_id', at.as('at'), standby.as('standby'), hidden.as('hidden')])
       .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
       .select(KEY.map((column) => `k.${column} as k_${column}` as const))
       .compile()
@@ -695,7 +739,7 @@ function readQueries(
 }
 
 /** A row of that query: the settings, and a key with one of its generations if there is one. */
-type ReadRow = { lease_ms: number; store_id: string; at: number | null; standby: number } & {
+type ReadRow = { lease_ms: number; store_id: string; at: number | null; standby: number; hidden: string } & {
   [column in keyof GenerationTable as `g_${column}`]: GenerationTable[column] | null
 } & { [column in keyof KeyTable as `k_${column}`]: KeyTable[column] | null }
 

@@ -25,7 +25,7 @@ import {
   TableNode,
 } from 'kysely'
 import Database from 'libsql'
-import { Client, Pool, type PoolConfig, types } from 'pg'
+import { Client, Pool, type PoolClient, type PoolConfig, types } from 'pg'
 import { atEnd } from '../support/cleanup.js'
 import { serve } from '../support/instance.js'
 import { freshDatabase } from '../support/postgres.js'
@@ -147,6 +147,94 @@ describe('what only a person can end', () => {
         detail: 'The store cannot be used at the moment.',
       },
     ])
+  })
+
+  describe('row-level security', () => {
+    const sentence = (table: string): object => ({
+      code: 'store_misconfigured',
+      message: expect.stringMatching(new RegExp(`^Row-level security hides rows of ${table} from this role; disable it`)),
+    })
+    const TABLES = ['keys', 'key_generations', 'key_replays', 'key_events', 'key_settings', 'key_migrations'].map(
+      (name) => `express_api_${name}`,
+    )
+
+    const guarded = async (): Promise<{ admin: Pool; role: string; own: Pool }> => {
+      const { admin, role, url } = await databaseWithRole()
+      await postgresStore(admin).migrate()
+      await admin.query(`grant select, insert, update on all tables in schema public to ${role}`)
+      return { admin, role, own: pool(url) }
+    }
+
+    test.each(TABLES)('on %s without a policy is told by migrate()', async (table) => {
+      const { admin, own } = await guarded()
+      await admin.query(`alter table ${table} enable row level security`)
+      for (const store of [postgresStore(own), sqlStore(kysely(own))]) await expect(store.migrate()).rejects.toMatchObject(sentence(table))
+      await postgresStore(admin).migrate()
+      await admin.query(`alter table ${table} disable row level security`)
+      await postgresStore(own).migrate()
+    })
+
+    test.each(TABLES.slice(0, 2))('P1: a live key is never unknown because of it, on %s, from one moment to the next', async (table) => {
+      const { admin, own } = await guarded()
+      const errors: ApiKeyError[] = []
+      const store = postgresStore(own)
+      const { keys, url } = await serve(store, { leaseMs: 50, onError: (error) => void errors.push(error) })
+      const { secret, key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+      const { secret: fresh } = await keys.create({ as: 'application', ownerId: 'acme', name: 'fresh' })
+      expect([await verdict(url, secret), await verdict(url, secret.slice(0, -1))]).toEqual([200, 401])
+      await admin.query(`alter table ${table} enable row level security`)
+      expect((await call(`${url}/data`, { secret: fresh })).status).toBe(503)
+      expect(errors).toContainEqual(expect.objectContaining(sentence(table)))
+      const rotated = await call(`${url}/keys/self/rotate`, { method: 'POST', secret: fresh, idempotencyKey: 'k' })
+      expect(rotated.status).toBe(503)
+      await expect(
+        store.transaction((tx) => tx.retireGenerations(key.id, { at: 1, by: 'system', reason: 'revoked' })),
+      ).rejects.toMatchObject(sentence(table))
+      await expect(store.key(key.id)).rejects.toMatchObject(sentence(table))
+      await expect(store.keys({ ownerId: 'acme', limit: 5 })).rejects.toMatchObject(sentence(table))
+      await admin.query(`alter table ${table} disable row level security`)
+      expect(await verdict(url, fresh)).toBe(200)
+    })
+
+    test.each(TABLES.slice(2, 5))('on %s keeps no answer back in silence', async (table) => {
+      const { admin, own } = await guarded()
+      const store = postgresStore(own)
+      await admin.query(`alter table ${table} enable row level security`)
+      if (table !== 'express_api_key_events') await expect(store.replays(['r'])).rejects.toMatchObject(sentence(table))
+      await expect(store.events({ keyId: 'k', limit: 5 })).rejects.toMatchObject(sentence(table))
+      await expect(store.transaction((tx) => tx.insertReplay(replay('r')))).rejects.toMatchObject(sentence(table))
+      await expect(store.setLease(70)).rejects.toMatchObject(sentence(table))
+    })
+
+    test('with a policy that lets the role at every row is no trouble, and with one that does not is', async () => {
+      const { admin, role, own } = await guarded()
+      for (const table of TABLES) {
+        await admin.query(`alter table ${table} enable row level security; create policy all_rows on ${table} to ${role} using (true)`)
+      }
+      const store = postgresStore(own)
+      await worksWith(store)
+      for (const policy of ['as restrictive using (id is null)', 'as restrictive for update using (id is null)']) {
+        await admin.query(`create policy fewer on express_api_keys ${policy}`)
+        await expect(store.migrate()).rejects.toMatchObject(sentence('express_api_keys'))
+        await admin.query('drop policy fewer on express_api_keys')
+      }
+      await admin.query(
+        `drop policy all_rows on express_api_keys; create policy own_rows on express_api_keys using (owner_id = current_user)`,
+      )
+      await expect(store.read(['d'])).rejects.toMatchObject(sentence('express_api_keys'))
+    })
+
+    test('is seen in the schema and under the prefix of the tables', async () => {
+      const { admin, role, own } = await guarded()
+      await admin.query(`create schema "o'\\k"; grant usage on schema "o'\\k" to ${role}`)
+      const made = (on: Pool): Store => sqlStore(kysely(on, [new Prefix('App1_')]).withSchema("o'\\k"))
+      await made(admin).migrate()
+      await admin.query(`grant select, insert, update on all tables in schema "o'\\k" to ${role}`)
+      await made(own).migrate()
+      await admin.query(`alter table "o'\\k"."App1_express_api_keys" enable row level security`)
+      await expect(made(own).read(['d'])).rejects.toMatchObject(sentence('App1_express_api_keys'))
+      expect(await postgresStore(own).read(['d'])).toMatchObject({ found: [] })
+    })
   })
 
   test('tables that were never made, a settings row that is gone, another database, another password', async () => {
@@ -517,6 +605,41 @@ describe('drivers as people set them', () => {
     expect(seen.rows).toEqual([{ own: 1, late: 0 }])
   })
 
+  test('a pool whose promises are none of this realm or of this language', async () => {
+    const own = pool((await freshDatabase()).url)
+    const connect = async (): Promise<PoolClient> => {
+      const client = await own.connect()
+      const query = client.query.bind(client) as (...args: unknown[]) => Promise<unknown>
+      return new Proxy(client, {
+        get(target, name) {
+          const value: unknown = Reflect.get(target, name, target)
+          if (name === 'query') return (...args: unknown[]) => thenable(query(...args))
+          return typeof value === 'function' ? value.bind(target) : value
+        },
+      })
+    }
+    await worksWith(postgresStore({ connect: () => thenable(connect()) }, { readTimeoutMs: 500 }))
+  })
+
+  test('a query whose promise is none of this realm is given up like every other, with its connection', async () => {
+    const own = pool((await freshDatabase()).url)
+    await postgresStore(own).migrate()
+    const removed = new Promise((resolve) => own.once('remove', resolve))
+    const connect = async (): Promise<PoolClient> => {
+      const client = await own.connect()
+      return new Proxy(client, {
+        get(target, name) {
+          const value: unknown = Reflect.get(target, name, target)
+          if (name === 'query') return () => thenable(new Promise(() => {}))
+          return typeof value === 'function' ? value.bind(target) : value
+        },
+      })
+    }
+    const store = postgresStore({ connect: () => thenable(connect()) }, { readTimeoutMs: 50, transactionTimeoutMs: 50 })
+    await expect(store.read([])).rejects.toMatchObject({ code: 'store_unavailable' })
+    await removed
+  })
+
   test('a pool that was ended and a handle that was closed are stores that cannot be asked', async () => {
     const { url } = await freshDatabase()
     const own = new Pool({ connectionString: url })
@@ -704,6 +827,12 @@ async function worksWith(store: Store): Promise<void> {
   expect((await call(`${url}/keys/${key.id}`, { secret: renewed })).status).toBe(403)
   await keys.close()
   expect(trouble).toEqual([])
+}
+
+/** What is waited for like a promise and is none, as libraries of promises and other realms give. */
+function thenable<T>(promise: Promise<T>): PromiseLike<T> {
+  // biome-ignore lint/suspicious/noThenProperty: that is what it is for
+  return { then: (...listeners) => promise.then(...listeners) }
 }
 
 async function databaseWithRole(...settings: string[]): Promise<{ admin: Pool; role: string; url: string }> {
