@@ -6,12 +6,6 @@ import { timeOrderedId } from './mutation.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
 import type { MintedSecret, SecretFormat } from './secret.js'
 
-/**
- * A rotation waits for the leases on the old secret where one may outlast its grace period: the longest lease with its margin, granted as late as
- * right before COMMIT, which may come some seconds after this is decided.
- */
-const LONGEST_WAIT_MS = 75_000
-
 /** How a rotation is done, checked. */
 export interface RotationPlan {
   /** 0 for at once. */
@@ -91,7 +85,7 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
         ...effect,
         ...secretsOf(secret, second),
         ...(graceMs === 0 ? { retired: { digests, reason: 'rotated' as const } } : { changed: digests, acceptedUntil: retireAt }),
-        waits: retireAt - now <= LONGEST_WAIT_MS,
+        waits: { unlessAcceptedUntil: retireAt },
       }
 
       async function renew(): Promise<Pick<Effect, 'key' | 'events'>> {

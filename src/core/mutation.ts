@@ -72,8 +72,11 @@ export interface Effect {
   readonly changed?: readonly string[]
   /** What the audit trail should tell. */
   readonly events: readonly { readonly type: EventType; readonly key: KeyRow; readonly details: JsonObject }[]
-  /** False where no lease can contradict the answer (a new key). */
-  readonly waits: boolean
+  /**
+   * False where no lease can contradict the answer (a new key). Where something ends at an instant to come, only a lease that may outlast that
+   * instant can, and how long leases last is known after COMMIT only.
+   */
+  readonly waits: boolean | { readonly unlessAcceptedUntil: number }
 }
 
 /** A finished mutation. */
@@ -245,7 +248,7 @@ export function mutations(parts: MutationParts): Mutations {
       try {
         await tellCaches(outcome.effect)
         const { effect, recordId } = outcome
-        const waits = effect.waits && parts.othersHoldLeases()
+        const waits = parts.othersHoldLeases() && leasesMayContradict(effect, leasesOver({ ...outcome, committed }))
         return await answer(effect, { ...outcome, recordId, committed, waits, settled: false, replayed: false })
       } catch (error) {
         // "Something went wrong" would be read as "nothing has changed".
@@ -282,7 +285,7 @@ export function mutations(parts: MutationParts): Mutations {
     // Another rotation may have come in between: a secret that is dead already is not handed out.
     if (given.secret !== undefined && !settled && (await supersededSince(given.key))) throw superseded()
     // On the store's clock, as every instant that is told: that of this machine may be wrong.
-    const lastLease = waits && !parts.waitForLease ? Math.ceil(about.now + (committed - about.askedAt) + waitMs) : undefined
+    const lastLease = waits && !parts.waitForLease ? Math.ceil(leasesOver(about)) : undefined
     const acceptedUntil = Math.max(given.acceptedUntil ?? 0, lastLease ?? 0)
     return {
       key: given.key,
@@ -525,7 +528,7 @@ export function mutations(parts: MutationParts): Mutations {
     if (by !== null) await tx.insertReplay(recordOf(by, mutation, command, plan, effect, now))
     const actor = actorOf(command, caller)
     for (const { type, key, details } of effect.events) await log(event(type, key, now, command, actor, details), key)
-    return { kind: 'applied', effect, recordId: by, waitMs: effect.waits ? await tx.waitMs() : 0, now, askedAt }
+    return { kind: 'applied', effect, recordId: by, waitMs: effect.waits === false ? 0 : await tx.waitMs(), now, askedAt }
   }
 
   /** What the caller's secret is worth under the lock; its key may have been rotated or revoked since it was looked at. */
@@ -625,6 +628,15 @@ export function mutations(parts: MutationParts): Mutations {
     const tracked = work.catch(report).finally(() => behind.delete(tracked))
     behind.add(tracked)
   }
+}
+
+/** When the last lease from before the commit is over, by the store's clock. */
+function leasesOver({ now, askedAt, committed, waitMs }: Timing & { readonly committed: number }): number {
+  return now + (committed - askedAt) + waitMs + marginMs(waitMs)
+}
+
+function leasesMayContradict({ waits }: Effect, leasesOver: number): boolean {
+  return typeof waits === 'object' ? waits.unlessAcceptedUntil <= leasesOver : waits
 }
 
 /** The one thing a dead secret is still good for is the answer of the very mutation that retired it, and not once its key has expired. */

@@ -77,6 +77,29 @@ test('P3: acceptedUntil counts from after COMMIT, however long that took', async
   expect(acceptedUntil).toBe(new Date(asked + 700 + 1_050).toISOString())
 })
 
+test('P3: whether leases may outlast a grace period is decided after COMMIT, however long that took', async () => {
+  const clock = new TestClock()
+  const { keys, commits } = await sharedStore(clock, { leaseMs: 60_000 })
+  const rotated = async (afterMs: number, commitMs: number): Promise<Pending<IssuedKey>> => {
+    const { key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+    commits.take = () => clock.advance(commitMs)
+    const answered = pending(keys.rotate({ as: 'application', id: key.id, retire: { afterMs } }))
+    await answered.settled()
+    commits.take = () => {}
+    return answered
+  }
+  const late = await rotated(3_600_000, 20_000)
+  expect(await late.settled()).toBe(true)
+  // Leases of 60 s and their margin, from a COMMIT of 3,550 s on, end after it.
+  const outlasted = await rotated(3_600_000, 3_550_000)
+  await clock.asleep(1)
+  expect(await outlasted.settled()).toBe(false)
+  clock.advance(59_999)
+  expect(await outlasted.settled()).toBe(false)
+  clock.advance(3_001)
+  expect((await outlasted.done).key.generation).toBe(2)
+})
+
 test('a store in memory that nobody shares needs no wait', async () => {
   const clock = new TestClock()
   const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock })
@@ -270,7 +293,7 @@ interface Pending<T> {
 
 async function sharedStore(
   clock: TestClock,
-  options: { waitForLease?: boolean } = {},
+  options: { waitForLease?: boolean; leaseMs?: number } = {},
   storeClock: TestClock = clock,
 ): Promise<{
   keys: ReturnType<typeof createApiKeys>
