@@ -100,6 +100,124 @@ test('P3: whether leases may outlast a grace period is decided after COMMIT, how
   expect((await outlasted.done).key.generation).toBe(2)
 })
 
+describe('a short grace period', () => {
+  const afterMs = 3_000
+  type Turn = (tx: number) => void | Promise<void>
+
+  /** Two instances over one store; `turn` runs between each COMMIT and its answer, and hears how many there were before. */
+  async function twoInstances(clock: TestClock, { fails = () => false }: { fails?: (tx: number) => boolean } = {}) {
+    const inner = memoryStore({ now: () => clock.wallMs() })
+    const commits: { turn: Turn; count: number } = { turn: () => {}, count: 0 }
+    const store: Store = {
+      ...inner,
+      async transaction(work) {
+        const count = commits.count++
+        if (fails(count)) throw new Error('away')
+        const result = await inner.transaction(work)
+        await commits.turn(count)
+        return result
+      },
+    }
+    const faults: unknown[] = []
+    const make = (): ReturnType<typeof createApiKeys> =>
+      createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000, onError: (error) => void faults.push(error) })
+    const one = make()
+    const other = make()
+    for (const keys of [one, other]) await keys.migrate()
+    const { key, secret } = await one.create({ as: 'application', ownerId: 'acme', name: 'n' })
+    commits.count = 0
+    const rotate = (keys = one) => keys.rotate({ as: { secret }, retire: { afterMs }, idempotencyKey: 'k' })
+    return { one, other, key, secret, commits, rotate, faults, inner }
+  }
+
+  test('counts from the COMMIT, however long that takes, and not a millisecond longer', async () => {
+    const clock = new TestClock()
+    const { one, other, key, secret, commits, rotate } = await twoInstances(clock)
+    const asked = clock.wallMs()
+    commits.turn = async (count) => {
+      if (count > 0) return
+      clock.advance(4_000)
+      // Another instance meets the provisional end, and has a lease on its word.
+      expect(await other.verify(secret)).toMatchObject({ ok: true })
+    }
+    const first = await rotate()
+    const end = asked + 4_000 + afterMs
+    expect(first.acceptedUntil).toBe(new Date(end).toISOString())
+    for (const keys of [one, other]) {
+      const again = await rotate(keys)
+      expect([again.replayed, again.secret, again.acceptedUntil]).toEqual([true, first.secret, first.acceptedUntil])
+    }
+    clock.advance(end - 1 - clock.wallMs())
+    expect([await one.verify(secret), await other.verify(secret)]).toMatchObject([{ ok: true }, { ok: true }])
+    clock.advance(1)
+    const over = { ok: false, reason: 'rotated' }
+    expect([await one.verify(secret), await other.verify(secret)]).toEqual([over, over])
+    const event = (await one.events({ id: key.id })).items.find(({ type }) => type === 'key.rotated')
+    expect(event?.details).toEqual({ generation: 2, retire: { afterMs } })
+  })
+
+  test('P3: waits for the leases from before its end was known, where they may outlast it', async () => {
+    const clock = new TestClock()
+    const { other, secret, commits, rotate } = await twoInstances(clock)
+    commits.turn = async (count) => {
+      // The second COMMIT comes late, and right before it another instance has a lease on the provisional end.
+      if (count === 0) await other.verify(secret)
+      else if (count === 1) clock.advance(2_500)
+    }
+    const answered = pending(rotate())
+    await clock.asleep(1)
+    clock.advance(1_049)
+    expect(await answered.settled()).toBe(false)
+    clock.advance(1)
+    const { acceptedUntil } = await answered.done
+    expect(Date.parse(acceptedUntil ?? '')).toBeLessThan(clock.wallMs())
+    expect(await other.verify(secret)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('keeps its provisional end where the second transaction fails, and every answer tells that', async () => {
+    const clock = new TestClock()
+    const { other, secret, rotate, faults } = await twoInstances(clock, { fails: (count) => count === 1 })
+    const asked = clock.wallMs()
+    const first = await rotate()
+    expect(first.acceptedUntil).toBe(new Date(asked + 63_000).toISOString())
+    expect(faults).toMatchObject([{ cause: { message: 'away' } }])
+    const again = await rotate(other)
+    expect([again.replayed, again.acceptedUntil]).toEqual([true, first.acceptedUntil])
+    clock.advance(62_999)
+    expect(await other.verify(secret)).toMatchObject({ ok: true })
+    clock.advance(1)
+    expect(await other.verify(secret)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('ends as the first to answer says, where a duplicate comes in between', async () => {
+    const clock = new TestClock()
+    const { other, commits, rotate } = await twoInstances(clock)
+    const asked = clock.wallMs()
+    let duplicate: ReturnType<typeof rotate> | undefined
+    commits.turn = async (count) => {
+      if (count > 0) return
+      clock.advance(500)
+      duplicate = rotate(other)
+      duplicate = Promise.resolve(await duplicate)
+    }
+    const first = await rotate()
+    const second = await duplicate
+    expect([first.replayed, second?.replayed, second?.secret]).toEqual([false, true, first.secret])
+    expect([first.acceptedUntil, second?.acceptedUntil]).toEqual(Array(2).fill(new Date(asked + 500 + afterMs).toISOString()))
+  })
+
+  test('never outlives the key, and is told as it is when the key ends first', async () => {
+    const clock = new TestClock()
+    const { one, commits } = await twoInstances(clock)
+    const expiresAt = new Date(clock.wallMs() + 6_000).toISOString()
+    const { secret } = await one.create({ as: 'application', ownerId: 'acme', name: 'n', expiresAt })
+    commits.count = 0
+    commits.turn = (count) => (count === 0 ? clock.advance(4_000) : undefined)
+    const { acceptedUntil } = await one.rotate({ as: { secret }, retire: { afterMs } })
+    expect(acceptedUntil).toBe(expiresAt)
+  })
+})
+
 test('a store in memory that nobody shares needs no wait', async () => {
   const clock = new TestClock()
   const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock })
