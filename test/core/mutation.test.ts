@@ -119,15 +119,15 @@ describe('a short grace period', () => {
       },
     }
     const faults: unknown[] = []
-    const make = (): ReturnType<typeof createApiKeys> =>
-      createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000, onError: (error) => void faults.push(error) })
+    const make = (serverSecret: string | string[] = SECRET): ReturnType<typeof createApiKeys> =>
+      createApiKeys({ store, secret: serverSecret, clock, leaseMs: 1_000, onError: (error) => void faults.push(error) })
     const one = make()
     const other = make()
     for (const keys of [one, other]) await keys.migrate()
     const { key, secret } = await one.create({ as: 'application', ownerId: 'acme', name: 'n' })
     commits.count = 0
     const rotate = (keys = one) => keys.rotate({ as: { secret }, retire: { afterMs }, idempotencyKey: 'k' })
-    return { one, other, key, secret, commits, rotate, faults, inner }
+    return { one, other, key, secret, commits, rotate, faults, make }
   }
 
   test('counts from the COMMIT, however long that takes, and not a millisecond longer', async () => {
@@ -152,7 +152,7 @@ describe('a short grace period', () => {
     clock.advance(1)
     const over = { ok: false, reason: 'rotated' }
     expect([await one.verify(secret), await other.verify(secret)]).toEqual([over, over])
-    const event = (await one.events({ id: key.id })).items.find(({ type }) => type === 'key.rotated')
+    const event = (await one.events({ id: key.id }))?.items.find(({ type }) => type === 'key.rotated')
     expect(event?.details).toEqual({ generation: 2, retire: { afterMs } })
   })
 
@@ -204,6 +204,25 @@ describe('a short grace period', () => {
     const second = await duplicate
     expect([first.replayed, second?.replayed, second?.secret]).toEqual([false, true, first.secret])
     expect([first.acceptedUntil, second?.acceptedUntil]).toEqual(Array(2).fill(new Date(asked + 500 + afterMs).toISOString()))
+  })
+
+  test('is counted by the first retry where its process died, also under a new server secret', async () => {
+    const clock = new TestClock()
+    const { commits, rotate, make } = await twoInstances(clock)
+    await new Promise<void>((committed) => {
+      commits.turn = (count) => {
+        if (count > 0) return
+        committed()
+        // Whose process died is never answered.
+        return new Promise(() => {})
+      }
+      void rotate()
+    })
+    const after = make(['the-next-server-secret-0123456789-012345', SECRET])
+    clock.advance(10_000)
+    const { replayed, acceptedUntil } = await rotate(after)
+    expect([replayed, acceptedUntil]).toEqual([true, new Date(clock.wallMs() + afterMs).toISOString()])
+    expect((await rotate(after)).acceptedUntil).toBe(acceptedUntil)
   })
 
   test('never outlives the key, and is told as it is when the key ends first', async () => {
