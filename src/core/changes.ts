@@ -6,11 +6,10 @@ import { timeOrderedId } from './mutation.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
 import type { MintedSecret, SecretFormat } from './secret.js'
 
-/**
- * A rotation waits for the leases on the old secret where one may outlast its grace period: the longest lease with its margin, granted as late as
- * right before COMMIT, which may come some seconds after this is decided.
- */
-const LONGEST_WAIT_MS = 75_000
+/** Graces up to this long are counted from the commit: what a COMMIT may take is nothing beside longer ones. */
+const LONGEST_COUNTED_FROM_COMMIT_MS = 600_000
+/** How much later such a grace period ends at first than it should. No COMMIT that is answered takes longer. */
+const GRACE_ALLOWANCE_MS = 60_000
 
 /** How a rotation is done, checked. */
 export interface RotationPlan {
@@ -80,8 +79,8 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       }
       // A key keeps the form that its clients and its other instances know.
       const secret = format.mint(current.secretStart === '' ? format.startFor(current.environment) : current.secretStart)
-      const retireAt = graceMs === 0 ? now : Math.min(now + graceMs, current.expiresAt ?? Number.POSITIVE_INFINITY)
-      const grace = graceMs === 0 ? {} : { graceEndsAt: retireAt }
+      const { endsAt, provisional } = graceEnd(plan, now, current.expiresAt)
+      const grace = graceMs === 0 ? {} : { graceEndsAt: endsAt }
       const digests = await tx.retireGenerations(current.id, { at: now, by, reason: 'rotated', ...grace })
       const updatedAt = Math.max(now, current.updatedAt + 1)
       // Earlier answers hold secrets that are dead now.
@@ -90,8 +89,9 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       return {
         ...effect,
         ...secretsOf(secret, second),
-        ...(graceMs === 0 ? { retired: { digests, reason: 'rotated' as const } } : { changed: digests, acceptedUntil: retireAt }),
-        waits: retireAt - now <= LONGEST_WAIT_MS,
+        ...(graceMs === 0 ? { retired: { digests, reason: 'rotated' as const } } : { changed: digests, acceptedUntil: endsAt }),
+        ...(provisional ? { graceMs } : {}),
+        waits: true,
       }
 
       async function renew(): Promise<Pick<Effect, 'key' | 'events'>> {
@@ -100,8 +100,9 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
         await tx.updateKey(key)
         const details = {
           generation: key.generation,
-          ...(graceMs === 0 ? {} : { oldSecretExpiresAt: new Date(retireAt).toISOString() }),
-          ...(onFirstUse ? { retire: 'on-first-use' } : {}),
+          // The trail tells no instant that may still change.
+          ...(graceMs === 0 || provisional ? {} : { oldSecretExpiresAt: new Date(endsAt).toISOString() }),
+          ...(onFirstUse ? { retire: 'on-first-use' } : graceMs === 0 ? {} : { retire: { afterMs: graceMs } }),
           ...(emergency ? { emergency } : {}),
         }
         return { key, events: [{ type: 'key.rotated', key, details }] }
@@ -123,6 +124,20 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       }
     },
   }
+}
+
+/**
+ * When a grace period that begins now ends. A short one counts from the commit, whose instant is known only afterwards: its end is provisional, later
+ * than it should be, and lowered then.
+ */
+function graceEnd(
+  { graceMs, onFirstUse }: RotationPlan,
+  now: number,
+  keyExpiresAt: number | null,
+): { readonly endsAt: number; readonly provisional: boolean } {
+  const latest = keyExpiresAt ?? Number.POSITIVE_INFINITY
+  const provisional = graceMs > 0 && graceMs <= LONGEST_COUNTED_FROM_COMMIT_MS && !onFirstUse && now + graceMs < latest
+  return { endsAt: Math.min(now + graceMs + (provisional ? GRACE_ALLOWANCE_MS : 0), latest), provisional }
 }
 
 /** Ends a key for good. */

@@ -35,7 +35,7 @@ export interface ApiKey<Metadata extends object = JsonObject> {
 
 /**
  * When the old secret of a rotation stops being accepted: at once, after a grace period in milliseconds, or when the new one is first used. In any case
- * after 7 days (604,800,000 ms), and never later than the key's own expiry.
+ * after 7 days (604,800,000 ms), and never later than the key's own expiry. A grace period of at most 10 minutes counts from the commit.
  */
 export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
 

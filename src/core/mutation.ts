@@ -66,6 +66,8 @@ export interface Effect {
   readonly rotationSecret?: string
   /** Until when the old secret is still accepted, where it has a grace period. */
   readonly acceptedUntil?: number
+  /** How long after the commit that is to be, where `acceptedUntil` is provisional. */
+  readonly graceMs?: number
   /** Digests that are no longer accepted, and why. */
   readonly retired?: { readonly digests: readonly string[]; readonly reason: 'rotated' | 'revoked' }
   /** The digests whose verdict has changed but stays good. */
@@ -172,13 +174,41 @@ type Outcome =
   | { readonly kind: 'refused'; readonly error: ApiKeyError }
   /** Somebody else has carried it out meanwhile, and its answer is there. */
   | { readonly kind: 'recorded' }
-  | ({ readonly kind: 'applied'; readonly effect: Effect; readonly recordId: string | null } & Timing)
+  | Applied
 
-interface Timing {
+interface Applied {
+  readonly kind: 'applied'
+  readonly effect: Effect
+  readonly record: ReplayRow | undefined
   readonly waitMs: number
   /** What the store's clock showed, and this process's before it was asked. */
   readonly now: number
   readonly askedAt: number
+}
+
+/** When the leases are over that may contradict a change. */
+interface Timing extends Pick<Applied, 'waitMs' | 'now' | 'askedAt'> {
+  /** When this process knew that all of it is committed: every lease that can contradict it was asked for before. */
+  readonly waitFrom: number
+}
+
+/** A record, and what it is sealed with. */
+interface Kept {
+  readonly record: ReplayRow
+  readonly index: number
+  readonly credentials: SealCredentials
+}
+
+/** What became of a grace period after COMMIT. */
+interface GraceEnd {
+  /** What the answer says otherwise than before. */
+  readonly answer: Pick<SealedAnswer, 'acceptedUntil'>
+  /** Of the secret that it is about, where its end may have changed. */
+  readonly digest?: string | undefined
+  /** The longest lease that may have been granted until then. */
+  readonly waitMs?: number
+  /** When this process knew. */
+  readonly at: number
 }
 
 export interface Mutations {
@@ -236,19 +266,17 @@ export function mutations(parts: MutationParts): Mutations {
       if (replayed !== undefined) return replayed
       const { presented } = prepared
       const ready = presented === undefined ? await readyAlone(mutation, command) : await readyWithKey(mutation, command, presented)
-      const outcome = await inTurn(() => logged((tx, log) => transact(tx, log, mutation, command, prepared, ready))).catch((error) => {
+      const outcome = await inTurn(() => durably(mutation, command, prepared, ready)).catch((error) => {
         throw explained(failureOf(error), prepared.plan.ids.length > 0)
       })
-      // From here on the change is durable. Every lease that can contradict it was asked for before this instant.
-      const committed = clock.monotonicMs()
       if (outcome.kind === 'refused') throw outcome.error
       // A duplicate that waited for its twin: the next round finds the record.
       if (outcome.kind === 'recorded') continue
       try {
-        await tellCaches(outcome.effect)
-        const { effect, recordId } = outcome
+        const { effect, record } = outcome
+        await tellCaches(effect)
         const waits = effect.waits && parts.othersHoldLeases()
-        return await answer(effect, { ...outcome, recordId, committed, waits, settled: false, replayed: false })
+        return await answer(effect, { ...outcome, recordId: record?.id ?? null, waits, settled: false, replayed: false })
       } catch (error) {
         // "Something went wrong" would be read as "nothing has changed".
         const known = failureOf(error)
@@ -256,6 +284,56 @@ export function mutations(parts: MutationParts): Mutations {
       }
     }
     throw new ApiKeyError('store_unavailable', 'The store shows a record to transactions only; it may answer reads from a stale copy.')
+  }
+
+  /** Carries a command out, and counts the grace period that it began from its commit. From the end of this on the change is durable. */
+  async function durably(
+    mutation: Mutation,
+    command: MutationCommand,
+    prepared: Prepared,
+    ready: Ready,
+  ): Promise<Exclude<Outcome, Applied> | (Applied & Timing & { readonly committed: number })> {
+    const outcome = await logged((tx, log) => transact(tx, log, mutation, command, prepared, ready))
+    if (outcome.kind !== 'applied') return outcome
+    const committed = clock.monotonicMs()
+    const { effect, record, now, askedAt } = outcome
+    const kept = record && { record, index: 0, credentials: prepared.plan.credentials }
+    const ended = await endGrace(effect, kept, now + (committed - askedAt))
+    return { ...outcome, effect: { ...effect, ...ended.answer }, waitMs: ended.waitMs ?? outcome.waitMs, committed, waitFrom: ended.at }
+  }
+
+  /**
+   * Counts a grace period from the commit, where its end is provisional, and seals the answer again with the end that it has now. Whoever seals it again
+   * first decides: the one that made the change, or a replay that found it before that was done. Where it fails, the provisional end stays and
+   * is told: it is later than was asked for.
+   */
+  async function endGrace(given: SealedAnswer, kept: Kept | undefined, committedAt?: number): Promise<GraceEnd> {
+    const { key, acceptedUntil: from, graceMs } = given
+    if (from === undefined || graceMs === undefined) return { answer: {}, at: clock.monotonicMs() }
+    const lower = async (tx: StoreTransaction): Promise<Omit<GraceEnd, 'at'>> => {
+      await tx.lockKeys([key.id])
+      const to = Math.min(from, Math.ceil((committedAt ?? (await tx.now())) + graceMs))
+      if (await resealed(tx, { ...given, acceptedUntil: to }, kept)) await tx.lowerGrace(key.id, key.generation - 1, { from, to })
+      const old = await tx.generationOf(key.id, key.generation - 1)
+      return { answer: { acceptedUntil: old?.graceEndsAt ?? to }, digest: old?.digest, waitMs: await tx.waitMs() }
+    }
+    // Again where nobody knows whether it was done: the second time tells what the first one did.
+    for (let tries = 0, unknown = true; unknown && tries < 2; tries++) {
+      try {
+        return { ...(await store.transaction(lower)), at: clock.monotonicMs() }
+      } catch (error) {
+        report(error)
+        unknown = failureOf(error).code === 'outcome_unknown'
+      }
+    }
+    return { answer: {}, at: clock.monotonicMs() }
+  }
+
+  async function resealed(tx: StoreTransaction, { graceMs: _, ...answer }: SealedAnswer, kept: Kept | undefined): Promise<boolean> {
+    const from = kept?.record.sealed ?? null
+    if (kept === undefined || from === null) return true
+    const { record, index, credentials } = kept
+    return tx.reseal(record.id, { from, to: seals.seal(record, credentials, sealable(answer), index) })
   }
 
   /** Waits for what may still contradict a change, settles its record, and makes the answer of it. */
@@ -270,11 +348,12 @@ export function mutations(parts: MutationParts): Mutations {
       readonly replayed: boolean
     },
   ): Promise<Done> {
-    const { recordId, committed, waits, settled } = about
+    const { recordId, committed, settled } = about
+    // Where the old secret ends at an instant to come, only a lease that may outlast that can contradict it.
+    const waits = about.waits && !((given.acceptedUntil ?? 0) > leasesOver(about))
     if (given.secret !== undefined) leases.introduce(digestOf(given.secret), given.key.id)
-    const waitMs = waits ? about.waitMs + marginMs(about.waitMs) : 0
     const settle = async (): Promise<void> => {
-      if (waits) await clock.sleep(committed + waitMs - clock.monotonicMs())
+      if (waits) await clock.sleep(about.waitFrom + about.waitMs + marginMs(about.waitMs) - clock.monotonicMs())
       if (recordId !== null && !settled) await store.settle(recordId, clock.monotonicMs() - committed).catch(report)
     }
     // A record is settled when its leases are over, also where nobody waits for that: another instance may, and goes by it.
@@ -284,7 +363,7 @@ export function mutations(parts: MutationParts): Mutations {
     // Another rotation may have come in between: a secret that is dead already is not handed out.
     if (given.secret !== undefined && !settled && (await supersededSince(given.key))) throw superseded()
     // On the store's clock, as every instant that is told: that of this machine may be wrong.
-    const lastLease = waits && !parts.waitForLease ? Math.ceil(about.now + (committed - about.askedAt) + waitMs) : undefined
+    const lastLease = waits && !parts.waitForLease ? Math.ceil(leasesOver(about)) : undefined
     const acceptedUntil = Math.max(given.acceptedUntil ?? 0, lastLease ?? 0)
     return {
       key: given.key,
@@ -403,8 +482,14 @@ export function mutations(parts: MutationParts): Mutations {
     auditReplay(command, decision.key, record.id, plan)
     const settled = record.settledAt !== null
     const waits = !settled && parts.othersHoldLeases()
-    const timing = { waitMs: recorded.waitMs, now: recorded.at, askedAt }
-    return answer(decision, { ...timing, recordId: record.id, committed: clock.monotonicMs(), waits, settled, replayed: true })
+    // The first answer is still on its way, or its process died. Once it is settled, its end has been told.
+    const ended: GraceEnd =
+      settled || decision.graceMs === undefined
+        ? { answer: {}, at: clock.monotonicMs() }
+        : await inTurn(() => endGrace(decision, { record, index, credentials: plan.credentials }))
+    if (ended.digest !== undefined) await leases.forget(ended.digest)
+    const timing = { waitMs: ended.waitMs ?? recorded.waitMs, now: recorded.at, askedAt, waitFrom: ended.at, committed: ended.at }
+    return answer({ ...decision, ...ended.answer }, { ...timing, recordId: record.id, waits, settled, replayed: true })
   }
 
   /** The answer of a change to another key is given only while the caller may still make that change. */
@@ -528,10 +613,11 @@ export function mutations(parts: MutationParts): Mutations {
 
     const by = plan.ids[0] ?? null
     const effect = await mutation.apply(tx, { caller, target, now, by, minted })
-    if (by !== null) await tx.insertReplay(recordOf(by, mutation, command, plan, effect, now))
+    const record = by === null ? undefined : recordOf(by, mutation, command, plan, effect, now)
+    if (record !== undefined) await tx.insertReplay(record)
     const actor = actorOf(command, caller)
     for (const { type, key, details } of effect.events) await log(event(type, key, now, command, actor, details), key)
-    return { kind: 'applied', effect, recordId: by, waitMs: effect.waits ? await tx.waitMs() : 0, now, askedAt }
+    return { kind: 'applied', effect, record, waitMs: effect.waits ? await tx.waitMs() : 0, now, askedAt }
   }
 
   /** What the caller's secret is worth under the lock; its key may have been rotated or revoked since it was looked at. */
@@ -564,10 +650,7 @@ export function mutations(parts: MutationParts): Mutations {
       windowMs: plan.windowMs,
       graceMs: plan.graceMs,
     }
-    const { key, secret, rotationSecret, acceptedUntil } = effect
-    const sealed = mutation.neverReplayed
-      ? null
-      : seals.seal(open, plan.credentials, JSON.stringify({ key, secret, rotationSecret, acceptedUntil } satisfies Unsealed))
+    const sealed = mutation.neverReplayed ? null : seals.seal(open, plan.credentials, sealable(effect))
     return { ...open, sealed, expiresAt: now + plan.windowMs + plan.allowanceMs, settledAt: null }
   }
 
@@ -634,6 +717,15 @@ export function mutations(parts: MutationParts): Mutations {
     const tracked = work.catch(report).finally(() => behind.delete(tracked))
     behind.add(tracked)
   }
+}
+
+/** When the last lease from before the commit is over, by the store's clock. */
+function leasesOver({ now, askedAt, waitFrom, waitMs }: Timing): number {
+  return now + (waitFrom - askedAt) + waitMs + marginMs(waitMs)
+}
+
+function sealable({ key, secret, rotationSecret, acceptedUntil, graceMs }: SealedAnswer): string {
+  return JSON.stringify({ key, secret, rotationSecret, acceptedUntil, graceMs } satisfies Unsealed)
 }
 
 /** The one thing a dead secret is still good for is the answer of the very mutation that retired it, and not once its key has expired. */

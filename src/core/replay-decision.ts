@@ -7,6 +7,8 @@ export interface SealedAnswer {
   readonly secret?: string
   readonly rotationSecret?: string
   readonly acceptedUntil?: number
+  /** How long the grace period is, counted from the commit; only while `acceptedUntil` is provisional. */
+  readonly graceMs?: number
 }
 
 /** A commit takes this long at most before a record that nobody settled closes, counted from its creation and its window. */

@@ -30,7 +30,8 @@ export interface Seals {
   idsWithoutKey(callerId: string, digest: string): readonly string[]
   /** The fingerprint of a request under the server secret that made the record id with this index. */
   fingerprint(index: number, request: RequestShape): string
-  seal(context: SealedContext, credentials: SealCredentials, answer: string): string
+  /** Seals under the current server secret, or under the one that made the record id with this index. */
+  seal(context: SealedContext, credentials: SealCredentials, answer: string, index?: number): string
   /** The answer, or undefined when the credentials are not those it was sealed under or anything was tampered with. */
   open(index: number, context: SealedContext, credentials: SealCredentials, sealed: string): string | undefined
 }
@@ -70,10 +71,10 @@ export function replaySeals(serverSecrets: readonly Uint8Array[]): Seals {
     fingerprint: (index, { method, path, query, body }) =>
       hmac(master(index).fingerprint, [method, path, query ?? '', canonicalJson(body)]),
 
-    seal(context, credentials, answer) {
+    seal(context, credentials, answer, index = 0) {
       const salt = randomBytes(SALT_BYTES)
       const iv = randomBytes(IV_BYTES)
-      const cipher = createCipheriv('aes-256-gcm', sealingKey(master(0).secret, context, credentials, salt), iv)
+      const cipher = createCipheriv('aes-256-gcm', sealingKey(master(index).secret, context, credentials, salt), iv)
       cipher.setAAD(associatedData(context))
       const ciphertext = Buffer.concat([cipher.update(answer, 'utf8'), cipher.final()])
       return Buffer.concat([salt, iv, cipher.getAuthTag(), ciphertext]).toString('base64url')

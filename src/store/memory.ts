@@ -196,12 +196,22 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
         for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt })
         return active.map(({ digest }) => digest)
       },
+      async lowerGrace(keyId, generation, { from, to }) {
+        const row = [...generations.values()].find((one) => one.keyId === keyId && one.generation === generation)
+        if (row?.graceEndsAt === from && from > to) generations.set(row.digest, { ...row, graceEndsAt: to })
+      },
       generationOf: async (keyId, generation) =>
         copyOf([...generations.values()].find((row) => row.keyId === keyId && row.generation === generation)),
       replay: async (ids) => copyOf(ids.map((id) => replays.get(id)).find((row) => row !== undefined)),
       async insertReplay(row) {
         if (replays.has(row.id)) throw taken('replay record')
         replays.set(row.id, { ...row })
+      },
+      async reseal(replayId, { from, to }) {
+        const row = replays.get(replayId)
+        if (row?.sealed !== from) return false
+        replays.set(replayId, { ...row, sealed: to })
+        return true
       },
       async eraseReplays(keyId, exceptId) {
         for (const row of replays.values())

@@ -636,6 +636,17 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
         return rows.map(({ digest }) => digest)
       },
 
+      async lowerGrace(keyId, generation, { from, to }) {
+        await on
+          .updateTable('express_api_key_generations')
+          .set({ grace_ends_at: to })
+          .where('key_id', '=', keyId)
+          .where('generation', '=', generation)
+          .where('grace_ends_at', '=', from)
+          .where('grace_ends_at', '>', to)
+          .execute()
+      },
+
       async generationOf(keyId, generation) {
         const row = await on
           .selectFrom('express_api_key_generations')
@@ -672,6 +683,17 @@ export function storeOver(database: Kysely<any>, { dialect, readTimeoutMs, trans
             settled_at: row.settledAt,
           })
           .execute()
+      },
+
+      async reseal(replayId, { from, to }) {
+        const rows = await on
+          .updateTable('express_api_key_replays')
+          .set({ sealed: to })
+          .where('id', '=', replayId)
+          .where('sealed', '=', from)
+          .returning('id')
+          .execute()
+        return rows.length > 0
       },
 
       async eraseReplays(keyId, exceptId) {

@@ -275,6 +275,11 @@ export interface StoreTransaction {
     keyId: string,
     change: { at: number; by: string | null; reason: 'rotated' | 'revoked'; graceEndsAt?: number },
   ): Promise<readonly string[]>
+  /**
+   * Makes the grace period of a generation end at `to` where it ends at `from` and that is later; otherwise changes nothing. An end is never raised:
+   * verifiers remember that a secret is over.
+   */
+  lowerGrace(keyId: string, generation: number, end: { readonly from: number; readonly to: number }): Promise<void>
   /** Finds a key's generation by its number. */
   generationOf(keyId: string, generation: number): Promise<GenerationRow | undefined>
 
@@ -282,6 +287,8 @@ export interface StoreTransaction {
   replay(ids: readonly string[]): Promise<ReplayRow | undefined>
   /** Rejects when the id exists already. */
   insertReplay(row: ReplayRow): Promise<void>
+  /** Puts one seal in the place of another, unless there is a third or none by now; resolves with whether it did. */
+  reseal(replayId: string, sealed: { readonly from: string; readonly to: string }): Promise<boolean>
   /** Erases the seal of every record about this key (`keyId`), and of every answer that it was given (`callerId`), but for the one named. */
   eraseReplays(keyId: string, exceptId: string | null): Promise<void>
 

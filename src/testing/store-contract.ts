@@ -185,6 +185,33 @@ export function storeContract(
       same([row?.retiredBy, row?.graceEndsAt], ['grace', null])
     })
 
+    check('lowers the end of a grace period from the one that is named, and never raises one', async (store, sibling) => {
+      const { key, generation } = await issue(store)
+      const now = await store.transaction((tx) => tx.now())
+      const lowered = async (from: number, to: number): Promise<number | null | undefined> => {
+        await sibling.transaction((tx) => tx.lowerGrace(key.id, 1, { from, to }))
+        return (await store.transaction((tx) => tx.generation(generation.digest)))?.graceEndsAt
+      }
+      same(await lowered(now, now - 1), null)
+      await store.transaction((tx) => tx.retireGenerations(key.id, { at: now, by: null, reason: 'rotated', graceEndsAt: now + 60_000 }))
+      same(await lowered(now + 60_000, now + 60_001), now + 60_000)
+      same(await lowered(now + 50_000, now + 1_000), now + 60_000)
+      same(await lowered(now + 60_000, now + 3_000), now + 3_000)
+      same(await lowered(now + 60_000, now + 2_000), now + 3_000)
+    })
+
+    check('puts one seal in the place of another once, and none where it was erased', async (store, sibling) => {
+      const { key } = await issue(store)
+      const id = digest()
+      const reseal = (from: string, to: string): Promise<boolean> => sibling.transaction((tx) => tx.reseal(id, { from, to }))
+      same(await reseal('seal', 'other'), false)
+      await store.transaction((tx) => tx.insertReplay(replayOf(key, { id })))
+      same([await reseal('seal', 'second'), (await recordOf(store, id))?.sealed], [true, 'second'])
+      same([await reseal('seal', 'third'), (await recordOf(store, id))?.sealed], [false, 'second'])
+      await store.transaction((tx) => tx.eraseReplays(key.id, null))
+      same([await reseal('second', 'third'), (await recordOf(store, id))?.sealed], [false, null])
+    })
+
     check(
       'the first use of a secret ends the grace period of the one before it, and says how long a lease on that may last',
       async (store) => {

@@ -77,6 +77,166 @@ test('P3: acceptedUntil counts from after COMMIT, however long that took', async
   expect(acceptedUntil).toBe(new Date(asked + 700 + 1_050).toISOString())
 })
 
+test('P3: whether leases may outlast a grace period is decided after COMMIT, however long that took', async () => {
+  const clock = new TestClock()
+  const { keys, commits } = await sharedStore(clock, { leaseMs: 60_000 })
+  const rotated = async (afterMs: number, commitMs: number): Promise<Pending<IssuedKey>> => {
+    const { key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+    commits.take = () => clock.advance(commitMs)
+    const answered = pending(keys.rotate({ as: 'application', id: key.id, retire: { afterMs } }))
+    await answered.settled()
+    commits.take = () => {}
+    return answered
+  }
+  const late = await rotated(3_600_000, 20_000)
+  expect(await late.settled()).toBe(true)
+  // Leases of 60 s and their margin, from a COMMIT of 3,550 s on, end after it.
+  const outlasted = await rotated(3_600_000, 3_550_000)
+  await clock.asleep(1)
+  expect(await outlasted.settled()).toBe(false)
+  clock.advance(59_999)
+  expect(await outlasted.settled()).toBe(false)
+  clock.advance(3_001)
+  expect((await outlasted.done).key.generation).toBe(2)
+})
+
+describe('a short grace period', () => {
+  const afterMs = 3_000
+  type Turn = (tx: number) => void | Promise<void>
+
+  /** Two instances over one store; `turn` runs between each COMMIT and its answer, and hears how many there were before. */
+  async function twoInstances(clock: TestClock, { fails = () => false }: { fails?: (tx: number) => boolean } = {}) {
+    const inner = memoryStore({ now: () => clock.wallMs() })
+    const commits: { turn: Turn; count: number } = { turn: () => {}, count: 0 }
+    const store: Store = {
+      ...inner,
+      async transaction(work) {
+        const count = commits.count++
+        if (fails(count)) throw new Error('away')
+        const result = await inner.transaction(work)
+        await commits.turn(count)
+        return result
+      },
+    }
+    const faults: unknown[] = []
+    const make = (serverSecret: string | string[] = SECRET): ReturnType<typeof createApiKeys> =>
+      createApiKeys({ store, secret: serverSecret, clock, leaseMs: 1_000, onError: (error) => void faults.push(error) })
+    const one = make()
+    const other = make()
+    for (const keys of [one, other]) await keys.migrate()
+    const { key, secret } = await one.create({ as: 'application', ownerId: 'acme', name: 'n' })
+    commits.count = 0
+    const rotate = (keys = one) => keys.rotate({ as: { secret }, retire: { afterMs }, idempotencyKey: 'k' })
+    return { one, other, key, secret, commits, rotate, faults, make }
+  }
+
+  test('counts from the COMMIT, however long that takes, and not a millisecond longer', async () => {
+    const clock = new TestClock()
+    const { one, other, key, secret, commits, rotate } = await twoInstances(clock)
+    const asked = clock.wallMs()
+    commits.turn = async (count) => {
+      if (count > 0) return
+      clock.advance(4_000)
+      // Another instance meets the provisional end, and has a lease on its word.
+      expect(await other.verify(secret)).toMatchObject({ ok: true })
+    }
+    const first = await rotate()
+    const end = asked + 4_000 + afterMs
+    expect(first.acceptedUntil).toBe(new Date(end).toISOString())
+    for (const keys of [one, other]) {
+      const again = await rotate(keys)
+      expect([again.replayed, again.secret, again.acceptedUntil]).toEqual([true, first.secret, first.acceptedUntil])
+    }
+    clock.advance(end - 1 - clock.wallMs())
+    expect([await one.verify(secret), await other.verify(secret)]).toMatchObject([{ ok: true }, { ok: true }])
+    clock.advance(1)
+    const over = { ok: false, reason: 'rotated' }
+    expect([await one.verify(secret), await other.verify(secret)]).toEqual([over, over])
+    const event = (await one.events({ id: key.id }))?.items.find(({ type }) => type === 'key.rotated')
+    expect(event?.details).toEqual({ generation: 2, retire: { afterMs } })
+  })
+
+  test('P3: waits for the leases from before its end was known, where they may outlast it', async () => {
+    const clock = new TestClock()
+    const { other, secret, commits, rotate } = await twoInstances(clock)
+    commits.turn = async (count) => {
+      // The second COMMIT comes late, and right before it another instance has a lease on the provisional end.
+      if (count === 0) await other.verify(secret)
+      else if (count === 1) clock.advance(2_500)
+    }
+    const answered = pending(rotate())
+    await clock.asleep(1)
+    clock.advance(1_049)
+    expect(await answered.settled()).toBe(false)
+    clock.advance(1)
+    const { acceptedUntil } = await answered.done
+    expect(Date.parse(acceptedUntil ?? '')).toBeLessThan(clock.wallMs())
+    expect(await other.verify(secret)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('keeps its provisional end where the second transaction fails, and every answer tells that', async () => {
+    const clock = new TestClock()
+    const { other, secret, rotate, faults } = await twoInstances(clock, { fails: (count) => count === 1 })
+    const asked = clock.wallMs()
+    const first = await rotate()
+    expect(first.acceptedUntil).toBe(new Date(asked + 63_000).toISOString())
+    expect(faults).toMatchObject([{ cause: { message: 'away' } }])
+    const again = await rotate(other)
+    expect([again.replayed, again.acceptedUntil]).toEqual([true, first.acceptedUntil])
+    clock.advance(62_999)
+    expect(await other.verify(secret)).toMatchObject({ ok: true })
+    clock.advance(1)
+    expect(await other.verify(secret)).toEqual({ ok: false, reason: 'rotated' })
+  })
+
+  test('ends as the first to answer says, where a duplicate comes in between', async () => {
+    const clock = new TestClock()
+    const { other, commits, rotate } = await twoInstances(clock)
+    const asked = clock.wallMs()
+    let duplicate: ReturnType<typeof rotate> | undefined
+    commits.turn = async (count) => {
+      if (count > 0) return
+      clock.advance(500)
+      duplicate = rotate(other)
+      duplicate = Promise.resolve(await duplicate)
+    }
+    const first = await rotate()
+    const second = await duplicate
+    expect([first.replayed, second?.replayed, second?.secret]).toEqual([false, true, first.secret])
+    expect([first.acceptedUntil, second?.acceptedUntil]).toEqual(Array(2).fill(new Date(asked + 500 + afterMs).toISOString()))
+  })
+
+  test('is counted by the first retry where its process died, also under a new server secret', async () => {
+    const clock = new TestClock()
+    const { commits, rotate, make } = await twoInstances(clock)
+    await new Promise<void>((committed) => {
+      commits.turn = (count) => {
+        if (count > 0) return
+        committed()
+        // Whose process died is never answered.
+        return new Promise(() => {})
+      }
+      void rotate()
+    })
+    const after = make(['the-next-server-secret-0123456789-012345', SECRET])
+    clock.advance(10_000)
+    const { replayed, acceptedUntil } = await rotate(after)
+    expect([replayed, acceptedUntil]).toEqual([true, new Date(clock.wallMs() + afterMs).toISOString()])
+    expect((await rotate(after)).acceptedUntil).toBe(acceptedUntil)
+  })
+
+  test('never outlives the key, and is told as it is when the key ends first', async () => {
+    const clock = new TestClock()
+    const { one, commits } = await twoInstances(clock)
+    const expiresAt = new Date(clock.wallMs() + 6_000).toISOString()
+    const { secret } = await one.create({ as: 'application', ownerId: 'acme', name: 'n', expiresAt })
+    commits.count = 0
+    commits.turn = (count) => (count === 0 ? clock.advance(4_000) : undefined)
+    const { acceptedUntil } = await one.rotate({ as: { secret }, retire: { afterMs } })
+    expect(acceptedUntil).toBe(expiresAt)
+  })
+})
+
 test('a store in memory that nobody shares needs no wait', async () => {
   const clock = new TestClock()
   const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock })
@@ -270,7 +430,7 @@ interface Pending<T> {
 
 async function sharedStore(
   clock: TestClock,
-  options: { waitForLease?: boolean } = {},
+  options: { waitForLease?: boolean; leaseMs?: number } = {},
   storeClock: TestClock = clock,
 ): Promise<{
   keys: ReturnType<typeof createApiKeys>
