@@ -129,6 +129,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
   })
 
   return {
+    timeoutMs,
     get: (digest) => get(PREFIX + digest),
     async fill(digest, value, expiresAtMs) {
       if (!Number.isFinite(expiresAtMs) || value.length > MAX_ENTRY_LENGTH) return

@@ -254,6 +254,55 @@ describe('a callback of the application that fails', () => {
   })
 })
 
+describe('a cache of the application’s own', () => {
+  const nothing = (): never => failing(new Error('of the cache'))()
+  const silent = (): Promise<never> => new Promise(() => {})
+  const sound = {
+    get: async () => undefined,
+    fill: async () => {},
+    bury: async () => true,
+    forget: async () => {},
+    close: async () => {},
+  } as const
+  const within = { hits: 1, endsAt: new Date(Date.now() + 30_000) }
+  const counting = (counters: object): object => ({
+    counters: () => ({ increment: async () => within, decrement: async () => {}, ...counters }),
+  })
+
+  test.each<[string, object]>([
+    ['whose get resolves with null', { get: async () => null }],
+    ['whose get resolves with a text', { get: async () => 'a.mac.body' }],
+    ['whose get resolves with a number for a value', { get: async () => ({ value: 5, timeMs: 0 }) }],
+    ['whose get resolves with no time', { get: async () => ({ value: null }) }],
+    ['whose get never answers', { get: silent }],
+    ['whose bury resolves with nothing', { bury: async () => undefined }],
+    ['whose bury never answers', { bury: silent }],
+    ['whose counters throws', { counters: nothing }],
+    ['whose counters returns nothing', { counters: () => undefined }],
+    ['whose increment throws', counting({ increment: nothing })],
+    ['whose increment rejects', counting({ increment: async () => nothing() })],
+    ['whose increment resolves with nothing', counting({ increment: async () => undefined })],
+    ['whose increment resolves with null', counting({ increment: async () => null })],
+    ['whose increment resolves without an end', counting({ increment: async () => ({ hits: 1 }) })],
+    ['whose increment resolves with a number for an end', counting({ increment: async () => ({ hits: 1, endsAt: Date.now() }) })],
+    ['whose increment never answers', counting({ increment: silent })],
+    ['whose decrement throws', counting({ decrement: nothing })],
+    ['whose decrement never answers', counting({ decrement: silent })],
+  ])('%s changes no answer, and is told of', async (_what, parts) => {
+    const { told, secret, url, keys } = await scene(undefined, { cache: { ...sound, ...parts } as never })
+    const rotation = { path: '/keys/self/rotate', secret, idempotencyKey: 'k' }
+    const first = await exchange(url, rotation)
+    expect([first.status, first.headers['idempotent-replayed']]).toEqual([200, undefined])
+    const again = await exchange(url, rotation)
+    expect([again.status, again.headers['idempotent-replayed'], again.body.secret]).toEqual([200, 'true', first.body.secret])
+    expect((await exchange(url, { method: 'GET', path: '/data', secret: first.body.secret })).status).toBe(200)
+    expect((await keys.list({ ownerId: 'acme' })).items[0]?.generation).toBe(2)
+    const causes = told.map(({ cause }) => String(cause))
+    expect(causes).not.toEqual([])
+    for (const line of causes) expect(line).toMatch(/of the cache|The cache gave|undefined/)
+  })
+})
+
 describe('a refusal', () => {
   test('is told to those who listen, with the reason that the client is not told', async () => {
     const { keys, secret, url } = await scene((app, own) => {
