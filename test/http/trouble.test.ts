@@ -391,6 +391,30 @@ describe('a refusal', () => {
   })
 })
 
+test('the document is made once for each path, and an X-Request-Id that is too long is not looked into', async () => {
+  let made = 0
+  const routes = new Proxy(contracts.standard.routes, {
+    get(target, name, receiver) {
+      if (name === Symbol.iterator) made++
+      return Reflect.get(target, name, receiver)
+    },
+  })
+  const { url } = await scene(undefined, { contract: { ...contracts.standard, requestId: true, routes } })
+  const before = made
+  const answers: Checked[] = []
+  const test = jest.spyOn(RegExp.prototype, 'test')
+  for (const length of [5, 128, 129, 15_000]) {
+    // Too few word characters in a row for a secret.
+    const id = 'a-'.repeat(length).slice(0, length)
+    answers.push(await exchange(url, { method: 'GET', path: '/keys/openapi.json', headers: ['X-Request-Id', id] }))
+    expect([length, answers.at(-1)?.headers['x-request-id'] === id]).toEqual([length, length <= 128])
+  }
+  const longest = Math.max(...test.mock.calls.filter((_call, i) => String(test.mock.contexts[i]).includes('49')).map(([id]) => id.length))
+  jest.restoreAllMocks()
+  expect([longest, made - before]).toEqual([128, 1])
+  expect(answers.map(({ body }) => body)).toEqual(answers.map(() => answers[0]?.body))
+})
+
 test('a guard that stands before the router is told of at the first request that got past it', async () => {
   const { told, secret, url } = await scene((app, keys) => app.use(bearerAuth(keys)))
   const first = await exchange(url, { path: '/keys/self/rotate', secret, idempotencyKey: 'k' })
