@@ -15,6 +15,9 @@ export interface Counters {
  * with `a` is active.
  */
 export interface Cache {
+  /** How long a call may take by the cache's own limit. A second more, and it counts as no answer. Default 0. */
+  readonly timeoutMs?: number
+
   /**
    * Reads one entry together with the cache server's clock (milliseconds since the epoch), both from the node that owns it.
    * Undefined when there is no answer; `value` is null when there is no entry.

@@ -10,7 +10,7 @@ export interface RedisCacheOptions {
   timeoutMs?: number
   /**
    * Hears when Redis stops answering (`down`, with the cause where one is known) and when it answers again (`up`). Requests go on all the
-   * while. What it throws or rejects with goes to stderr.
+   * while. What it throws or rejects with goes to stderr. Default: one line on stderr at each change.
    */
   onStateChange?: (state: 'up' | 'down', cause?: unknown) => unknown
 }
@@ -103,7 +103,7 @@ type Connection = (Redis | Cluster) & Scripts
  * @throws ApiKeyError `invalid_option` when the client is no ioredis client or an option is unknown or out of range.
  */
 export function redisCache(client: Redis | Cluster, options: RedisCacheOptions = {}): Cache {
-  const { timeoutMs, onStateChange } = checkedOptions(client, options)
+  const { timeoutMs, onStateChange = logState } = checkedOptions(client, options)
   const breaker = createBreaker()
   const scripts = new Map<string, string>()
   let connection: Connection | undefined
@@ -129,6 +129,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
   })
 
   return {
+    timeoutMs,
     get: (digest) => get(PREFIX + digest),
     async fill(digest, value, expiresAtMs) {
       if (!Number.isFinite(expiresAtMs) || value.length > MAX_ENTRY_LENGTH) return
@@ -225,7 +226,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       return answer
     } catch (cause) {
       // A refusal is an answer too, if a bad one: nobody has waited in vain.
-      const refused = cause instanceof Error && cause.name === 'ReplyError'
+      const refused = isRefusal(cause)
       if (!breaker.failed(pass, refused ? 1 : asking)) return undefined
       tell('down', cause)
       // A connection that went silent may stay so for a quarter of an hour, until TCP gives up: a new one knows better.
@@ -280,6 +281,8 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
     // Without this listener ioredis would print the error, or throw it.
     opened.on('error', (error: unknown) => {
       lastError = error
+      // A wrong password is refused on a connection that stays open: no close says so.
+      if (isRefusal(error)) tell('down', error)
     })
     opened.on('close', () => {
       if (!breaker.closedConnection()) tell('down', lastError)
@@ -296,16 +299,36 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
     state = now
     // A listener's own trouble must not become an answer, nor end the process; it may be an async function.
     try {
-      Promise.resolve(onStateChange?.(now, cause)).catch(complain)
+      Promise.resolve(onStateChange(now, cause)).catch(complain)
     } catch (failure) {
       complain(failure)
     }
   }
 }
 
+function isRefusal(error: unknown): boolean {
+  return error instanceof Error && error.name === 'ReplyError'
+}
+
 function complain(failure: unknown): void {
-  const { name, message } = failure instanceof Error ? failure : { name: typeof failure, message: '' }
-  console.error(`express-api-keys: onStateChange has failed: ${name} ${message.replaceAll(/\s+/g, ' ')}`)
+  console.error(`express-api-keys: onStateChange has failed: ${oneLine(failure)}`)
+}
+
+/** The default `onStateChange`. */
+function logState(state: 'up' | 'down', cause?: unknown): void {
+  const why = cause === undefined ? '' : ` (${oneLine(cause)})`
+  const change = state === 'up' ? 'answers again.' : `has stopped answering${why}; requests go on without it.`
+  console.error(`express-api-keys: Redis ${change}`)
+}
+
+/** The name and the message alone: an error of ioredis carries the command with its arguments, and a message may name a URL with a password. */
+function oneLine(error: unknown): string {
+  const { name, message } = error instanceof Error ? error : { name: typeof error, message: '' }
+  return `${name} ${message}`
+    .replaceAll(/\s+/g, ' ')
+    .replaceAll(/\/\/[^/@\s]*@/g, '//')
+    .slice(0, 300)
+    .trim()
 }
 
 function checkedOptions(client: unknown, options: RedisCacheOptions): RedisCacheOptions & { timeoutMs: number } {

@@ -1,22 +1,106 @@
-import type { Cache } from '../cache/cache.js'
+import type { Cache, Counters } from '../cache/cache.js'
+import { clearTimeout, monotonicMs, setTimeout } from '../real-time.js'
 
-/** The same cache, where trouble reads as "no answer" whatever the cache makes of it: one of an application's own may throw. */
+/** A cache gives no answer when it takes this much longer than its own limit. */
+const ANSWER_MS = 1_000
+/** Trouble is reported once in this time for each method: a cache that is away fails every request. */
+const REPORT_MS = 60_000
+
+type Attempt = <T>(method: string, work: () => Promise<T>, makesSense?: (answer: T) => boolean) => Promise<T>
+
+/**
+ * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, be silent or talk nonsense. Its counters
+ * reject then, and never throw.
+ */
 export function guardedCache(cache: Cache, report: (error: unknown) => void): Cache {
-  const attempt = async <T>(fallback: T, work: () => Promise<T>): Promise<T> => {
+  const attempt = reportingAttempt(ANSWER_MS + (cache.timeoutMs ?? 0), report)
+  const or = <T>(fallback: T, answer: Promise<T>): Promise<T> => answer.catch(() => fallback)
+  return {
+    get: (digest) =>
+      or(
+        undefined,
+        attempt('get', () => cache.get(digest), isReading),
+      ),
+    fill: (digest, value, expiresAtMs) =>
+      or(
+        undefined,
+        attempt('fill', () => cache.fill(digest, value, expiresAtMs)),
+      ),
+    bury: (digest, value, ttlMs) =>
+      or(
+        false,
+        attempt('bury', () => cache.bury(digest, value, ttlMs), isBoolean),
+      ),
+    forget: (digest) =>
+      or(
+        undefined,
+        attempt('forget', () => cache.forget(digest)),
+      ),
+    ...(typeof cache.counters === 'function' ? { counters: (windowMs: number) => guardedCounters(cache, windowMs, attempt) } : {}),
+    close: () =>
+      or(
+        undefined,
+        attempt('close', () => cache.close()),
+      ),
+  }
+}
+
+function guardedCounters(cache: Cache, windowMs: number, attempt: Attempt): Counters {
+  let made: Counters | undefined
+  const counters = (): Counters => {
+    // Not before they are wanted: the application starts without them too.
+    made ??= cache.counters?.(windowMs)
+    return made as Counters
+  }
+  return {
+    increment: (name) => attempt('increment', () => counters().increment(name), isCount),
+    decrement: (name) => attempt('decrement', () => counters().decrement(name)),
+  }
+}
+
+function reportingAttempt(limitMs: number, report: (error: unknown) => void): Attempt {
+  const reportedAt = new Map<string, number>()
+  return async (method, work, makesSense = () => true) => {
     try {
-      return await work()
+      return await sensible(work, limitMs, makesSense)
     } catch (error) {
-      report(error)
-      return fallback
+      if (monotonicMs() - (reportedAt.get(method) ?? Number.NEGATIVE_INFINITY) >= REPORT_MS) {
+        reportedAt.set(method, monotonicMs())
+        report(error)
+      }
+      throw error
     }
   }
-  const { counters } = cache
-  return {
-    get: (digest) => attempt(undefined, () => cache.get(digest)),
-    fill: (digest, value, expiresAtMs) => attempt(undefined, () => cache.fill(digest, value, expiresAtMs)),
-    bury: (digest, value, ttlMs) => attempt(false, () => cache.bury(digest, value, ttlMs)),
-    forget: (digest) => attempt(undefined, () => cache.forget(digest)),
-    ...(counters === undefined ? {} : { counters: (windowMs: number) => counters.call(cache, windowMs) }),
-    close: () => attempt(undefined, () => cache.close()),
-  }
+}
+
+/** What a cache answers, in time; rejects where it throws, is silent, or says what makes no sense. */
+async function sensible<T>(work: () => Promise<T>, limitMs: number, makesSense: (answer: T) => boolean): Promise<T> {
+  const answer = await inTime(work(), limitMs)
+  if (!makesSense(answer)) throw new Error('The cache gave an answer that makes no sense.')
+  return answer
+}
+
+function inTime<T>(work: T | Promise<T>, limitMs: number): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`The cache gave no answer within ${limitMs} ms.`)), limitMs)
+    timer.unref()
+    Promise.resolve(work)
+      .then(resolve, reject)
+      .finally(() => clearTimeout(timer))
+  })
+}
+
+function isReading(answer: unknown): boolean {
+  if (answer === undefined) return true
+  const { value, timeMs } = (answer ?? {}) as { value?: unknown; timeMs?: unknown }
+  return (value === null || typeof value === 'string') && Number.isFinite(timeMs)
+}
+
+function isBoolean(answer: unknown): boolean {
+  return typeof answer === 'boolean'
+}
+
+function isCount(answer: unknown): boolean {
+  const { hits, endsAt } = (answer ?? {}) as { hits?: unknown; endsAt?: unknown }
+  return Number.isInteger(hits) && endsAt instanceof Date && Number.isFinite(endsAt.getTime())
 }

@@ -2,7 +2,7 @@ import { types } from 'node:util'
 import { brotliDecompressSync, gunzipSync, inflateRawSync, inflateSync } from 'node:zlib'
 import type { Request } from 'express'
 import { ApiKeyError } from '../errors.js'
-import { setImmediate } from '../real-time.js'
+import { clearInterval, setImmediate, setInterval } from '../real-time.js'
 
 /** Of a body, as it comes and as it is when decoded. */
 const MAX_BODY_BYTES = 16 * 1024
@@ -14,6 +14,8 @@ const FIELD_NAME = /^\w{1,32}$/
 const MEDIA_TYPE = /^[a-z]{1,16}\/[a-z\d.+-]{1,32}$/
 const JSON_TYPE = /^(?:application\/json|[\w!#$&^.+-]+\/[\w!#$&^.+-]+\+json)$/
 const UTF8 = new TextDecoder('utf-8', { fatal: true })
+/** How long a request may wait because somebody has taken the listeners off its body. */
+const LOOK_MS = 250
 
 const READ_BEFORE = 'The body was read before the router could; mount keyRouter before what reads bodies, or let that put it into req.body.'
 const CLOSED = 'The connection was closed before the body was read.'
@@ -55,21 +57,49 @@ async function readBody(req: Request, fields: readonly string[]): Promise<object
       })
       if (bytes.length === 0) return {}
       if (wrongType !== undefined) throw wrongType
-      const plain = decode(bytes, codingsOf(req))
-      return plain.length === 0 ? {} : checked(parse(plain), fields)
+      return checkedBytes(req, bytes, fields)
     }
   }
 }
 
-/** How many bytes a request says that it brings; 0 for none, undefined where it does not say how many. @see RFC 9112 §6.3, RFC 9113 §8.1 */
+function checkedBytes(req: Request, bytes: Buffer, fields: readonly string[]): object {
+  const codings = codingsOf(req)
+  // Somebody who decodes the body for a log may take the header away; the bytes are as they came.
+  if (codings.length === 0) return checked(parseEither(bytes, sentCodingsOf(req)), fields)
+  const plain = decode(bytes, codings)
+  return plain.length === 0 ? {} : checked(parse(plain), fields)
+}
+
+/** How many bytes a request says it brings; 0 for none, undefined where it does not say how many. @see RFC 9112 §6.3, RFC 9113 §8.1 */
 function announcedLength(req: Request): number | undefined {
-  const { 'transfer-encoding': coding, 'content-length': declared } = (req.headers ?? {}) as { [name: string]: unknown }
-  if (coding !== undefined && coding !== '') return undefined
-  const text = declared === undefined || declared === null ? '' : String(declared).trim()
-  if (text !== '') return /^\d+$/.test(text) ? Number(text) : undefined
+  // An application may delete or change headers. What came over the wire counts too.
+  const codings = [req.headers?.['transfer-encoding'], ...sentValues(req, 'transfer-encoding')]
+  if (codings.some((coding) => coding !== undefined && coding !== '')) return undefined
+  const lengths = [req.headers?.['content-length'], ...sentValues(req, 'content-length')].map(lengthOf)
+  const known = lengths.filter((length) => length !== undefined)
+  if (known.length < lengths.length) return undefined
+  const longest = Math.max(...known)
+  if (longest > 0 || lengthIsSaid(req)) return longest
   const { stream } = req as { stream?: { endAfterHeaders?: boolean } }
   // HTTP/2 announces nothing: there is a body where the headers do not end the stream. And what is here already was announced by coming.
   return stream?.endAfterHeaders === false || (isStream(req) && req.readableLength > 0) ? undefined : 0
+}
+
+function lengthIsSaid(req: Request): boolean {
+  return [req.headers?.['content-length'], ...sentValues(req, 'content-length')].some((length) => String(length ?? '').trim() !== '')
+}
+
+/** Zero where nothing is said, undefined where what is said is no length. */
+function lengthOf(declared: unknown): number | undefined {
+  const text = String(declared ?? '').trim()
+  if (text === '') return 0
+  return /^\d+$/.test(text) ? Number(text) : undefined
+}
+
+/** The values of a header as they came over the wire. */
+function sentValues({ rawHeaders }: { rawHeaders?: unknown }, name: string): string[] {
+  if (!Array.isArray(rawHeaders)) return []
+  return rawHeaders.flatMap((value: unknown, i) => (i % 2 === 1 && String(rawHeaders[i - 1]).toLowerCase() === name ? [String(value)] : []))
 }
 
 /** Where the body is. */
@@ -89,7 +119,8 @@ function find(req: Request, length: number | undefined): Found {
   const placeholder = given === undefined || given === null || raw !== undefined || isEmptyObject(given)
   // What the application has put there counts, whether or not a header announced it.
   if (!placeholder) return { as: 'parsed', value: given }
-  if (length === 0) return NOTHING
+  // Nothing was announced, and yet somebody has read something.
+  if (length === 0) return isStream(req) && req.readableDidRead ? { as: 'lost', why: READ_BEFORE } : NOTHING
   const { begun, ended, destroyed } = stateOf(req)
   if (!begun && !ended && !destroyed) return { as: 'stream' }
   // A stream that ended and never had any data was empty.
@@ -139,32 +170,47 @@ function typeError(req: Request, length: number | undefined): ApiKeyError | unde
 
 /**
  * All bytes of a stream that nobody has read yet. The listeners stay: a body that is too large is read to its end and thrown away, or the
- * connection would be of no more use.
+ * connection would be of no more use. Somebody may take them off; the stream is then looked at from time to time.
  */
 function collect(req: Request, length: number | undefined): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     let chunks: Buffer[] = []
     let size = 0
     let settled = false
-    const fail = (error: ApiKeyError): void => {
+    const settle = (): void => {
       settled = true
+      clearInterval(looking)
+    }
+    const fail = (error: ApiKeyError): void => {
+      settle()
       chunks = []
       reject(error)
     }
-    req.on('data', (chunk: string | Uint8Array) => {
+    const take = (chunk: string | Uint8Array): void => {
       if (settled) return
       // A text where somebody has called setEncoding.
       const bytes = typeof chunk === 'string' ? Buffer.from(chunk, req.readableEncoding ?? 'utf8') : Buffer.from(chunk)
       size += bytes.length
       if (size > MAX_BODY_BYTES) fail(tooLarge())
       else chunks.push(bytes)
-    })
-    req.on('end', () => {
-      if (size === 0 && length !== undefined) fail(invalid(READ_BEFORE))
-      settled = true
+    }
+    const end = (): void => {
+      // Bytes that were announced, or were there, and that never got here.
+      if (size === 0 && (length !== undefined || req.readableDidRead)) fail(invalid(READ_BEFORE))
+      settle()
       resolve(Buffer.concat(chunks))
-    })
-    for (const event of ['error', 'aborted', 'close']) req.on(event, () => fail(invalid(CLOSED)))
+    }
+    const look = (): void => {
+      if (req.readableEnded) end()
+      else if (req.destroyed) fail(invalid(CLOSED))
+      else if (!req.listeners('data').includes(take)) fail(invalid(READ_BEFORE))
+      else if (req.readableFlowing === false) req.resume()
+    }
+    const looking = setInterval(look, LOOK_MS)
+    looking.unref()
+    req.on('data', take)
+    req.on('end', end)
+    for (const event of ['error', 'aborted', 'close']) req.on(event, () => (req.readableEnded ? end() : fail(invalid(CLOSED))))
     keepFlowing(req, () => settled)
   })
 }
@@ -189,7 +235,15 @@ function keepFlowing(req: Request, done: () => boolean): void {
 }
 
 function codingsOf(req: Request): string[] {
-  const names = String(req.headers?.['content-encoding'] ?? '').split(',')
+  return namesIn(String(req.headers?.['content-encoding'] ?? ''))
+}
+
+function sentCodingsOf(req: Request): string[] {
+  return namesIn(sentValues(req, 'content-encoding').join())
+}
+
+function namesIn(list: string): string[] {
+  const names = list.split(',')
   return names.map((name) => name.trim().toLowerCase()).filter((name) => name !== '' && name !== 'identity')
 }
 

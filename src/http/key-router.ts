@@ -39,7 +39,10 @@ export interface KeyRouterOptions {
 
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
 /** Nor one that could hold a secret, which would come back with the answer and lie in every log that the id is for. */
-const SANE_REQUEST_ID = /^(?!.*\w{49})[A-Za-z0-9._-]{1,128}$/
+const SANE_REQUEST_ID = /^(?!.*\w{49})[A-Za-z0-9._-]+$/
+const LONGEST_REQUEST_ID = 128
+/** Documents that are kept: one for each path that the router is mounted at, which a request may make up where that path has parameters. */
+const MOST_DOCUMENTS = 10
 
 const NO_BODY: Promise<object> = Promise.resolve({})
 
@@ -76,14 +79,21 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   const underWay = new Map<string, Promise<void>>()
   let waitingForTwins = 0
   let misplacedTold = false
+  const documents = new Map<string, object>()
   const router = express.Router()
   router.get('/openapi.json', (req, res) => {
     requestId(req, res)
-    res.json(openApiDocument(contract, req.baseUrl))
+    res.json(documentAt(req.baseUrl))
   })
   for (const route of contract.routes as readonly Route[]) router[route.method](route.path, serve(route))
   router.use(refuseUndecodable as ErrorRequestHandler)
   return router
+
+  function documentAt(path: string): object {
+    const document = documents.get(path) ?? openApiDocument(contract, path)
+    if (documents.size < MOST_DOCUMENTS) documents.set(path, document)
+    return document
+  }
 
   /** A path that is not well-formed percent-encoding never reaches a route. */
   function refuseUndecodable(error: unknown, req: Request, res: Response, next: (error: unknown) => void): void {
@@ -366,10 +376,15 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   function requestId(req: Request, res: Response): string {
     if (contract.requestId !== true) return ''
     const given = headerValues(req, 'x-request-id')
-    const id = given.length === 1 && SANE_REQUEST_ID.test(given[0] ?? '') ? (given[0] as string) : randomUUID()
+    const id = given.length === 1 && isSaneRequestId(given[0] ?? '') ? (given[0] as string) : randomUUID()
     res.setHeader('X-Request-Id', id)
     return id
   }
+}
+
+/** The length first: the pattern takes milliseconds for a header of 15 KB. */
+function isSaneRequestId(id: string): boolean {
+  return id.length <= LONGEST_REQUEST_ID && SANE_REQUEST_ID.test(id)
 }
 
 function isRateLimited(error: unknown): boolean {

@@ -336,6 +336,40 @@ describe('a Redis in trouble', () => {
     expect(heard).toEqual([['down', expect.objectContaining({ code: 'ECONNREFUSED' })]])
   })
 
+  ifServer()('whose password is wrong is told of with the cause, and again when it is right', async () => {
+    const url = await ownServer()
+    const owner = connect(url)
+    await owner.config('SET', 'requirepass', 'the-right-one')
+    const wrong = { lazyConnect: true, password: 'the-wrong-one', reconnectOnError: null }
+    const heard: [string, unknown][] = []
+    const lines: unknown[][] = []
+    jest.spyOn(console, 'error').mockImplementation((...line: unknown[]) => void lines.push(line))
+    const caches = [{ onStateChange: (...now: [string, unknown?]) => void heard.push([now[0], now[1]]) }, {}].map((options) =>
+      closing(redisCache(connect(url, wrong), options)),
+    )
+    const askUntil = (isSo: () => boolean): Promise<void> =>
+      until(async () => {
+        for (const cache of caches) await cache.get(digest())
+        return isSo()
+      })
+    await askUntil(() => heard.length > 0 && lines.length > 0)
+    for (let n = 0; n < 20; n++) await askUntil(() => true)
+    expect(heard).toEqual([['down', expect.objectContaining({ message: expect.stringMatching(/^(WRONGPASS|NOAUTH)/) })]])
+    expect(lines).toEqual([
+      [
+        expect.stringMatching(
+          /^express-api-keys: Redis has stopped answering \(ReplyError (WRONGPASS|NOAUTH).*\); requests go on without it\.$/,
+        ),
+      ],
+    ])
+    await owner.config('SET', 'requirepass', 'the-wrong-one')
+    await owner.call('CLIENT', 'KILL', 'TYPE', 'normal', 'SKIPME', 'yes')
+    await askUntil(() => heard.length > 1 && lines.length > 1)
+    jest.restoreAllMocks()
+    expect([heard.at(-1), lines.at(-1)]).toEqual([['up', undefined], ['express-api-keys: Redis answers again.']])
+    expect(JSON.stringify(lines)).not.toMatch(/the-(wrong|right)-one/)
+  })
+
   test('that is killed with commands on their way answers none of them wrongly', async () => {
     const own = await startRedis()
     const cache = await open(own.url)

@@ -1,6 +1,6 @@
 import { type IncomingMessage, request } from 'node:http'
 import { PassThrough, Readable, Writable } from 'node:stream'
-import { brotliCompressSync, deflateRawSync, deflateSync, gzipSync } from 'node:zlib'
+import { brotliCompressSync, createGunzip, deflateRawSync, deflateSync, gzipSync } from 'node:zlib'
 import express5, { type Express, type Request, type RequestHandler } from 'express'
 import { type ApiKeys, bearerAuth, createApiKeys, keyRouter, memoryStore } from 'express-api-keys'
 import express4 from 'express4'
@@ -136,6 +136,36 @@ describe.each([
       )
       expect(await accepted(url, revoked.secret)).toBe(kept ? 401 : 200)
     })
+  })
+
+  test.each<[string, RequestHandler[], number]>([
+    ['all headers of a body deleted', [deleting()], 200],
+    [
+      'all headers of a body deleted, and piped to a decoder',
+      [touching((req) => req.pipe(createGunzip()).on('error', () => {})), deleting()],
+      200,
+    ],
+    ['all headers of a body deleted, and Content-Length set to 0', [deleting(), placeholder({}), zeroing()], 200],
+    ['all headers of a body deleted before it is read', [deleting(), consuming()], 400],
+    ['all headers of a body deleted after it is read', [consuming(), deleting()], 400],
+    ['rawHeaders emptied as well, before it is read', [deleting(), touching((req) => req.rawHeaders.splice(0)), consuming()], 400],
+    ["removeAllListeners('data') afterwards", [afterwards((req) => req.removeAllListeners('data'))], 400],
+    ["removeAllListeners('end') afterwards", [afterwards((req) => req.removeAllListeners('end'))], 200],
+    ['removeAllListeners() afterwards', [afterwards((req) => req.removeAllListeners())], 400],
+    ['pause() and no listener for it', [afterwards((req) => req.removeAllListeners('pause').pause())], 200],
+    ['removeAllListeners() and pause() afterwards', [afterwards((req) => req.removeAllListeners().pause())], 400],
+    ['removeAllListeners() before all', [touching((req) => req.removeAllListeners())], 200],
+  ])('where an application has %s, the fields count or nothing changes', async (_what, before, status) => {
+    const url = await serve(...before)
+    for (const chunked of [false, true]) {
+      for (const coding of [undefined, 'gzip']) {
+        const { id, secret } = await issue()
+        const sent = { chunked, ...(coding === undefined ? {} : { coding }) }
+        const answer = await send(url, '/keys/self/rotate', secret, coding === undefined ? GRACE : gzipSync(GRACE), sent)
+        expect([sent, answer.status, (await keys.get(id))?.generation]).toEqual([sent, status, status === 200 ? 2 : 1])
+        expect(await accepted(url, secret)).toBe(200)
+      }
+    }
   })
 
   test('a body that was read before says so', async () => {
@@ -393,6 +423,28 @@ function consuming(then: (req: IncomingMessage) => void = () => {}): RequestHand
       then(req)
       setImmediate(next)
     })
+  }
+}
+
+function deleting(): RequestHandler {
+  return (req, _res, next) => {
+    for (const name of ['content-length', 'content-encoding', 'transfer-encoding']) delete req.headers[name]
+    next()
+  }
+}
+
+function zeroing(): RequestHandler {
+  return (req, _res, next) => {
+    req.headers['content-length'] = '0'
+    next()
+  }
+}
+
+/** Touches the request when the router has begun to read. */
+function afterwards(touch: (req: Request) => unknown): RequestHandler {
+  return (req, _res, next) => {
+    next()
+    if (req.method !== 'GET') touch(req)
   }
 }
 

@@ -184,6 +184,26 @@ describe('a limit', () => {
     expect(await ask(third)).toEqual([429])
   })
 
+  test.each<[string, Cache['counters']]>([
+    [
+      'throw at once',
+      () => {
+        throw new Error('of the cache')
+      },
+    ],
+    ['count nonsense', () => ({ increment: async () => ({ hits: 0, endsAt: 5 }) as never, decrement: async () => {} })],
+  ])('holds in the process alone where the counters of a cache %s, and one report says so', async (_how, counters) => {
+    const nothing = async (): Promise<undefined> => {}
+    const cache = { get: nothing, fill: nothing, bury: async () => false, forget: nothing, close: nothing, counters } as Cache
+    const told: unknown[] = []
+    const onError = (error: unknown): void => void told.push(error)
+    const here = await serveContract(narrow({ max: 2, windowMs: 60_000, by: 'ip' }), memoryStore(), { cache, onError })
+    const statuses = []
+    for (let n = 0; n < 4; n++) statuses.push((await here.send(ROTATE)).status)
+    expect(statuses).toEqual([401, 401, 429, 429])
+    expect(told).toHaveLength(1)
+  })
+
   test('is not begun anew by a Redis that has lost the count in mid-window', async () => {
     const redis = await startRedis()
     const here = await sharing(redis, 3)

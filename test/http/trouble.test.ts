@@ -327,6 +327,55 @@ describe('a contract', () => {
   })
 })
 
+describe('a cache of the application’s own', () => {
+  const nothing = (): never => failing(new Error('of the cache'))()
+  const silent = (): Promise<never> => new Promise(() => {})
+  const sound = {
+    get: async () => undefined,
+    fill: async () => {},
+    bury: async () => true,
+    forget: async () => {},
+    close: async () => {},
+  } as const
+  const within = { hits: 1, endsAt: new Date(Date.now() + 30_000) }
+  const counting = (counters: object): object => ({
+    counters: () => ({ increment: async () => within, decrement: async () => {}, ...counters }),
+  })
+
+  test.each<[string, object]>([
+    ['whose get resolves with null', { get: async () => null }],
+    ['whose get resolves with a text', { get: async () => 'a.mac.body' }],
+    ['whose get resolves with a number for a value', { get: async () => ({ value: 5, timeMs: 0 }) }],
+    ['whose get resolves with no time', { get: async () => ({ value: null }) }],
+    ['whose get never answers', { get: silent }],
+    ['whose bury resolves with nothing', { bury: async () => undefined }],
+    ['whose bury never answers', { bury: silent }],
+    ['whose counters throws', { counters: nothing }],
+    ['whose counters returns nothing', { counters: () => undefined }],
+    ['whose increment throws', counting({ increment: nothing })],
+    ['whose increment rejects', counting({ increment: async () => nothing() })],
+    ['whose increment resolves with nothing', counting({ increment: async () => undefined })],
+    ['whose increment resolves with null', counting({ increment: async () => null })],
+    ['whose increment resolves without an end', counting({ increment: async () => ({ hits: 1 }) })],
+    ['whose increment resolves with a number for an end', counting({ increment: async () => ({ hits: 1, endsAt: Date.now() }) })],
+    ['whose increment never answers', counting({ increment: silent })],
+    ['whose decrement throws', counting({ decrement: nothing })],
+    ['whose decrement never answers', counting({ decrement: silent })],
+  ])('%s changes no answer, and is told of', async (_what, parts) => {
+    const { told, secret, url, keys } = await scene(undefined, { cache: { ...sound, ...parts } as never })
+    const rotation = { path: '/keys/self/rotate', secret, idempotencyKey: 'k' }
+    const first = await exchange(url, rotation)
+    expect([first.status, first.headers['idempotent-replayed']]).toEqual([200, undefined])
+    const again = await exchange(url, rotation)
+    expect([again.status, again.headers['idempotent-replayed'], again.body.secret]).toEqual([200, 'true', first.body.secret])
+    expect((await exchange(url, { method: 'GET', path: '/data', secret: first.body.secret })).status).toBe(200)
+    expect((await keys.list({ ownerId: 'acme' })).items[0]?.generation).toBe(2)
+    const causes = told.map(({ cause }) => String(cause))
+    expect(causes).not.toEqual([])
+    for (const line of causes) expect(line).toMatch(/of the cache|The cache gave|undefined/)
+  })
+})
+
 describe('a refusal', () => {
   test('is told to those who listen, with the reason that the client is not told', async () => {
     const { keys, secret, url } = await scene((app, own) => {
@@ -422,6 +471,30 @@ describe('a refusal', () => {
     expect(statuses).toEqual([...Array(5).fill(401), ...Array(45).fill(429)])
     expect(reads).toHaveBeenCalledTimes(5)
   })
+})
+
+test('the document is made once for each path, and an X-Request-Id that is too long is not looked into', async () => {
+  let made = 0
+  const routes = new Proxy(contracts.standard.routes, {
+    get(target, name, receiver) {
+      if (name === Symbol.iterator) made++
+      return Reflect.get(target, name, receiver)
+    },
+  })
+  const { url } = await scene(undefined, { contract: { ...contracts.standard, requestId: true, routes } })
+  const before = made
+  const answers: Checked[] = []
+  const test = jest.spyOn(RegExp.prototype, 'test')
+  for (const length of [5, 128, 129, 15_000]) {
+    // Too few word characters in a row for a secret.
+    const id = 'a-'.repeat(length).slice(0, length)
+    answers.push(await exchange(url, { method: 'GET', path: '/keys/openapi.json', headers: ['X-Request-Id', id] }))
+    expect([length, answers.at(-1)?.headers['x-request-id'] === id]).toEqual([length, length <= 128])
+  }
+  const longest = Math.max(...test.mock.calls.filter((_call, i) => String(test.mock.contexts[i]).includes('49')).map(([id]) => id.length))
+  jest.restoreAllMocks()
+  expect([longest, made - before]).toEqual([128, 1])
+  expect(answers.map(({ body }) => body)).toEqual(answers.map(() => answers[0]?.body))
 })
 
 test('a guard that stands before the router is told of at the first request that got past it', async () => {
