@@ -6,7 +6,7 @@ import { startPostgres } from '../support/own-postgres.js'
 import { SERVER_SECRET } from '../support/process.js'
 
 test('P2: the window of an answer counts from the commit also where a synchronous standby that is away holds that up', async () => {
-  const { keys, commitsFor } = await slowCommits()
+  const { keys, commitsFor } = await slowCommits(1_000)
   const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   await keys.verify(secret)
   // Longer than the whole window, by the store's own clock.
@@ -18,8 +18,8 @@ test('P2: the window of an answer counts from the commit also where a synchronou
 })
 
 test('P2: a grace period counts from the commit also where a synchronous standby that is away holds that up', async () => {
-  const { keys, url, commitsFor, now } = await slowCommits()
-  const other = instanceOver(url)
+  const { keys, url, commitsFor, now } = await slowCommits(60_000)
+  const other = instanceOver(url, 60_000)
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const rotate = (): Promise<IssuedKey> => keys.rotate({ as: { secret }, retire: { afterMs: 1_000 }, idempotencyKey: 'slow' })
   const { answered, committed } = await commitsFor(1_500, rotate)
@@ -40,9 +40,9 @@ test('P2: a grace period counts from the commit also where a synchronous standby
   }
 })
 
-function instanceOver(url: string): ReturnType<typeof createApiKeys> {
+function instanceOver(url: string, replayWindowMs: number): ReturnType<typeof createApiKeys> {
   const pool = new Pool({ connectionString: url })
-  const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: 50, replayWindowMs: 1_000, onError: () => {} })
+  const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: 50, replayWindowMs, onError: () => {} })
   atEnd(async () => {
     await keys.close()
     await pool.end()
@@ -50,7 +50,7 @@ function instanceOver(url: string): ReturnType<typeof createApiKeys> {
   return keys
 }
 
-async function slowCommits(): Promise<{
+async function slowCommits(replayWindowMs: number): Promise<{
   keys: ReturnType<typeof createApiKeys>
   url: string
   /** Begins what makes COMMIT wait for a standby for so long; `committed` is an instant of the store's clock right before that ended. */
@@ -62,7 +62,7 @@ async function slowCommits(): Promise<{
   const admin = new Client({ connectionString: url })
   await admin.connect()
   atEnd(() => admin.end())
-  const keys = instanceOver(url)
+  const keys = instanceOver(url, replayWindowMs)
   const now = async (): Promise<number> =>
     Number((await admin.query('select floor(extract(epoch from clock_timestamp()) * 1000) as at')).rows[0].at)
   const standby = async (name: string): Promise<void> => {
