@@ -595,7 +595,7 @@ describe('closing', () => {
     const program = `
       import { Redis } from 'ioredis'
       import { redisCache } from ${JSON.stringify(resolve('src/redis.ts'))}
-      const cache = redisCache(new Redis(${JSON.stringify(url)}, { lazyConnect: true }))
+      const cache = redisCache(new Redis(${JSON.stringify(url)}, { lazyConnect: true }), { onStateChange() {} })
       const end = performance.now() + 500
       while (performance.now() < end && (await cache.get('d')) === undefined) await new Promise((next) => setTimeout(next, 5))
       await cache.close()
