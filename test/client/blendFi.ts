@@ -199,7 +199,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
+            /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
                     /** @description Answers are never cached. */

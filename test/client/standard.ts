@@ -532,7 +532,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, rotation_superseded */
+            /** @description idempotency_key_spent, secret_in_grace, rotation_superseded */
             409: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -861,7 +861,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded, key_revoked */
+            /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_revoked */
             409: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -1216,7 +1216,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
+            /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -1559,7 +1559,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent */
+            /** @description idempotency_key_spent, secret_in_grace */
             409: {
                 headers: {
                     /** @description Answers are never cached. */
@@ -2335,7 +2335,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, key_revoked */
+            /** @description idempotency_key_spent, secret_in_grace, key_revoked */
             409: {
                 headers: {
                     /** @description Answers are never cached. */

@@ -150,7 +150,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description idempotency_key_spent, rotation_in_grace, rotation_superseded */
+            /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded */
             409: {
                 headers: {
                     /** @description Answers are never cached. */
