@@ -1,11 +1,19 @@
 /** @jest-config-loader esbuild-register */
 import type { Config } from 'jest'
 
+/** What takes long: every topology of Redis, every way in which people set up a database, outages, compilers. `npm run test:wide` runs these too. */
+const LONG = ['cache/topologies', 'chaos/chaos', 'hostile/flood', 'package', 'store/databases', 'store/outages', 'timing/rotation-secret']
+const asked = process.argv.some((argument) => argument.startsWith('test/'))
+
 const config: Config = {
   testEnvironment: 'node',
-  testMatch: ['<rootDir>/test/**/*.test.ts'],
-  // They need packages of their own: `npm run test:wide`.
-  testPathIgnorePatterns: ['/node_modules/', '<rootDir>/test/wide/'],
+  testMatch: process.env.LONG_TESTS === undefined ? ['<rootDir>/test/**/*.test.ts'] : LONG.map((name) => `<rootDir>/test/${name}.test.ts`),
+  // Those in wide/ need packages of their own; long ones run where they are asked for.
+  testPathIgnorePatterns: [
+    '/node_modules/',
+    '<rootDir>/test/wide/',
+    ...(asked || process.env.LONG_TESTS !== undefined ? [] : LONG.map((name) => `<rootDir>/test/${name}.test.ts`)),
+  ],
   // swc checks no types; `npm run typecheck` does.
   transform: { '^.+\\.ts$': ['@swc/jest', { jsc: { target: 'es2023', parser: { syntax: 'typescript' } }, module: { type: 'commonjs' } }] },
   moduleNameMapper: {
@@ -17,7 +25,8 @@ const config: Config = {
   globalSetup: '<rootDir>/test/support/global-setup.ts',
   globalTeardown: '<rootDir>/test/support/global-teardown.ts',
   testTimeout: 60_000,
-  maxWorkers: process.env.CI === undefined ? '100%' : 2,
+  // More than two cores would take: most tests wait, for leases, processes and servers.
+  maxWorkers: 3,
 }
 
 export default config

@@ -38,3 +38,8 @@ if (missing.length > 0 && there('apt-get', '--version')) {
 
 mkdirSync('.tmp', { recursive: true })
 run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile=.tmp/jest-wide.json', ...process.argv.slice(2))
+// With arguments somebody is after some of the tests in that folder only.
+if (process.argv.length === 2) {
+  process.env.LONG_TESTS = 'true'
+  run('npx', 'jest', '--json', '--outputFile=.tmp/jest-long.json')
+}

@@ -4,8 +4,9 @@ import { join } from 'node:path'
 
 const ROOT = join(__dirname, '..')
 const FOLDER = join(ROOT, '.tmp/documents')
-const DOCUMENTS = ['README.md', 'SECURITY.md', ...readdirSync(join(ROOT, 'docs')).map((name) => `docs/${name}`)].filter((name) =>
-  name.endsWith('.md'),
+// The blocks for clients are programs of the wide tests, and `clients-page.test.ts` holds that.
+const DOCUMENTS = ['README.md', 'SECURITY.md', ...readdirSync(join(ROOT, 'docs')).map((name) => `docs/${name}`)].filter(
+  (name) => name.endsWith('.md') && name !== 'docs/clients.md',
 )
 
 /** Blocks that are files of the repository, or make one up together, in their order; tests run these files. */

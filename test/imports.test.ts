@@ -34,7 +34,7 @@ test.each(files.filter((file) => file.includes('/') || file in ALLOWED))('%s imp
 
 test.each([
   ['express', /^http\//],
-  ['kysely', /^store\/(sql|table-names|migrations|postgres|sqlite)\.ts$/],
+  ['kysely', /^store\/(sql|table-names|row-security|migrations|postgres|sqlite)\.ts$/],
   ['ioredis', /^cache\/redis\.ts$/],
   ['rate-limit-redis', /^cache\/redis\.ts$/],
   ['express-rate-limit', /^http\/limit\.ts$/],

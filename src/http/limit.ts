@@ -56,7 +56,7 @@ export function routeBucket(keys: AnyApiKeys, name: string, { max, windowMs }: L
       const { used, resetTime } = (req as Request & { rateLimit: { used: number; resetTime?: Date } }).rateLimit
       // An instant of the wall clock, made from an interval a moment ago; should the clock have been set in between, no wait is longer than a window.
       const leftMs = Math.min((resetTime?.getTime() ?? Number.POSITIVE_INFINITY) - Date.now(), windowMs)
-      return { within: used <= max, retryAfterSeconds: Math.max(1, Math.ceil(leftMs / 1_000)) }
+      return { within: used <= max, retryAfterSeconds: Math.max(1, Math.ceil(Math.round(leftMs) / 1_000)) }
     },
     async takeBack(by) {
       await store.decrement(by)
@@ -203,7 +203,7 @@ export function failureGuard(keys: AnyApiKeys): FailureGuard {
   const guard: FailureGuard = {
     blockedFor(req, max) {
       const { hits = 0, endsAt = 0 } = runningAt(keys.clock.monotonicMs(), failures.get(network(req))) ?? {}
-      return hits < max ? undefined : Math.max(1, Math.ceil((endsAt - keys.clock.monotonicMs()) / 1_000))
+      return hits < max ? undefined : Math.max(1, Math.ceil(Math.round(endsAt - keys.clock.monotonicMs()) / 1_000))
     },
     note(req) {
       const name = network(req)

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { readdirSync, readFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { type ApiKeys, createApiKeys } from 'express-api-keys'
-import { dumpDatabase } from '../support/postgres.js'
+import { dumpDatabase, logFile } from '../support/postgres.js'
 import { SERVER_SECRET, startServer, type TestProcess } from '../support/process.js'
 import { startRedis, type TestRedis } from '../support/redis.js'
 import { stores, type TestStore } from '../support/stores.js'
@@ -46,6 +46,8 @@ interface World extends TestStore {
   readonly redis: TestRedis
   /** Never killed; holds leases of its own. */
   readonly verifier: TestProcess
+  /** The file of the database's log that was written to at the beginning. */
+  readonly since: string
   /** Serves until it is killed. */
   server: TestProcess
   start(): Promise<TestProcess>
@@ -58,10 +60,11 @@ beforeAll(async () => {
   worlds = await Promise.all(
     stores.map(async ([name, makeStore]) => {
       const [store, redis] = [await makeStore(), await startRedis()]
+      const since = name === 'PostgreSQL' ? await logFile(store.url) : ''
       const keys = createApiKeys({ store: store.store, secret: SERVER_SECRET, leaseMs: 100 })
       await keys.migrate()
       const start = (): Promise<TestProcess> => startServer({ STORE_URL: store.url, REDIS_URL: redis.url, OPTIONS })
-      return { ...store, name, keys, redis, verifier: await start(), server: await start(), start }
+      return { ...store, name, since, keys, redis, verifier: await start(), server: await start(), start }
     }),
   )
 })
@@ -161,7 +164,7 @@ test('P1, P2: a duplicate that queues behind a process that is killed does what 
 test('P4: after all this no secret is in the database, its log, or Redis, and PostgreSQL has no session or lock left over', () =>
   onEach(async (world) => {
     const postgres = world.name === 'PostgreSQL'
-    const dump = postgres ? await dumpDatabase(world.url) : Buffer.concat(filesOf(world.url))
+    const dump = postgres ? await dumpDatabase(world.url, world.since) : Buffer.concat(filesOf(world.url))
     const places = { dump: dump.toString('latin1'), cached: await world.redis.dump() }
     const found = (words: readonly string[]): [string, readonly string[]][] =>
       Object.entries(places).map(([place, text]) => [place, words.filter((word) => text.includes(word))])

@@ -12,7 +12,7 @@ import { sqliteStore } from 'express-api-keys/sqlite'
 import { Redis } from 'ioredis'
 import Database from 'libsql'
 import { atEnd } from '../support/cleanup.js'
-import { dumpDatabase, freshDatabase } from '../support/postgres.js'
+import { dumpDatabase, freshDatabase, logFile } from '../support/postgres.js'
 import { startRedis } from '../support/redis.js'
 import { type Answer, call } from '../support/traffic.js'
 
@@ -46,11 +46,12 @@ afterEach(() => {
 
 test('P4: a Postgres dump, all Redis values and the log hold nothing that could be presented', async () => {
   const database = await freshDatabase()
+  const since = await logFile(database.url)
   const redis = await startRedis()
   const client = new Redis(redis.url)
   atEnd(async () => client.disconnect())
   const life = await wholeLife(postgresStore(database.pool), redisCache(client))
-  const dump = Buffer.from(await dumpDatabase(database.url)).toString('latin1')
+  const dump = Buffer.from(await dumpDatabase(database.url, since)).toString('latin1')
   const cached = await redis.dump()
   expect(dump).toContain(life.keyId)
   expect(cached).toContain('express-api-keys:')

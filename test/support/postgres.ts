@@ -25,8 +25,17 @@ export async function freshDatabase(): Promise<TestDatabase> {
   return { url, pool }
 }
 
-/** Every row of every table as text, and the server's write-ahead log as bytes. */
-export async function dumpDatabase(url: string): Promise<Buffer> {
+/** The file of the write-ahead log that is being written. */
+export async function logFile(url: string): Promise<string> {
+  const client = new Client({ connectionString: url })
+  await client.connect()
+  const { rows } = await client.query<{ file: string }>('select pg_walfile_name(pg_current_wal_insert_lsn()) as file')
+  await client.end()
+  return rows[0]?.file ?? ''
+}
+
+/** Every row of every table as text, and the server's write-ahead log as bytes, from the file `since` on. */
+export async function dumpDatabase(url: string, since = ''): Promise<Buffer> {
   const client = new Client({ connectionString: url })
   await client.connect()
   const tables = await client.query<{ name: string }>(
@@ -38,9 +47,14 @@ export async function dumpDatabase(url: string): Promise<Buffer> {
     parts.push(Buffer.from([name, ...rows.map(({ row }) => row)].join('\n')))
   }
   const folder = await client.query<{ data_directory: string }>('show data_directory')
+  const now = await client.query<{ file: string }>('select pg_walfile_name(pg_current_wal_insert_lsn()) as file')
   await client.end()
   const log = join(folder.rows[0]?.data_directory ?? '', 'pg_wal')
-  for (const file of readdirSync(log, { withFileTypes: true })) if (file.isFile()) parts.push(readFileSync(join(log, file.name)))
+  for (const file of readdirSync(log, { withFileTypes: true })) {
+    // Files with later names are old ones that wait to be written over.
+    const written = file.name >= since && file.name <= (now.rows[0]?.file ?? '')
+    if (file.isFile() && written) parts.push(readFileSync(join(log, file.name)))
+  }
   return Buffer.concat(parts)
 }
 
