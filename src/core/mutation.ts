@@ -304,8 +304,8 @@ export function mutations(parts: MutationParts): Mutations {
 
   /**
    * Counts a grace period from the commit, where its end is provisional, and seals the answer again with the end that it has now. Whoever seals it again
-   * first decides: the one that made the change, or a replay that found it before that was done. Where it fails, the provisional end stays and
-   * is told: it is later than was asked for.
+   * first decides: the one that made the change, or a replay that found it before that was done. Where it fails, nothing is told
+   * yet of a rotation that can be asked for again: its repetition decides. Where there is no record, the provisional end stays, and is told.
    */
   async function endGrace(given: SealedAnswer, kept: Kept | undefined, committedAt?: number): Promise<GraceEnd> {
     const { key, acceptedUntil: from, graceMs } = given
@@ -324,6 +324,8 @@ export function mutations(parts: MutationParts): Mutations {
       } catch (error) {
         report(error)
         unknown = failureOf(error).code === 'outcome_unknown'
+        // An end that is told must not be lowered any more, and a replay may still do that.
+        if (kept?.record.sealed != null && !(unknown && tries === 0)) throw unanswered(error)
       }
     }
     return { answer: {}, at: clock.monotonicMs() }

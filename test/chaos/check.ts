@@ -396,9 +396,6 @@ function earliestEnd({ asked, retire }: RotationRequest, clock: StoreClock): num
   return asked + clock.within(asked, Number.POSITIVE_INFINITY).least + afterMs
 }
 
-/** Where the store fails right after the commit of a rotation, its grace period is this much longer, and the answer says so. */
-const ALLOWANCE_MS = 60_000
-
 /** Whoever asks for a grace period gets it, and is told when it ends. */
 function wrongGrace({ retire, asked, oks }: RotationRequest, clock: StoreClock): Violation[] {
   if (typeof retire !== 'object') return []
@@ -406,7 +403,7 @@ function wrongGrace({ retire, asked, oks }: RotationRequest, clock: StoreClock):
     const { least, most } = clock.within(asked, op.end)
     const [first, last] = [asked + least + retire.afterMs - ROUNDING_MS, op.end + most + retire.afterMs + ROUNDING_MS]
     const { graceEndsAt = Number.NaN } = op
-    if ([0, ALLOWANCE_MS].some((later) => graceEndsAt >= first + later && graceEndsAt <= last + later)) return []
+    if (graceEndsAt >= first && graceEndsAt <= last) return []
     const how = op.graceEndsAt === undefined ? 'none' : `one that ends ${(op.graceEndsAt - op.end).toFixed(1)} ms after the answer`
     return [{ rule: 'wrong-answer', what: `Who asked for a grace period of ${retire.afterMs} ms got ${how}.`, ops: [op] }]
   })
