@@ -20,7 +20,7 @@ import { endedBecause, type Leases, marginMs } from './lease.js'
 import type { RequestShape, SealCredentials, Seals } from './replay.js'
 import { COMMIT_ALLOWANCE_MS, decideReplay, invalidKey, type SealedAnswer, superseded } from './replay-decision.js'
 import type { MintedRotationSecret, RotationSecrets } from './rotation-secret.js'
-import { digestOf, type SecretFormat, withoutSecrets } from './secret.js'
+import { digestOf, redactSecrets, type SecretFormat } from './secret.js'
 import { semaphore } from './semaphore.js'
 import { failureOf } from './store-faults.js'
 
@@ -798,7 +798,7 @@ function event(
 
 /** What a stranger wrote, cut to what a column holds and without the NUL that PostgreSQL refuses. */
 export function originText(text: string | undefined): string | null {
-  return text === undefined ? null : withoutSecrets(text.slice(0, 1_024)).slice(0, 255).toWellFormed().replaceAll('\0', '')
+  return text === undefined ? null : redactSecrets(text.slice(0, 1_024)).slice(0, 255).toWellFormed().replaceAll('\0', '')
 }
 
 let lastStamp = 0

@@ -62,7 +62,7 @@ export function holdsSecret(text: string): boolean {
 }
 
 /** The text without what looks like a secret of this package. */
-export function withoutSecrets(text: string): string {
+export function redactSecrets(text: string): string {
   return text.replaceAll(SECRET_IN_TEXT, '[redacted]')
 }
 

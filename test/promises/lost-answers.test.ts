@@ -350,11 +350,9 @@ describe('a rotation without an Idempotency-Key', () => {
     ],
     [
       'in the same network, once the new secret was used',
-      async ({ here, ask, made }) => {
+      async ({ here, ask }) => {
         const { body } = (await ask(HERE)) ?? {}
-        const before = here.keys
-        await before.verify(body.secret)
-        while ((await here.keys.get(made.key.id)) === undefined) await new Promise(setImmediate)
+        await here.keys.verify(body.secret)
         for (let turn = 0; turn < 50; turn++) await new Promise(setImmediate)
         return ask(HERE)
       },
