@@ -82,7 +82,7 @@ async function size(server, count) {
   }
 
   // With the fewest leases there can be, and each secret met again only after many others, every look-up goes to PostgreSQL.
-  let keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, maxLeases: 100 })
+  let keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, maxLeases: 100 })
   const latencies = []
   for (const secret of secrets.slice(0, 2_000)) latencies.push(await one(secret))
   const since = performance.now()
@@ -94,7 +94,7 @@ async function size(server, count) {
   const perSecond = (secrets.length / (performance.now() - since)) * 1_000
 
   await keys.close()
-  keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: 60_000 })
+  keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, leaseMs: 60_000 })
   collect()
   const before = process.memoryUsage().heapUsed
   for (let i = 0; i < secrets.length; i += 100) await Promise.all(secrets.slice(i, i + 100).map(one))
@@ -117,7 +117,7 @@ async function rotating(server) {
   const results = []
   for (const waits of [false, true]) {
     const pool = new pg.Pool({ connectionString: url })
-    const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, waitForLease: waits })
+    const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, waitForLease: waits })
     for (const clients of [1, 8, 64]) {
       console.error(`rotating with ${clients} client(s), ${waits ? 'with' : 'without'} the wait`)
       const made = await Promise.all(
@@ -165,7 +165,7 @@ async function herd(server, redis) {
   ]) {
     console.error(`a herd: ${what}`)
     const { store, counts } = countingReads(postgresStore(pool))
-    const keys = createApiKeys({ store, secret: SERVER_SECRET })
+    const keys = createApiKeys({ store, serverSecret: SERVER_SECRET })
     const since = performance.now()
     const verdicts = await Promise.all(presented.map((secret) => keys.verify(secret)))
     if (verdicts.some(({ ok }) => !ok)) throw new Error('A key that is in the table was refused.')
@@ -206,7 +206,7 @@ async function strangers(server, count) {
   ]) {
     console.error(`refusing ${count} secrets that are ${what}`)
     const { store, counts } = countingReads(postgresStore(pool))
-    const keys = createApiKeys({ store, secret: SERVER_SECRET })
+    const keys = createApiKeys({ store, serverSecret: SERVER_SECRET })
     let cpuMicros = 0
     const some = async (howMany) => {
       for (let left = howMany; left > 0; left -= 1_000) {

@@ -38,7 +38,7 @@ export function countingReads(inner) {
 export async function databaseOf(serverUrl, secrets, others = 0) {
   const url = await freshDatabase(serverUrl)
   const pool = new pg.Pool({ connectionString: url, max: 2 })
-  const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET })
   await keys.migrate()
   await keys.close()
   const insert = (digests, parameters) => pool.query(`${digests} ${FROM_DIGESTS}`, parameters)

@@ -9,7 +9,7 @@ import { markdown, number } from './stats.mjs'
 
 /** The parts that a request passes, and what a rotation adds: each alone, in this process. */
 export async function micro() {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 60_000 })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET, leaseMs: 60_000 })
   await keys.migrate()
   const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'bench', scopes: ['reports:read'] })
   const retired = issued.secret

@@ -239,7 +239,7 @@ async function ours(
   const keys = createApiKeys({
     store: counting,
     ...(outer === undefined ? {} : { cache: { ...outer, get: (digest) => outer.get(digest).then(counted) } }),
-    secret: SERVER_SECRET,
+    serverSecret: SERVER_SECRET,
     ...(env.LEASE_MS !== undefined && { leaseMs: Number(env.LEASE_MS) }),
     ...options,
   })

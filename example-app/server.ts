@@ -33,7 +33,7 @@ const { PORT = '3000', DATABASE_URL, REDIS_URL, API_KEYS_SECRET, DATA_DIR = join
 const closers: (() => unknown)[] = []
 mkdirSync(DATA_DIR, { recursive: true })
 const cache = openCache()
-const options = { store: openStore(), secret: API_KEYS_SECRET ?? ownSecret(), ...(cache === undefined ? {} : { cache }) }
+const options = { store: openStore(), serverSecret: API_KEYS_SECRET ?? ownSecret(), ...(cache === undefined ? {} : { cache }) }
 const keys = createApiKeys(options)
 // The same store; only the secrets look different.
 const suwappuKeys = createApiKeys({ ...options, prefix: 'suwappu_sk', environmentInSecret: false })

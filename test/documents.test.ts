@@ -24,7 +24,7 @@ import type { AddressInfo } from 'node:net'
 import express, { type Express } from 'express'
 import { type ApiKeys, bearerAuth, contracts, createApiKeys, keyRouter, memoryStore } from 'express-api-keys'
 import { jsonApi } from '../../example-app/json-api.js'
-export const keys: ApiKeys = createApiKeys({ store: memoryStore(), secret: 'the-secret-of-the-documents-0123456789' })
+export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret: 'the-secret-of-the-documents-0123456789' })
 export const app: Express = express()
 export const publicKeyPem: string = generateKeyPairSync('rsa', { modulusLength: 2048 }).publicKey.export({ type: 'spki', format: 'pem' }).toString()
 /** Listens, and says where. */

@@ -26,7 +26,7 @@ test('it works as it is, and lives on when PostgreSQL and Redis are restarted un
   const { child, said } = await startMinimal({ DATABASE_URL: postgres.url, REDIS_URL: redis.url, PORT: String(port) })
   const pool = new Pool({ connectionString: postgres.url })
   atEnd(() => pool.end())
-  const keys = createApiKeys({ store: postgresStore(pool), secret: SECRET, onError: () => {} })
+  const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SECRET, onError: () => {} })
   const { secret: dead } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['reports:read'] })
   const url = `http://127.0.0.1:${port}/v1`
   const report = (secret: string): Promise<Answer> => call(`${url}/reports`, { secret })

@@ -13,7 +13,7 @@ export interface ApiKeysOptions {
    * At least 32 bytes, or `[current, …previous]`. Seals replay records and authenticates cache entries. Losing it loses
    * pending replays, never keys. To change it, first deploy `[old, new]` everywhere, then `[new, old]`.
    */
-  secret: string | Uint8Array | readonly (string | Uint8Array)[]
+  serverSecret: string | Uint8Array | readonly (string | Uint8Array)[]
   /** `redisCache(client)`, or nothing: every promise holds without it. */
   cache?: Cache
   /** What every new secret begins with. Lower-case letters, digits and `_`, at most 32, not `rot` or `rot_…`. Default `sk`. */

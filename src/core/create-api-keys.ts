@@ -32,7 +32,7 @@ import { keyUses } from './uses.js'
 
 const OPTIONS = [
   'store',
-  'secret',
+  'serverSecret',
   'cache',
   'prefix',
   'acceptedPrefixes',
@@ -101,7 +101,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     throw badOption('cache must be a cache, such as redisCache(client).')
   }
   if (typeof onError !== 'function') throw badOption('onError must be a function.')
-  const serverSecrets = secretOption(options.secret)
+  const serverSecrets = serverSecretOption(options.serverSecret)
   const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
   const format = secretFormat(prefixOption(options.prefix), environmentInSecret, acceptedPrefixesOption(options.acceptedPrefixes))
   const leaseMs = integerOption('leaseMs', options.leaseMs, 1_000, 50, 60_000)
@@ -476,7 +476,7 @@ function isStore(store: unknown): store is Store {
   return typeof store === 'object' && store !== null && 'read' in store && 'transaction' in store && 'shared' in store
 }
 
-function secretOption(secret: ApiKeysOptions['secret']): readonly Uint8Array[] {
+function serverSecretOption(secret: ApiKeysOptions['serverSecret']): readonly Uint8Array[] {
   const list = Array.isArray(secret) ? secret : [secret]
   // Copied: an application may well wipe its own buffer once we have it.
   const bytes = list.map((one: unknown) =>
@@ -485,7 +485,7 @@ function secretOption(secret: ApiKeysOptions['secret']): readonly Uint8Array[] {
   const good = (one: unknown): one is Uint8Array => one instanceof Uint8Array && one.byteLength >= MIN_SECRET_BYTES
   if (bytes.length === 0 || !bytes.every(good)) {
     throw badOption(
-      `secret must be at least ${MIN_SECRET_BYTES} bytes, or a list of such with the current one first; make one with: openssl rand -base64 32`,
+      `serverSecret must be at least ${MIN_SECRET_BYTES} bytes, or a list of such with the current one first; make one with: openssl rand -base64 32`,
     )
   }
   return bytes

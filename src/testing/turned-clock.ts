@@ -18,7 +18,7 @@ export interface TurnedClock extends Clock {
 const PATIENCE_MS = 15_000
 
 /**
- * Makes a clock for tests: `createApiKeys({ store: memoryStore({ now: clock.wallMs }), secret, clock })`. Its wall clock begins at 2027-01-15T08:00:00Z.
+ * Makes a clock for tests: `createApiKeys({ store: memoryStore({ now: clock.wallMs }), serverSecret: secret, clock })`. Its wall clock begins at 2027-01-15T08:00:00Z.
  * It has no timers of its own, so it works the same whether or not a test runner fakes them.
  */
 export function turnedClock(): TurnedClock {

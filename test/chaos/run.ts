@@ -191,7 +191,7 @@ interface Beginning {
 }
 
 async function makeKeys(pool: Pool, now: () => number, record: (op: Op) => void): Promise<Beginning> {
-  const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: LEASE_MS })
+  const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, leaseMs: LEASE_MS })
   await keys.migrate()
   // No lease has been granted yet, so none of the default length can be left.
   await pool.query('update express_api_key_settings set earlier_lease_ms = 0')

@@ -34,7 +34,7 @@ const keys = plantedKeys(
     store: plantedStore(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 })),
     cache: plantedCache(redisCache(redis)),
     clock: plantedClock(),
-    secret: SERVER_SECRET,
+    serverSecret: SERVER_SECRET,
     leaseMs,
     waitForLease: PLANT !== 'no-wait',
     onError: (error) => {

@@ -38,7 +38,7 @@ describe('a key with api_keys:write', () => {
     caller: object,
     target: object = {},
   ): Promise<{ keys: ApiKeys; as: { secret: string }; id: string; secret: string }> => {
-    const keys = createApiKeys({ store: memoryStore(), secret: SECRET })
+    const keys = createApiKeys({ store: memoryStore(), serverSecret: SECRET })
     const { secret } = await make(keys, caller)
     const made = await make(keys, target)
     return { keys, as: { secret }, id: made.key.id, secret: made.secret }
@@ -156,7 +156,7 @@ describe('an operator', () => {
     operator: { issuer: 'https://id.example', subject: 'ada', scopes: ['api_keys:write'], owners: ['acme'], ...more },
   })
   const attempt = async (who: { operator: Operator }, target: object): Promise<string[]> => {
-    const keys = createApiKeys({ store: memoryStore(), secret: SECRET })
+    const keys = createApiKeys({ store: memoryStore(), serverSecret: SECRET })
     const fields = { ownerId: 'acme', name: 'n', ...target }
     const { key } = await keys.create({ as: 'application', ...fields })
     const done: string[] = []

@@ -113,7 +113,7 @@ test('what is kept in clear holds no secret, and what is said of an option does 
   expect((await keys.events({ id: key.id }))?.items[0]?.userAgent).toBe('tool/1 [redacted]')
   const option = await refusal(keys.rotate({ as: 'application', id: key.id, [secret]: 1 } as never))
   expect([option?.code, option?.message.includes(secret)]).toEqual(['invalid_request', false])
-  expect(() => createApiKeys({ store: memoryStore(), secret: SECRET, leaseMs: SECRET as never })).toThrow(
+  expect(() => createApiKeys({ store: memoryStore(), serverSecret: SECRET, leaseMs: SECRET as never })).toThrow(
     expect.objectContaining({ message: expect.not.stringContaining(SECRET) }),
   )
 })
@@ -239,7 +239,7 @@ test('ids, limits and cursors that are none are refused before the store is aske
     throw new Error('was asked')
   }
   const store = { ...memoryStore(), key: counted, keys: counted, events: counted, transaction: counted }
-  const keys = createApiKeys({ store, secret: SECRET })
+  const keys = createApiKeys({ store, serverSecret: SECRET })
   for (const id of ['', 'x', 1, null, '00000000-0000-7000-8000-00000000000g', '00000000-0000-7000-8000-000000000000\n']) {
     expect((await refusal(keys.get(id as string)))?.code).toBe('invalid_request')
     expect((await refusal(keys.rotate({ as: 'application', id: id as string })))?.code).toBe('invalid_request')
@@ -284,25 +284,25 @@ test('a listing is walked by its cursors, each key once, newest first', async ()
 
 test.each([
   ['stroe', 'Write "store" instead.'],
-  ['secrets', 'Write "secret" instead.'],
+  ['serverSecrets', 'Write "serverSecret" instead.'],
   ['leaseMS', 'Write "leaseMs" instead.'],
   ['replayWindow', 'Write "replayWindowMs" instead.'],
-  ['something', 'It takes store, secret,'],
-  ['ms', 'It takes store, secret,'],
+  ['something', 'It takes store, serverSecret,'],
+  ['ms', 'It takes store, serverSecret,'],
 ])('the option %s is refused: %s', (name, hint) => {
-  const options = { store: memoryStore(), secret: SECRET, [name]: 1 }
+  const options = { store: memoryStore(), serverSecret: SECRET, [name]: 1 }
   expect(() => createApiKeys(options)).toThrow(expect.objectContaining({ code: 'invalid_option', message: expect.stringContaining(hint) }))
 })
 
 test('a prefix that looks like a rotation secret is refused', () => {
   for (const prefix of ['rot', 'rot_live', 'rot_x']) {
-    expect(() => createApiKeys({ store: memoryStore(), secret: SECRET, prefix })).toThrow('prefix must')
+    expect(() => createApiKeys({ store: memoryStore(), serverSecret: SECRET, prefix })).toThrow('prefix must')
   }
-  expect(() => createApiKeys({ store: memoryStore(), secret: SECRET, prefix: 'rotor' })).not.toThrow()
+  expect(() => createApiKeys({ store: memoryStore(), serverSecret: SECRET, prefix: 'rotor' })).not.toThrow()
 })
 
 function fresh(): ApiKeys {
-  return createApiKeys({ store: memoryStore(), secret: SECRET })
+  return createApiKeys({ store: memoryStore(), serverSecret: SECRET })
 }
 
 async function refusal(work: Promise<unknown>): Promise<ApiKeyError | undefined> {

@@ -7,7 +7,7 @@ const SECRET = 'the-server-secret-0123456789-0123456789'
 
 test('P2: an answer can be asked for again until the replay window ends, and not a millisecond longer', async () => {
   const clock = new TestClock()
-  const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock, replayWindowMs: 60_000 })
+  const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), serverSecret: SECRET, clock, replayWindowMs: 60_000 })
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const rotate = (): ReturnType<typeof keys.rotate> => keys.rotate({ as: { secret }, idempotencyKey: 'k' })
   const first = await rotate()
@@ -120,7 +120,7 @@ describe('a short grace period', () => {
     }
     const faults: unknown[] = []
     const make = (serverSecret: string | string[] = SECRET): ReturnType<typeof createApiKeys> =>
-      createApiKeys({ store, secret: serverSecret, clock, leaseMs: 1_000, onError: (error) => void faults.push(error) })
+      createApiKeys({ store, serverSecret: serverSecret, clock, leaseMs: 1_000, onError: (error) => void faults.push(error) })
     const one = make()
     const other = make()
     for (const keys of [one, other]) await keys.migrate()
@@ -238,7 +238,7 @@ describe('a short grace period', () => {
 
 test('a store in memory that nobody shares needs no wait', async () => {
   const clock = new TestClock()
-  const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), secret: SECRET, clock })
+  const keys = createApiKeys({ store: memoryStore({ now: () => clock.wallMs() }), serverSecret: SECRET, clock })
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   expect(await keys.verify(secret)).toMatchObject({ ok: true })
   await keys.rotate({ as: { secret } })
@@ -260,7 +260,7 @@ test('P2: a secret that is dead by the end of the wait is not handed out', async
 
 test('P4: an emergency leaves no answer behind, neither its own nor an earlier one', async () => {
   const store = memoryStore()
-  const keys = createApiKeys({ store, secret: SECRET })
+  const keys = createApiKeys({ store, serverSecret: SECRET })
   const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const first = await keys.rotate({ as: { secret }, idempotencyKey: 'before' })
   const sealed = async (idempotencyKey: string): Promise<unknown> => {
@@ -291,7 +291,7 @@ test('close waits for commands under way, and after it there are no answers', as
 })
 
 test('what an operator did for one owner is not replayed to it once it may act for another only', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SECRET })
   const operator = {
     issuer: 'https://id.example',
     subject: 'ada',
@@ -312,7 +312,7 @@ test('what an operator did for one owner is not replayed to it once it may act f
 describe('two of one process over one store in memory', () => {
   const both = async (clock: TestClock): Promise<ReturnType<typeof createApiKeys>[]> => {
     const store = memoryStore({ now: () => clock.wallMs() })
-    const made = [1, 2].map(() => createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000 }))
+    const made = [1, 2].map(() => createApiKeys({ store, serverSecret: SECRET, clock, leaseMs: 1_000 }))
     for (const keys of made) await keys.migrate()
     return made
   }
@@ -366,10 +366,10 @@ describe('P3: with a store of its own, a verdict that is on its way while the ke
     }
     const secret = SECRET
     const read = store.read
-    const keys = createApiKeys({ store, cache, secret, leaseMs: 60_000 })
+    const keys = createApiKeys({ store, cache, serverSecret: secret, leaseMs: 60_000 })
     const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['a'] })
     // Another process has left an entry in the cache, and this one has read its store before.
-    const before = createApiKeys({ store, cache, secret, leaseMs: 60_000 })
+    const before = createApiKeys({ store, cache, serverSecret: secret, leaseMs: 60_000 })
     await before.migrate()
     if (from === 'the cache') expect(await before.verify(issued.secret)).toMatchObject({ ok: true })
     await before.close()
@@ -448,7 +448,7 @@ async function sharedStore(
       return result
     },
   }
-  const keys = createApiKeys({ store, secret: SECRET, clock, leaseMs: 1_000, ...options })
+  const keys = createApiKeys({ store, serverSecret: SECRET, clock, leaseMs: 1_000, ...options })
   await keys.migrate()
   return {
     keys,

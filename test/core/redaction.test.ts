@@ -5,7 +5,7 @@ import request from 'supertest'
 
 test('a result shows its secret to who reads the property, and to no printer', async () => {
   const server = 'the-server-secret-0123456789-0123456789'
-  const keys = createApiKeys({ store: memoryStore(), secret: server })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: server })
   const made = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const rotated = await keys.rotate({ as: { secret: made.secret }, idempotencyKey: 'i' })
   const verified = await keys.verify(rotated.secret)
@@ -25,7 +25,7 @@ test('a result shows its secret to who reads the property, and to no printer', a
 })
 
 test('an issued key that is sent as it is, or as a copy, is an error that says what to send, and not a secret that is lost', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: 'the-server-secret-0123456789-0123456789' })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: 'the-server-secret-0123456789-0123456789' })
   const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', rotationSecret: true })
   const { secret, ...rest } = issued
   expect(JSON.parse(JSON.stringify({ secret, id: issued.key.id }))).toEqual({ secret: issued.secret, id: issued.key.id })

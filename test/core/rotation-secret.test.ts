@@ -31,7 +31,7 @@ test('bcrypt never runs inside a transaction, whatever is done with a rotation s
   }
   spy('hash')
   spy('compare')
-  const keys = createApiKeys({ store: Object.assign(Object.create(inner), { transaction }), secret: SECRET })
+  const keys = createApiKeys({ store: Object.assign(Object.create(inner), { transaction }), serverSecret: SECRET })
   const made = await keys.create({ as: 'application', ownerId: 'o', name: 'n', rotationSecret: true })
   const first = await keys.rotate({ as: { secret: made.secret }, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
   await keys.rotate({ as: { secret: made.secret }, rotationSecret: made.rotationSecret ?? '', idempotencyKey: 'a' })
@@ -46,7 +46,7 @@ test('bcrypt never runs inside a transaction, whatever is done with a rotation s
 
 test('the hash that was compared is looked at again inside the transaction', async () => {
   const store = memoryStore()
-  const keys = createApiKeys({ store, secret: SECRET })
+  const keys = createApiKeys({ store, serverSecret: SECRET })
   const { key, secret, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'o', name: 'n', rotationSecret: true })
   const { read } = store
   // A store whose reads outside are stale, or worse.
@@ -103,7 +103,7 @@ test('a rotation secret fits its own hash and no other, and without a hash it fi
 
 test('a key without a rotation secret costs no bcrypt', async () => {
   const [hash, compare] = [jest.spyOn(bcrypt, 'hash'), jest.spyOn(bcrypt, 'compare')]
-  const keys = createApiKeys({ store: memoryStore(), secret: SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SECRET })
   const { secret } = await keys.create({ as: 'application', ownerId: 'o', name: 'n' })
   await keys.rotate({ as: { secret } })
   expect([hash.mock.calls.length, compare.mock.calls.length]).toEqual([0, 0])

@@ -61,7 +61,7 @@ beforeAll(async () => {
     stores.map(async ([name, makeStore]) => {
       const [store, redis] = [await makeStore(), await startRedis()]
       const since = name === 'PostgreSQL' ? await logFile(store.url) : ''
-      const keys = createApiKeys({ store: store.store, secret: SERVER_SECRET, leaseMs: 100 })
+      const keys = createApiKeys({ store: store.store, serverSecret: SERVER_SECRET, leaseMs: 100 })
       await keys.migrate()
       const start = (): Promise<TestProcess> => startServer({ STORE_URL: store.url, REDIS_URL: redis.url, OPTIONS })
       return { ...store, name, since, keys, redis, verifier: await start(), server: await start(), start }

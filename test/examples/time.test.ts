@@ -5,7 +5,7 @@ const secret = 'a-server-secret-for-tests-0123456789'
 
 test('the old secret works until its grace period is over', async () => {
   const clock = turnedClock()
-  const keys = createApiKeys({ store: memoryStore({ now: clock.wallMs }), secret, clock })
+  const keys = createApiKeys({ store: memoryStore({ now: clock.wallMs }), serverSecret: secret, clock })
   const { key, secret: old } = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })
   await keys.rotate({ as: 'application', id: key.id, retire: { afterMs: 3_600_000 } })
 
@@ -19,7 +19,7 @@ test('the old secret works until its grace period is over', async () => {
 test('a revocation answers when the last lease has run out', async () => {
   const clock = turnedClock()
   const store = memoryStore({ now: clock.wallMs })
-  const [here, there] = [createApiKeys({ store, secret, clock }), createApiKeys({ store, secret, clock })]
+  const [here, there] = [createApiKeys({ store, serverSecret: secret, clock }), createApiKeys({ store, serverSecret: secret, clock })]
   await here.migrate()
   const { key, secret: live } = await here.create({ as: 'application', ownerId: 'acme', name: 'ci' })
   await there.verify(live)
@@ -36,8 +36,8 @@ test('a revocation answers when the last lease has run out', async () => {
 
 test('fake timers of the test runner stop nothing', async () => {
   const store = memoryStore()
-  const keys = createApiKeys({ store, secret, leaseMs: 50 })
-  const others = createApiKeys({ store, secret, leaseMs: 50 })
+  const keys = createApiKeys({ store, serverSecret: secret, leaseMs: 50 })
+  const others = createApiKeys({ store, serverSecret: secret, leaseMs: 50 })
   await keys.migrate()
   const { key, secret: live } = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })
 

@@ -27,7 +27,7 @@ test.each([
   ['a new address for each', 'many'],
 ])('a flood of well-formed unknown secrets neither refuses nor delays a good key: from %s', async (_whence, addresses) => {
   const [database, redis] = [await freshDatabase(), await startRedis()]
-  const keys = createApiKeys({ store: postgresStore(database.pool), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: postgresStore(database.pool), serverSecret: SERVER_SECRET })
   await keys.migrate()
   const issue = async (): Promise<string> =>
     (await keys.create({ as: 'application', ownerId: 'acme', name: 'good', scopes: ['api_keys:write'] })).secret

@@ -183,7 +183,7 @@ async function serveOn(framework: string, store: string): Promise<Target> {
     const kept = file === undefined ? memoryStore() : sqliteStore(new Database(file.url))
     // Nobody waits here: neither for leases, nor for the beat of refused rotation secrets.
     const clock = { monotonicMs: () => performance.now(), wallMs: () => Date.now(), sleep: async () => {} }
-    const keys = createApiKeys({ store: kept, secret: SERVER_SECRET, leaseMs: 5_000, onError: () => {}, clock })
+    const keys = createApiKeys({ store: kept, serverSecret: SERVER_SECRET, leaseMs: 5_000, onError: () => {}, clock })
     await keys.migrate()
     const operators = operatorJwt({ issuer: 'https://id.example', audience: 'keys', algorithms: ['HS256'], key: SHARED })
     const app = express()

@@ -72,7 +72,13 @@ test('an IPv6 network is a /56, however its addresses are written, and what is n
 
 describe('behind a proxy that is trusted', () => {
   async function serve() {
-    const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 5_000, waitForLease: false, onError: () => {} })
+    const keys = createApiKeys({
+      store: memoryStore(),
+      serverSecret: SERVER_SECRET,
+      leaseMs: 5_000,
+      waitForLease: false,
+      onError: () => {},
+    })
     const app = express()
     app.set('trust proxy', 1)
     app.use('/agents', keyRouter(keys, { contract: contracts.agents }))
@@ -102,7 +108,7 @@ describe('behind a proxy that is trusted', () => {
   test('an address that presents bad keys cannot shed its failures by another port or another way of writing it', async () => {
     const { keys, ask } = await serve()
     const statuses: number[] = []
-    const elsewhere = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+    const elsewhere = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
     const unknown = async (): Promise<string> =>
       (await elsewhere.create({ as: 'application', ownerId: 'acme', name: 'a', scopes: [] })).secret
     for (const from of ['203.0.113.5:1', '::ffff:203.0.113.5', '[::ffff:cb00:7105]:2', '203.0.113.6:1'])

@@ -12,7 +12,7 @@ test.each([
   ['listens for readable', 'readable'],
   ['pauses it', 'pause'],
 ])('a body is read under the fake timers of a test, also where something in front %s', async (_how, what) => {
-  const keys = createApiKeys({ store: memoryStore(), secret: 'the-server-secret-of-these-tests-0123456789' })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: 'the-server-secret-of-these-tests-0123456789' })
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const app = express()
   app.use((req, _res, next) => {

@@ -12,7 +12,7 @@ describe.each([
 ] as [string, typeof express5][])('on %s', (_name, framework) => {
   let keys: ApiKeys
   beforeAll(() => {
-    keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 5_000, waitForLease: false, onError: () => {} })
+    keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET, leaseMs: 5_000, waitForLease: false, onError: () => {} })
   })
   afterAll(() => keys.close())
 

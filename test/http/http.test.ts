@@ -158,7 +158,7 @@ describe.each([
       const revoked = await here.keys.create({ as: 'application', ownerId: 'acme', name: 'r' })
       await here.keys.revoke({ as: 'application', id: revoked.key.id })
       await here.keys.rotate({ as: 'application', id: worker.id })
-      const unknown = await createApiKeys({ store: memoryStore(), secret: 'x'.repeat(32) }).create({
+      const unknown = await createApiKeys({ store: memoryStore(), serverSecret: 'x'.repeat(32) }).create({
         as: 'application',
         ownerId: 'o',
         name: 'u',
@@ -492,7 +492,7 @@ describe.each([
 test('a misspelt or impossible option is refused at start-up, with what to write instead', () => {
   const store = memoryStore()
   const secret = 'x'.repeat(32)
-  const keys = createApiKeys({ store, secret })
+  const keys = createApiKeys({ store, serverSecret: secret })
   const misuse = (run: () => unknown): string => {
     try {
       run()

@@ -101,7 +101,7 @@ describe('an address that keeps presenting bad keys', () => {
   })
 
   test.each([0, -1, 1.5, 1_000_001, Number.NaN, Number.POSITIVE_INFINITY, '300', true, null])('is not counted to %p', (value) => {
-    const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+    const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
     const failuresPerMinute = value as number
     for (const make of [() => bearerAuth(keys, { failuresPerMinute }), () => keyRouter(keys, { failuresPerMinute })]) {
       expect(make).toThrow(
@@ -402,8 +402,8 @@ async function guarded(options: { failuresPerMinute?: number | false }): Promise
       return inner.read(digests)
     },
   }
-  const other = createApiKeys({ store: { ...inner, shared: true }, secret: SERVER_SECRET, leaseMs: 50 })
-  const keys = createApiKeys({ store: counted, secret: SERVER_SECRET, leaseMs: 50, clock })
+  const other = createApiKeys({ store: { ...inner, shared: true }, serverSecret: SERVER_SECRET, leaseMs: 50 })
+  const keys = createApiKeys({ store: counted, serverSecret: SERVER_SECRET, leaseMs: 50, clock })
   const app = express()
   app.set('trust proxy', 1)
   app.use('/keys', keyRouter(keys, { ...options, limits: false }))

@@ -15,7 +15,7 @@ describe.each([
   let keys: ApiKeys
   let secret: string
   beforeAll(async () => {
-    keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 5_000, waitForLease: false, onError: () => {} })
+    keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET, leaseMs: 5_000, waitForLease: false, onError: () => {} })
     secret = (await keys.create({ as: 'application', ownerId: 'acme', name: 'a', scopes: ['api_keys:read'] })).secret
     await keys.create({ as: 'application', ownerId: 'acme', name: 'b', scopes: [] })
     await keys.create({ as: 'application', ownerId: 'rival', name: 'c', scopes: [] })

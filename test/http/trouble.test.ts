@@ -40,7 +40,7 @@ async function scene(
   }: Partial<ApiKeysOptions> & { contract?: Contract; framework?: typeof express } = {},
 ): Promise<Scene> {
   const told: ApiKeyError[] = []
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, onError: (error) => told.push(error), ...options })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET, onError: (error) => told.push(error), ...options })
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['api_keys:read'] })
   const app = framework()
   before(app, keys)
@@ -204,8 +204,8 @@ describe('a callback of the application that fails', () => {
   ])('an onError that %s is told of on stderr, on one line without secrets, and nothing else happens', async (_how, onError) => {
     const lines: unknown[][] = []
     jest.spyOn(console, 'error').mockImplementation((...line: unknown[]) => void lines.push(line))
-    const keys = createApiKeys({ store: { ...memoryStore(), read: failing(new Error('away')) }, secret: SERVER_SECRET, onError })
-    const { secret } = await createApiKeys({ store: memoryStore(), secret: SERVER_SECRET }).create({
+    const keys = createApiKeys({ store: { ...memoryStore(), read: failing(new Error('away')) }, serverSecret: SERVER_SECRET, onError })
+    const { secret } = await createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET }).create({
       as: 'application',
       ownerId: 'o',
       name: 'n',
@@ -222,8 +222,8 @@ describe('a callback of the application that fails', () => {
     jest.spyOn(console, 'error').mockImplementation(failing(new Error('of the console')))
     for (const onError of [failing(hostile), async () => Promise.reject(hostile), undefined]) {
       const read = (): Promise<never> => Promise.reject(hostile)
-      const keys = createApiKeys({ store: { ...memoryStore(), read }, secret: SERVER_SECRET, ...(onError && { onError }) })
-      const { secret } = await createApiKeys({ store: memoryStore(), secret: SERVER_SECRET }).create({
+      const keys = createApiKeys({ store: { ...memoryStore(), read }, serverSecret: SERVER_SECRET, ...(onError && { onError }) })
+      const { secret } = await createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET }).create({
         as: 'application',
         ownerId: 'o',
         name: 'n',
@@ -237,13 +237,13 @@ describe('a callback of the application that fails', () => {
   test('the default logger prints one line without secrets, and none of the driver’s own objects', async () => {
     const lines: unknown[][] = []
     jest.spyOn(console, 'error').mockImplementation((...line: unknown[]) => void lines.push(line))
-    const { secret } = await createApiKeys({ store: memoryStore(), secret: SERVER_SECRET }).create({
+    const { secret } = await createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET }).create({
       as: 'application',
       ownerId: 'o',
       name: 'n',
     })
     const fault = Object.assign(new Error(`insert failed\nfor ${secret}`), { code: '08006', parameters: [secret], detail: secret })
-    const keys = createApiKeys({ store: { ...memoryStore(), read: () => Promise.reject(fault) }, secret: SERVER_SECRET })
+    const keys = createApiKeys({ store: { ...memoryStore(), read: () => Promise.reject(fault) }, serverSecret: SERVER_SECRET })
     await expect(keys.verify(secret)).rejects.toMatchObject({ code: 'store_unavailable' })
     jest.restoreAllMocks()
     expect(lines).toEqual([
@@ -390,7 +390,7 @@ describe('a refusal', () => {
     await keys.rotate({ as: { secret: rotated.secret } })
     await keys.revoke({ as: 'application', id: revoked.key.id })
     await keys.update({ as: 'application', id: expired.key.id, changes: { expiresAt: new Date(1) } })
-    const unknown = await createApiKeys({ store: memoryStore(), secret: SERVER_SECRET }).create({
+    const unknown = await createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET }).create({
       as: 'application',
       ownerId: 'o',
       name: 'n',
@@ -451,7 +451,7 @@ describe('a refusal', () => {
   test('of a stranger costs as little with an Idempotency-Key as without where nothing can be asked for again', async () => {
     const store = memoryStore()
     const reads = jest.spyOn(store, 'read')
-    const keys = createApiKeys({ store, secret: SERVER_SECRET, onError: () => {} })
+    const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, onError: () => {} })
     const app = express()
     app.use('/keys', keyRouter(keys, { failuresPerMinute: 5 }))
     const server: Server = await new Promise((resolve) => {
@@ -462,7 +462,7 @@ describe('a refusal', () => {
       await new Promise((resolve) => server.close(resolve))
     })
     const url = `http://127.0.0.1:${(server.address() as { port: number }).port}`
-    const strangers = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+    const strangers = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
     const statuses: number[] = []
     for (let n = 0; n < 50; n++) {
       const { secret } = await strangers.create({ as: 'application', ownerId: 'o', name: 'n' })

@@ -218,7 +218,7 @@ describe('P2: the window of an answer', () => {
   test('counts from the commit, whatever that took', async () => {
     const clock = new TestClock()
     let commitMs = 0
-    const keys = createApiKeys({ store: slowCommit(clock, () => commitMs), secret: SERVER_SECRET, clock, replayWindowMs: 5_000 })
+    const keys = createApiKeys({ store: slowCommit(clock, () => commitMs), serverSecret: SERVER_SECRET, clock, replayWindowMs: 5_000 })
     const { secret } = await own(keys)
     commitMs = 8_000
     const rotate = (): Promise<IssuedKey> => keys.rotate({ as: { secret }, idempotencyKey: 'slow' })
@@ -234,7 +234,7 @@ describe('P2: the window of an answer', () => {
     const clock = new TestClock()
     const store = memoryStore({ now: () => clock.wallMs() })
     const deaf: Store = { ...store, settle: async () => {} }
-    const keys = createApiKeys({ store: deaf, secret: SERVER_SECRET, clock, replayWindowMs: 5_000 })
+    const keys = createApiKeys({ store: deaf, serverSecret: SERVER_SECRET, clock, replayWindowMs: 5_000 })
     const { secret } = await own(keys)
     const rotate = (): Promise<IssuedKey> => keys.rotate({ as: { secret }, idempotencyKey: 'unseen' })
     const first = await rotate()
@@ -259,7 +259,7 @@ describe('P2: the window of an answer', () => {
         }
       },
     }
-    const keys = createApiKeys({ store, secret: SERVER_SECRET, clock, replayWindowMs: 5_000 })
+    const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, clock, replayWindowMs: 5_000 })
     const { secret } = await own(keys)
     const rotate = (): Promise<IssuedKey> => keys.rotate({ as: { secret }, idempotencyKey: 'moved' })
     await rotate()
@@ -282,7 +282,7 @@ describe('P2: the window of an answer', () => {
   ])('P4: is followed by its erasure within seconds of traffic: when %s', async (_what, pass) => {
     const clock = new TestClock()
     const store = memoryStore({ now: () => clock.wallMs() })
-    const keys = createApiKeys({ store, secret: SERVER_SECRET, clock })
+    const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, clock })
     const { secret } = await own(keys)
     const other = await own(keys)
     const issued = await keys.rotate({ as: { secret }, idempotencyKey: 'kept' })

@@ -24,7 +24,9 @@ const make = (keys: ApiKeys, more: object = {}): Promise<IssuedKey> =>
 describe.each(stores)('what a key looks like does not depend on who looks, on %s', (_name, makeStore) => {
   const start = async (...all: Partial<ApiKeysOptions>[]): Promise<ApiKeys[]> => {
     const { store } = await makeStore()
-    const instances = all.map((options) => createApiKeys({ store, secret: SERVER_SECRET, leaseMs: 50, onError: () => {}, ...options }))
+    const instances = all.map((options) =>
+      createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 50, onError: () => {}, ...options }),
+    )
     await instances[0]?.migrate()
     return instances
   }
@@ -135,7 +137,7 @@ describe('two installed copies of the package', () => {
   test('know the errors of each other: keys of one, router and guard of the other', async () => {
     const other = await secondCopy()
     expect(other.ApiKeyError).not.toBe(ApiKeyError)
-    const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+    const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
     const app = express()
     app.use('/keys', other.keyRouter(keys))
     app.get('/data', other.bearerAuth(keys, { scope: 'a' }), bearerAuth(keys), (req, res) => {
@@ -147,7 +149,7 @@ describe('two installed copies of the package', () => {
       await exchange(url, { path: '/keys/self/rotate' }),
       await exchange(url, {
         path: '/keys/self/rotate',
-        secret: (await make(createApiKeys({ store: memoryStore(), secret: SERVER_SECRET }))).secret,
+        secret: (await make(createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET }))).secret,
       }),
       await exchange(url, { path: `/keys/${good.key.id}/rotate`, secret: weak.secret }),
       await exchange(url, { method: 'GET', path: '/data', secret: weak.secret }),
@@ -167,8 +169,8 @@ describe('two installed copies of the package', () => {
     const clock = new TestClock()
     const store = memoryStore({ now: () => clock.wallMs() })
     const [one, two] = [
-      createApiKeys({ store, secret: SERVER_SECRET, clock }),
-      other.createApiKeys({ store, secret: SERVER_SECRET, clock }),
+      createApiKeys({ store, serverSecret: SERVER_SECRET, clock }),
+      other.createApiKeys({ store, serverSecret: SERVER_SECRET, clock }),
     ]
     for (const keys of [one, two]) await keys.migrate()
     const { secret } = await make(one)
@@ -184,7 +186,7 @@ describe('two installed copies of the package', () => {
 describe('an instance that is closed', () => {
   test('P3: accepts nothing, not even what it has accepted before', async () => {
     const store = memoryStore()
-    const [one, two] = [createApiKeys({ store, secret: SERVER_SECRET }), createApiKeys({ store, secret: SERVER_SECRET })]
+    const [one, two] = [createApiKeys({ store, serverSecret: SERVER_SECRET }), createApiKeys({ store, serverSecret: SERVER_SECRET })]
     const { secret } = await make(one)
     const verified = await two.verify(secret)
     expect([verified.ok, two.peek(secret)?.ok]).toEqual([true, true])
@@ -217,7 +219,7 @@ describe('an instance that is closed', () => {
       },
     }
     const reported: unknown[] = []
-    const keys = createApiKeys({ store, secret: SERVER_SECRET, clock, waitForLease: false, onError: (error) => reported.push(error) })
+    const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, clock, waitForLease: false, onError: (error) => reported.push(error) })
     const { secret } = await make(keys)
     await keys.rotate({ as: { secret }, idempotencyKey: 'k' })
     const closing = keys.close().then(() => {

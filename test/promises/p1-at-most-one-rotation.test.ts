@@ -31,8 +31,8 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   test('P1: one Idempotency-Key means one rotation while the server secret is being changed', async () => {
     const { store, query } = await makeStore()
     const leaseMs = 3_000
-    const before = await serve(store, { leaseMs, secret: [OLDER_SECRET, SERVER_SECRET] })
-    const after = await serve(store, { leaseMs, secret: [SERVER_SECRET, OLDER_SECRET] })
+    const before = await serve(store, { leaseMs, serverSecret: [OLDER_SECRET, SERVER_SECRET] })
+    const after = await serve(store, { leaseMs, serverSecret: [SERVER_SECRET, OLDER_SECRET] })
     const { key, secret } = await before.keys.create({ as: 'application', ownerId: 'acme', name: 'in between' })
     const answers = await Promise.all(
       FIFTY.map((n) => call(`${n % 2 === 0 ? before.url : after.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'one' })),

@@ -193,7 +193,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const before = await serve(store)
     const { secret } = await before.keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     const first = await call(`${before.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'k' })
-    const after = await serve(store, { secret: ['another-server-secret-0123456789-0123456789', SERVER_SECRET] })
+    const after = await serve(store, { serverSecret: ['another-server-secret-0123456789-0123456789', SERVER_SECRET] })
     const retry = await call(`${after.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'k' })
     expect([retry.status, retry.body]).toEqual([200, first.body])
   })

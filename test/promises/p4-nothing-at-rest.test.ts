@@ -86,7 +86,7 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
   const keys: ApiKeys = createApiKeys({
     store,
     ...(cache === undefined ? {} : { cache }),
-    secret: SERVER_SECRET,
+    serverSecret: SERVER_SECRET,
     leaseMs: 50,
     onError: (error) => console.error(error),
   })

@@ -65,7 +65,7 @@ describe.each(stores)('on %s', (name, makeStore) => {
 })
 
 test('P2: a replay compares no rotation secret: the seal opens for it or does not', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
   const { secret, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', rotationSecret: true })
   const rotate = (second: string): Promise<IssuedKey> => keys.rotate({ as: { secret }, idempotencyKey: 'k', rotationSecret: second })
   const compare = jest.spyOn(bcrypt, 'compare')
@@ -79,7 +79,7 @@ test('P2: a replay compares no rotation secret: the seal opens for it or does no
 })
 
 test('P1: the application that repeats a rotation with its Idempotency-Key gets one rotation and one answer', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
   const { key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const rotate = (): Promise<IssuedKey> => keys.rotate({ as: 'application', id: key.id, idempotencyKey: UNGUESSABLE })
   const first = await rotate()
@@ -102,7 +102,7 @@ test('P3: what is held from before a lowering is waited for in full on the clock
     },
   }
   const waited = (): Promise<number> => inner.transaction((tx) => tx.waitMs())
-  const instance = (leaseMs: number): Keys => createApiKeys({ store, secret: SERVER_SECRET, clock, leaseMs })
+  const instance = (leaseMs: number): Keys => createApiKeys({ store, serverSecret: SERVER_SECRET, clock, leaseMs })
   const before = instance(10_000)
   await before.migrate()
   const { secret } = await before.create({ as: 'application', ownerId: 'acme', name: 'n' })
@@ -127,7 +127,7 @@ test('P3: what is held from before a lowering is waited for in full on the clock
 })
 
 test('P3: an instance that was closed accepts nothing, not even what it has a lease on', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 60_000 })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET, leaseMs: 60_000 })
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const verdict = await keys.verify(secret)
   expect([verdict.ok && verdict.live(), keys.peek(secret)?.ok]).toEqual([true, true])
@@ -164,7 +164,7 @@ test('P5: a fault of the store is told with its cause, once a minute', async () 
   const told: ApiKeyError[] = []
   const cause = Object.assign(new Error('permission denied for table express_api_keys'), { code: '42501' })
   const store: Store = { ...memoryStore(), read: () => Promise.reject(cause) }
-  const keys = createApiKeys({ store, secret: SERVER_SECRET, clock, onError: (error) => void told.push(error) })
+  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, clock, onError: (error) => void told.push(error) })
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   for (const count of [1, 1, 2]) {
     if (count === 2) clock.advance(60_000)
@@ -180,7 +180,7 @@ test('P5: an onError that fails later leaves its process alone, which says so', 
     import { createApiKeys, memoryStore } from './src/index.ts'
     const store = { ...memoryStore(), read: async () => { throw new Error('the store is away') } }
     const onError = async () => { throw new Error('the log is away') }
-    const keys = createApiKeys({ store, secret: '${SERVER_SECRET}', onError })
+    const keys = createApiKeys({ store, serverSecret: '${SERVER_SECRET}', onError })
     const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     await keys.verify(secret).catch(() => {})
     setTimeout(() => console.log('alive'), 50)`
@@ -199,7 +199,7 @@ test('P5: an onError that fails later leaves its process alone, which says so', 
 })
 
 test('who does not say who asks is refused, and nothing changes', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
   const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const { id } = key
   const refused = { code: 'invalid_request' }
@@ -215,7 +215,7 @@ test('who does not say who asks is refused, and nothing changes', async () => {
 })
 
 test('a key without the scope to write changes no key but itself, not even one that may less', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
   const make = (scopes: string[]): Promise<IssuedKey> => keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes })
   const [{ secret }, other] = [await make(['a', 'api_keys:read']), await make([])]
   const command = { as: { secret }, id: other.key.id }
@@ -229,7 +229,7 @@ test('a key without the scope to write changes no key but itself, not even one t
 })
 
 test('a key hands out no more than it has, and an admin key what it likes', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
   const make = (scopes: string[]): Promise<IssuedKey> => keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes })
   const [writer, admin, above] = [await make(['api_keys:write', 'a']), await make(['api_keys:admin']), await make(['b'])]
   const beyond = (secret: string): (() => Promise<unknown>)[] => [
@@ -244,7 +244,7 @@ test('a key hands out no more than it has, and an admin key what it likes', asyn
 })
 
 test('an operator hands out no more than it was granted, and one that was granted nothing hands out nothing', async () => {
-  const keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET })
+  const keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET })
   const operator = { issuer: 'https://id.example', subject: 'ada', scopes: ['api_keys:write'], owners: 'all' } as const
   const create = (grants: object, scopes: string[]): Promise<IssuedKey> =>
     keys.create({ as: { operator: { ...operator, ...grants } }, ownerId: 'acme', name: 'n', scopes })
@@ -280,7 +280,7 @@ async function unerased(
       return { ...answer, found }
     },
   }
-  const keys = createApiKeys({ store, secret: SERVER_SECRET, clock, replayWindowMs: 60_000 })
+  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, clock, replayWindowMs: 60_000 })
   const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   return { keys, store, secret, rotate: () => keys.rotate({ as: { secret }, idempotencyKey: 'k' }) }
 }

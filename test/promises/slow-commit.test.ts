@@ -42,7 +42,7 @@ test('P2: a grace period counts from the commit also where a synchronous standby
 
 function instanceOver(url: string, replayWindowMs: number): ReturnType<typeof createApiKeys> {
   const pool = new Pool({ connectionString: url })
-  const keys = createApiKeys({ store: postgresStore(pool), secret: SERVER_SECRET, leaseMs: 50, replayWindowMs, onError: () => {} })
+  const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, leaseMs: 50, replayWindowMs, onError: () => {} })
   atEnd(async () => {
     await keys.close()
     await pool.end()

@@ -12,7 +12,7 @@ const { STORE_URL = '', REDIS_URL = '', SERVER_SECRET = '', OPTIONS = '{}' } = p
 const keys = createApiKeys({
   store: postgresStore(new Pool({ connectionString: STORE_URL })),
   cache: redisCache(new Redis(REDIS_URL)),
-  secret: SERVER_SECRET,
+  serverSecret: SERVER_SECRET,
   ...(JSON.parse(OPTIONS) as object),
 })
 await keys.migrate()

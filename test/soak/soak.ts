@@ -126,7 +126,7 @@ async function soak(): Promise<boolean> {
   const pool = new Pool({ connectionString: STORE_URL })
   const own = createApiKeys({
     store: postgresStore(pool),
-    secret: SERVER_SECRET,
+    serverSecret: SERVER_SECRET,
     ...OPTIONS,
   })
   const admin = (await own.create({ as: 'application', ownerId: 'soak', name: 'admin', scopes: ['api_keys:read', 'api_keys:write'] }))

@@ -68,7 +68,7 @@ export async function serveContract(
     ...options
   }: Partial<ApiKeysOptions> & { operators?: Operators; limits?: boolean; failuresPerMinute?: number | false; trustProxy?: boolean } = {},
 ): Promise<Serving> {
-  const keys = createApiKeys({ store, secret: SERVER_SECRET, leaseMs: 60, onError: () => {}, ...options })
+  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 60, onError: () => {}, ...options })
   await keys.migrate()
   const app = express()
   if (trustProxy) app.set('trust proxy', 1)

@@ -22,7 +22,7 @@ const keys = createApiKeys({
   store: mortalStore(STORE_URL.startsWith('postgres:') ? postgresStore(mortalPool()) : sqliteStore(new Database(STORE_URL))),
   ...(redis === undefined ? {} : { cache: mortal('cache', redisCache(redis)) }),
   clock: { ...systemClock, sleep: mortalSleep },
-  secret: SERVER_SECRET,
+  serverSecret: SERVER_SECRET,
   ...(JSON.parse(OPTIONS) as Partial<ApiKeysOptions>),
 })
 await keys.migrate()

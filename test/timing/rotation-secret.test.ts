@@ -24,7 +24,7 @@ test(
       here.keys.create({ as: 'application', ownerId: 'o', name: 'n', rotationSecret: true })
     const [live, retired, other] = [await make(), await make(), await make()]
     await here.keys.rotate({ as: 'application', id: retired.key.id })
-    const unknown = await createApiKeys({ store: memoryStore(), secret: 'x'.repeat(32) }).create({
+    const unknown = await createApiKeys({ store: memoryStore(), serverSecret: 'x'.repeat(32) }).create({
       as: 'application',
       ownerId: 'o',
       name: 'n',

@@ -30,10 +30,10 @@ interface Plan {
 
 const secret = 'x'.repeat(32)
 export const entries: readonly unknown[] = [postgresStore, sqliteStore, sqlStore, operatorJwt, storeContract]
-export const shared: ApiKeys = createApiKeys({ store: memoryStore(), cache: redisCache(new Redis()), secret })
+export const shared: ApiKeys = createApiKeys({ store: memoryStore(), cache: redisCache(new Redis()), serverSecret: secret })
 export const store: Store = memoryStore({ now: turnedClock().wallMs })
-const keys = createApiKeys({ store, secret, leaseMs: 500, clock: turnedClock() })
-const typed = createApiKeys<Plan>({ store, secret })
+const keys = createApiKeys({ store, serverSecret: secret, leaseMs: 500, clock: turnedClock() })
+const typed = createApiKeys<Plan>({ store, serverSecret: secret })
 export const handlers: RequestHandler[] = [bearerAuth(keys, { scope: ['a', 'b'] }), idempotencyKey({ required: true })]
 export const typedHandlers: RequestHandler[] = [bearerAuth(typed), keyRouter(typed)]
 export const router: RequestHandler = keyRouter(keys, { contract: contracts.standard, retryWithoutKey: true })
@@ -45,7 +45,7 @@ export function app(given: ReturnType<typeof createApiKeys>): ApiKeys {
   return given
 }
 app(keys)
-app(createApiKeys({ store, secret }))
+app(createApiKeys({ store, serverSecret: secret }))
 
 export const owner: RequestHandler = (req, res) => {
   const key: ApiKey | undefined = req.apiKey
@@ -80,4 +80,4 @@ export const endings: (() => void)[] = [
 ]
 
 // @ts-expect-error a misspelt option is a type error
-createApiKeys({ stroe: memoryStore(), secret: '' })
+createApiKeys({ stroe: memoryStore(), serverSecret: '' })

@@ -256,7 +256,7 @@ const ways: Way[] = [
 
 let keys: ApiKeys
 beforeAll(() => {
-  keys = createApiKeys({ store: memoryStore(), secret: SERVER_SECRET, leaseMs: 5_000, waitForLease: false, onError: () => {} })
+  keys = createApiKeys({ store: memoryStore(), serverSecret: SERVER_SECRET, leaseMs: 5_000, waitForLease: false, onError: () => {} })
 })
 afterAll(() => keys.close())
 

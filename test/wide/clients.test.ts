@@ -259,7 +259,7 @@ async function run(
 
 /** All contracts over one set of keys, on real HTTP. */
 async function serve(store: Store, leaseMs = 50, retryWithoutKey = false): Promise<Served> {
-  const keys = createApiKeys({ store, secret: SERVER_SECRET, leaseMs, onError: () => {} })
+  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs, onError: () => {} })
   atEnd(() => keys.close())
   // Told at the commit, before the wait for the leases.
   keys.on('rotated', ({ key: { ownerId } }) => {
