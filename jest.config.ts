@@ -1,8 +1,17 @@
 /** @jest-config-loader esbuild-register */
 import type { Config } from 'jest'
+import tsconfig from './tsconfig.json' with { type: 'json' }
 
 /** What takes long: every topology of Redis, every way in which people set up a database, outages, compilers. `npm run test:wide` runs these too. */
-const LONG = ['cache/topologies', 'chaos/chaos', 'hostile/flood', 'package', 'store/databases', 'store/outages', 'timing/rotation-secret']
+const LONG = [
+  'cache/redis/topologies',
+  'chaos/chaos',
+  'hostile/flood',
+  'package',
+  'store/sql/databases',
+  'store/sql/outages',
+  'timing/rotation-secret',
+]
 const asked = process.argv.some((argument) => argument.startsWith('test/'))
 
 const config: Config = {
@@ -17,8 +26,7 @@ const config: Config = {
   // swc checks no types; `npm run typecheck` does.
   transform: { '^.+\\.ts$': ['@swc/jest', { jsc: { target: 'es2023', parser: { syntax: 'typescript' } }, module: { type: 'commonjs' } }] },
   moduleNameMapper: {
-    '^express-api-keys$': '<rootDir>/src/index.ts',
-    '^express-api-keys/(.*)$': '<rootDir>/src/$1.ts',
+    ...Object.fromEntries(Object.entries(tsconfig.compilerOptions.paths).map(([name, [file]]) => [`^${name}$`, `<rootDir>/${file}`])),
     '^(\\.{1,2}/.*)\\.js$': '$1',
   },
   modulePathIgnorePatterns: ['<rootDir>/dist/'],

@@ -19,14 +19,20 @@ Ends with 1 when fewer than ${90} of 100 changes turn a test red.
 /** What is changed, and the tests that have to notice. They are the unit tests of the file itself: nobody else's are asked to. */
 const GROUPS = {
   secret: { mutate: ['src/core/secret.ts'], tests: ['test/core/secret.test.ts'] },
-  sealing: { mutate: ['src/core/replay.ts'], tests: ['test/core/replay.test.ts'] },
-  lease: { mutate: ['src/core/lease.ts', 'src/core/clock.ts'], tests: ['test/core/lease.test.ts', 'test/core/clock.test.ts'] },
-  'rotation-secret': { mutate: ['src/core/rotation-secret.ts', 'src/core/semaphore.ts'], tests: ['test/core/rotation-secret.test.ts'] },
+  sealing: { mutate: ['src/core/change/replay-seal.ts'], tests: ['test/core/change/replay-seal.test.ts'] },
+  lease: {
+    mutate: ['src/core/verify/lease.ts', 'src/core/clock.ts'],
+    tests: ['test/core/verify/lease.test.ts', 'test/core/clock.test.ts'],
+  },
+  'rotation-secret': {
+    mutate: ['src/core/change/rotation-secret.ts', 'src/core/semaphore.ts'],
+    tests: ['test/core/change/rotation-secret.test.ts'],
+  },
   input: {
-    mutate: ['src/core/input.ts', 'src/core/options.ts', 'src/core/key.ts'],
+    mutate: ['src/core/input.ts', 'src/options.ts', 'src/core/key.ts'],
     tests: ['test/core/input.test.ts', 'test/core/key.test.ts'],
   },
-  uses: { mutate: ['src/core/uses.ts'], tests: ['test/core/uses.test.ts'] },
+  uses: { mutate: ['src/core/last-use.ts'], tests: ['test/core/last-use.test.ts'] },
 }
 const ENOUGH = 90
 

@@ -1,3 +1,3 @@
-export type { SqlDialect } from './store/sql.js'
-export type { SqlStoreOptions } from './store/sql.js'
-export { sqlStore } from './store/sql.js'
+export type { SqlDialect } from './store/sql/sql-store.js'
+export type { SqlStoreOptions } from './store/sql/sql-store.js'
+export { sqlStore } from './store/sql/sql-store.js'

@@ -106,10 +106,9 @@ test('every other block compiles and runs', () => {
   })
   writeFileSync(join(FOLDER, 'scene.mts'), SCENE)
   writeFileSync(join(FOLDER, 'all.mts'), names.map((name) => `await import('./${name}')\n`).join(''))
-  const compilerOptions = { ...RELAXED, paths: { 'express-api-keys': ['../../src/index.ts'], 'express-api-keys/*': ['../../src/*.ts'] } }
   writeFileSync(
     join(FOLDER, 'tsconfig.json'),
-    JSON.stringify({ extends: '../../tsconfig.json', compilerOptions, include: ['*.mts', '*.mjs'] }),
+    JSON.stringify({ extends: '../../tsconfig.json', compilerOptions: RELAXED, include: ['*.mts', '*.mjs'] }),
   )
   node(['node_modules/typescript/bin/tsc', '-p', FOLDER])
   const said = node(['--import', 'tsx', join(FOLDER, 'all.mts')])

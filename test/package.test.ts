@@ -6,7 +6,7 @@ import { atEnd } from './support/cleanup.js'
 
 const ROOT = join(__dirname, '..')
 const OURS = 'node_modules/typescript'
-const ENTRIES = ['', '/postgres', '/sqlite', '/sql', '/redis', '/jwt', '/testing'].map((name) => `express-api-keys${name}`)
+const ENTRIES = ['', '/postgres', '/sqlite', '/sql', '/redis', '/jwt', '/testing', '/contract'].map((name) => `express-api-keys${name}`)
 
 let folder: string
 let packed: { files: { path: string }[] }

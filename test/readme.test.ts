@@ -56,8 +56,7 @@ test('it works as it is, and lives on when PostgreSQL and Redis are restarted un
 async function startMinimal(env: Record<string, string>): Promise<{ child: ChildProcess; said: () => string }> {
   mkdirSync(join(ROOT, '.tmp'), { recursive: true })
   const TSX_TSCONFIG_PATH = join(ROOT, '.tmp/readme.tsconfig.json')
-  const paths = { 'express-api-keys': ['../src/index.ts'], 'express-api-keys/*': ['../src/*.ts'] }
-  writeFileSync(TSX_TSCONFIG_PATH, JSON.stringify({ extends: '../tsconfig.json', compilerOptions: { allowJs: true, paths } }))
+  writeFileSync(TSX_TSCONFIG_PATH, JSON.stringify({ extends: '../tsconfig.json', compilerOptions: { allowJs: true } }))
   const child = spawn(process.execPath, ['--import', 'tsx', join(ROOT, 'example-app/minimal.mjs')], {
     env: { ...process.env, API_KEYS_SECRET: SECRET, TSX_TSCONFIG_PATH, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -114,7 +113,7 @@ function optionsOfFunctions(): [string, string[]][] {
     ['keyRouter', 'src/http/key-router.ts', 'KeyRouterOptions'],
     ['operatorJwt', 'src/http/operator-jwt.ts', 'OperatorJwtOptions'],
     ['idempotencyKey', 'src/http/idempotency-key.ts', 'IdempotencyKeyOptions'],
-    ['redisCache', 'src/cache/redis.ts', 'RedisCacheOptions'],
+    ['redisCache', 'src/cache/redis/redis-cache.ts', 'RedisCacheOptions'],
     ['memoryStore', 'src/store/memory.ts', 'MemoryStoreOptions'],
   ] as const
   return interfaces.map(([name, file, type]) => {

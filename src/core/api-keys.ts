@@ -1,9 +1,9 @@
 import type { Cache, Counters } from '../cache/cache.js'
 import type { ApiKeyError, ApiKeyErrorCode, RejectionReason } from '../errors.js'
 import type { Environment, JsonObject, Store } from '../store/store.js'
+import type { RequestShape } from './change/replay-seal.js'
 import type { Clock } from './clock.js'
 import type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page, RetirePolicy } from './key.js'
-import type { RequestShape } from './replay.js'
 
 /** What `createApiKeys` takes. */
 export interface ApiKeysOptions {

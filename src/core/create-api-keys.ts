@@ -1,6 +1,7 @@
 import { inspect } from 'node:util'
 import type { Counters } from '../cache/cache.js'
 import { ApiKeyError } from '../errors.js'
+import { integerOption, refuseUnknown } from '../options.js'
 import type { JsonObject, KeyRow, Store } from '../store/store.js'
 import { actorOption, secretOf } from './actor.js'
 import type {
@@ -14,21 +15,20 @@ import type {
   RotateCommand,
   RotateOptions,
 } from './api-keys.js'
-import { alteration, creation, type RotationPlan, revocation, rotation } from './changes.js'
+import { alteration, creation, type RotationPlan, revocation, rotation } from './change/changes.js'
+import { hmac, type RequestShape, replaySeals, subkey } from './change/replay-seal.js'
+import { rotationSecrets } from './change/rotation-secret.js'
+import { type Done, mutations } from './change/run-change.js'
 import { systemClock } from './clock.js'
+import { failureOf, guardedStore } from './failures.js'
 import { guardedCache } from './guarded-cache.js'
 import { changedFields, createFields, cursorOf, flag, graceOf, keyId, ownerText, pageLimit, positionOf, reasonText } from './input.js'
 import { type ApiKey, apiKey, type CreateInput, iso, type KeyChanges, keyEvent } from './key.js'
-import { leases as leaseTable, malformed } from './lease.js'
+import { keyUses } from './last-use.js'
 import { keyListeners, LISTENERS } from './listeners.js'
-import { type Done, mutations } from './mutation.js'
-import { integerOption, refuseUnknown } from './options.js'
-import { hmac, type RequestShape, replaySeals, subkey } from './replay.js'
 import { logError, reports } from './report.js'
-import { rotationSecrets } from './rotation-secret.js'
 import { digestOf, secretFormat } from './secret.js'
-import { failureOf, guardedStore } from './store-faults.js'
-import { keyUses } from './uses.js'
+import { leases as leaseTable, malformed } from './verify/lease.js'
 
 const OPTIONS = [
   'store',

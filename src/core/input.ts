@@ -1,7 +1,7 @@
 import { ApiKeyError } from '../errors.js'
+import { refuseUnknown } from '../options.js'
 import type { JsonObject, Position } from '../store/store.js'
 import { type CreateInput, isKeyId, type KeyChanges, type RetirePolicy } from './key.js'
-import { refuseUnknown } from './options.js'
 import { holdsSecret } from './secret.js'
 
 /** The fields of a key that callers choose, checked. */

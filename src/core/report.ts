@@ -1,6 +1,6 @@
 import type { ApiKeyError, ApiKeyErrorCode } from '../errors.js'
 import type { Clock } from './clock.js'
-import { failureOf } from './store-faults.js'
+import { failureOf } from './failures.js'
 
 /** Faults that last, and that every request meets: one line for each cause and minute says it. */
 const LASTING: readonly ApiKeyErrorCode[] = ['store_unavailable', 'store_misconfigured', 'outcome_unknown']

@@ -1,14 +1,14 @@
 import type { NextFunction, Request, RequestHandler, Response } from 'express'
 import type { AnyApiKeys, Verified, VerifyResult } from '../core/api-keys.js'
-import { hasScope } from '../core/authorise.js'
+import { hasScope } from '../core/change/authorise.js'
+import { invalidKey } from '../core/change/replay-decision.js'
 import type { ApiKey } from '../core/key.js'
-import { integerOption, refuseUnknown } from '../core/options.js'
-import { invalidKey } from '../core/replay-decision.js'
 import { ApiKeyError } from '../errors.js'
-import { bearerSecret } from './credential.js'
-import { DEFAULT_FAILURES_PER_MINUTE, failureGuard } from './limit.js'
+import { integerOption, refuseUnknown } from '../options.js'
+import { DEFAULT_FAILURES_PER_MINUTE, failureGuard } from './limits/route-limits.js'
 import { originOf, refuse } from './problem.js'
-import { setApiKey } from './request.js'
+import { setApiKey } from './req-api-key.js'
+import { bearerSecret } from './source.js'
 
 declare global {
   namespace Express {

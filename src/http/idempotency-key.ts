@@ -1,9 +1,9 @@
 import type { IncomingMessage } from 'node:http'
 import type { RequestHandler } from 'express'
-import { refuseUnknown } from '../core/options.js'
 import { ApiKeyError } from '../errors.js'
-import { headerValues } from './credential.js'
+import { refuseUnknown } from '../options.js'
 import { problem } from './problem.js'
+import { headerValues } from './source.js'
 
 declare global {
   namespace Express {

@@ -1,9 +1,9 @@
 import { createPublicKey, createSecretKey, KeyObject } from 'node:crypto'
 import jwt, { type JwtHeader, type JwtPayload } from 'jsonwebtoken'
 import type { Grants, Operator } from '../core/api-keys.js'
-import { ADMIN_SCOPE } from '../core/authorise.js'
-import { integerOption, refuseUnknown } from '../core/options.js'
+import { ADMIN_SCOPE } from '../core/change/authorise.js'
 import { ApiKeyError } from '../errors.js'
+import { integerOption, refuseUnknown } from '../options.js'
 
 /** Tells an operator by the access token that it presents. */
 export interface Operators {

@@ -1,7 +1,7 @@
 import type { Request, Response } from 'express'
 import type { AnyApiKeys, Origin } from '../core/api-keys.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
-import { clientAddress } from './address.js'
+import { clientAddress } from './origin.js'
 
 /** The one table from codes to HTTP statuses. */
 const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {

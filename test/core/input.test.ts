@@ -1,7 +1,7 @@
 import { ApiKeyError, type ApiKeys, type CreateCommand, createApiKeys, memoryStore } from 'express-api-keys'
 import fc from 'fast-check'
 import { changedFields, createFields, flag, graceOf, keyId, ownerText, pageLimit, positionOf, reasonText } from '../../src/core/input.js'
-import { integerOption } from '../../src/core/options.js'
+import { integerOption } from '../../src/options.js'
 
 const SECRET = 'the-server-secret-0123456789-0123456789'
 const named = { ownerId: 'acme', name: 'n' }

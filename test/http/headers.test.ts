@@ -2,7 +2,7 @@ import { request } from 'node:http'
 import express5, { type RequestHandler } from 'express'
 import { type ApiKeys, bearerAuth, createApiKeys, idempotencyKey, keyRouter, memoryStore } from 'express-api-keys'
 import express4 from 'express4'
-import { headerValues } from '../../src/http/credential.js'
+import { headerValues } from '../../src/http/source.js'
 import { listen } from '../support/listen.js'
 import { SERVER_SECRET } from '../support/process.js'
 

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import bcrypt from 'bcrypt'
 import { type ApiKeyError, type ApiKeys, contracts, createApiKeys, type IssuedKey, memoryStore, type Store } from 'express-api-keys'
-import { replaySeals } from '../../src/core/replay.js'
+import { replaySeals } from '../../src/core/change/replay-seal.js'
 import { TestClock } from '../support/clock.js'
 import type { Checked, Sent } from '../support/contract.js'
 import { type Losing, serveLosing } from '../support/losing.js'

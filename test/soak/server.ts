@@ -3,9 +3,9 @@ import type { AddressInfo } from 'node:net'
 import express from 'express'
 import { Redis } from 'ioredis'
 import { Pool } from 'pg'
+import { redisCache } from '../../src/cache/redis/redis-cache.js'
 import { bearerAuth, createApiKeys, keyRouter } from '../../src/index.js'
-import { postgresStore } from '../../src/postgres.js'
-import { redisCache } from '../../src/redis.js'
+import { postgresStore } from '../../src/store/sql/postgres.js'
 
 const { STORE_URL = '', REDIS_URL = '', SERVER_SECRET = '', OPTIONS = '{}' } = process.env
 

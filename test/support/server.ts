@@ -6,11 +6,11 @@ import express4 from 'express4'
 import { Redis } from 'ioredis'
 import Database from 'libsql'
 import { Pool } from 'pg'
+import { redisCache } from '../../src/cache/redis/redis-cache.js'
 import { systemClock } from '../../src/core/clock.js'
 import { type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from '../../src/index.js'
-import { postgresStore } from '../../src/postgres.js'
-import { redisCache } from '../../src/redis.js'
-import { sqliteStore } from '../../src/sqlite.js'
+import { postgresStore } from '../../src/store/sql/postgres.js'
+import { sqliteStore } from '../../src/store/sql/sqlite.js'
 
 const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CONTRACT = 'standard', OPTIONS = '{}', TRUST_PROXY } = process.env
 

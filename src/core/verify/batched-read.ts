@@ -1,0 +1,96 @@
+import { ApiKeyError } from '../../errors.js'
+import { nextTurn } from '../../real-time.js'
+import { type Clock, type Instant, instant } from '../clock.js'
+
+/** An answer of the authority, and the instant before it was asked. */
+export interface Asked<Answer> {
+  readonly answer: Answer
+  readonly askedAt: Instant
+}
+
+/** One read of the authority answers for this many names. */
+const BATCH = 100
+/** More of one lane waiting for the authority than this means that it cannot keep up: an answer in time is not to be had. */
+const MAX_WAITING = 20_000
+/** So many answers of a read are handed out in one turn of the event loop: a hundred refusals on end would hold up everybody else by some 20 ms. */
+const ANSWERS_A_TURN = 10
+
+interface Waiting<Answer> {
+  resolve(outcome: Asked<Answer>): void
+  reject(error: unknown): void
+}
+
+/** Who waits for what, in the order of asking; whoever asks for the same is answered together. */
+interface Lane<Answer> {
+  readonly names: Map<string, Waiting<Answer>[]>
+  waiting: number
+}
+
+/**
+ * Puts names that are asked for at about the same time into one read, those that go `first` before the others: however many strangers are waiting, a client
+ * goes with the next read. The instant that a lease counts from is taken right before the read is sent, after every request in it had come in.
+ */
+export function batchedRead<Answer>(
+  clock: Clock,
+  read: (names: readonly string[]) => Promise<Answer>,
+  { first, atOnce }: { readonly first: (name: string) => boolean; readonly atOnce: number },
+): (name: string) => Promise<Asked<Answer>> {
+  const clients: Lane<Answer> = { names: new Map(), waiting: 0 }
+  const strangers: Lane<Answer> = { names: new Map(), waiting: 0 }
+  let reads = 0
+  let due = false
+
+  return (name) =>
+    new Promise((resolve, reject) => {
+      const lane = first(name) ? clients : strangers
+      if (lane.waiting >= MAX_WAITING) {
+        reject(new ApiKeyError('store_unavailable', 'More requests are waiting for the store than it can answer.'))
+        return
+      }
+      lane.waiting++
+      const together = lane.names.get(name)
+      if (together === undefined) lane.names.set(name, [{ resolve, reject }])
+      else together.push({ resolve, reject })
+      if (reads >= atOnce || due) return
+      due = true
+      // Not queueMicrotask, which a test may have taken away for a while.
+      void Promise.resolve().then(() => {
+        due = false
+        next()
+      })
+    })
+
+  function next(): void {
+    if (reads >= atOnce || clients.waiting + strangers.waiting === 0) return
+    const batch = new Map<string, Waiting<Answer>[]>()
+    for (const lane of [clients, strangers]) {
+      for (const [name, together] of lane.names) {
+        if (batch.size === BATCH) break
+        batch.set(name, [...(batch.get(name) ?? []), ...together])
+        lane.names.delete(name)
+        lane.waiting -= together.length
+      }
+    }
+    reads++
+    void send(batch).then(() => {
+      reads--
+      next()
+    })
+    next()
+  }
+
+  async function send(batch: ReadonlyMap<string, readonly Waiting<Answer>[]>): Promise<void> {
+    const askedAt = instant(clock)
+    let tell: (one: Waiting<Answer>) => void
+    try {
+      const answer = await read([...batch.keys()])
+      tell = ({ resolve }) => resolve({ answer, askedAt })
+    } catch (error) {
+      tell = ({ reject }) => reject(error)
+    }
+    for (const [index, one] of [...batch.values()].flat().entries()) {
+      if (index > 0 && index % ANSWERS_A_TURN === 0) await nextTurn()
+      tell(one)
+    }
+  }
+}

@@ -1,4 +1,0 @@
-export type { OperatorAlgorithm } from './http/operator-jwt.js'
-export { operatorJwt } from './http/operator-jwt.js'
-export type { OperatorJwtOptions } from './http/operator-jwt.js'
-export type { OperatorKey } from './http/operator-jwt.js'

@@ -1,2 +1,0 @@
-export type { RedisCacheOptions } from './cache/redis.js'
-export { redisCache } from './cache/redis.js'

@@ -1,0 +1,96 @@
+import { Kysely, SqliteDialect } from 'kysely'
+import { ApiKeyError } from '../../errors.js'
+import { monotonicMs } from '../../real-time.js'
+import type { Store } from '../store.js'
+import { isBusy } from './driver-errors.js'
+import { moment, type SqlStoreOptions, storeOver, timeouts } from './sql-store.js'
+
+/** What the store needs of a better-sqlite3 style handle. */
+export interface SqliteHandle {
+  // biome-ignore lint/suspicious/noExplicitAny: the drivers' own signatures differ
+  prepare(source: string): any
+  exec(source: string): unknown
+  close(): unknown
+}
+
+export type SqliteStoreOptions = Omit<SqlStoreOptions, 'dialect'>
+
+/** How long SQLite itself waits for a lock. It blocks the event loop meanwhile, so the long wait is the store's own. */
+const BUSY_MS = 50
+
+/**
+ * Keeps keys in an SQLite file, through a handle of libsql or better-sqlite3 (SQLite 3.35 or later). Give it a handle of its own: a
+ * transaction spans several turns of the event loop, and any other statement on the same handle would fall into it.
+ * `close()` leaves the handle open.
+ *
+ * @throws ApiKeyError `invalid_option` for anything but such a handle, and for options out of range.
+ */
+export function sqliteStore(database: SqliteHandle, options: SqliteStoreOptions = {}): Store {
+  refuseOtherThanHandle(database)
+  const limits = timeouts(options)
+  const dialect = new SqliteDialect({
+    // Not before the first use, and again at the next one if it fails.
+    database: async () => {
+      await setUp(database, limits.transactionTimeoutMs)
+      return {
+        prepare(source: string) {
+          refuseClosed(database)
+          return /^(begin|commit|rollback)/.test(source) ? executed(database, source) : database.prepare(source)
+        },
+        close: () => {},
+      }
+    },
+  })
+  return storeOver(new Kysely({ dialect }), { ...limits, dialect: 'sqlite' })
+}
+
+function refuseOtherThanHandle(database: unknown): void {
+  const { prepare, exec, each, selectFrom, connect } = (database ?? {}) as { [name: string]: unknown }
+  // The package sqlite3, and what is built upon it, has `each`; it calls back.
+  if (typeof prepare === 'function' && typeof exec === 'function' && typeof each !== 'function') return
+  const instead =
+    typeof selectFrom === 'function'
+      ? ' A Kysely instance goes to sqlStore(db).'
+      : typeof connect === 'function'
+        ? ' A pg Pool goes to postgresStore(pool).'
+        : ''
+  throw new ApiKeyError('invalid_option', `sqliteStore takes a better-sqlite3 style database: sqliteStore(new Database(file)).${instead}`)
+}
+
+/**
+ * Makes the file one for several processes; FULL is what makes COMMIT durable in WAL mode. The switch to WAL needs the file for itself for
+ * a moment, and SQLite does not always wait for that. Without a statement of its own: one that was busy once counts as "in progress" in libsql.
+ */
+async function setUp(database: SqliteHandle, ms: number): Promise<void> {
+  const end = monotonicMs() + ms
+  for (const pragma of [`busy_timeout = ${BUSY_MS}`, 'journal_mode = WAL', 'synchronous = FULL']) {
+    for (;;) {
+      refuseClosed(database)
+      try {
+        database.exec(`pragma ${pragma}`)
+        break
+      } catch (error) {
+        if (!isBusy(error) || monotonicMs() > end) throw error
+        await moment()
+      }
+    }
+  }
+}
+
+/** What a driver says of a closed handle differs: libsql goes on giving answers to statements that it has prepared. */
+function refuseClosed(database: SqliteHandle): void {
+  const { open, isOpen } = database as { open?: unknown; isOpen?: unknown }
+  if (open === false || isOpen === false) throw new ApiKeyError('store_unavailable', 'The SQLite handle has been closed.')
+}
+
+/**
+ * Runs what opens and ends a transaction without a statement of its own: in libsql 0.5 a prepared BEGIN that met SQLITE_BUSY counts as "in progress"
+ * until it is collected, and no COMMIT goes through beside it.
+ */
+function executed(database: SqliteHandle, source: string): { reader: boolean; run(): object; all(): unknown[] } {
+  const run = (): object => {
+    database.exec(source)
+    return { changes: 0, lastInsertRowid: 0 }
+  }
+  return { reader: false, run, all: () => [run()] }
+}
