@@ -89,7 +89,7 @@ const NEVER_SENT: { readonly [code: string]: string } = { invalid_option: 'throw
 
 test('the README names every error code with its status, and every option', () => {
   const codes = readFileSync(join(ROOT, 'src/errors.ts'), 'utf8').matchAll(/^ {2}\| '(\w+)'/gm)
-  const statuses = readFileSync(join(ROOT, 'src/http/problem.ts'), 'utf8')
+  const statuses = readFileSync(join(ROOT, 'src/errors.ts'), 'utf8')
   let seen = 0
   for (const [, code = ''] of codes) {
     seen++
