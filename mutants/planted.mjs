@@ -231,9 +231,9 @@ export const FAULTS = [
     promise: 'P2',
     name: 'an expiry is extended by a rotation',
     file: 'src/core/change/changes.ts',
-    find: 'const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt }',
+    find: 'const key: KeyRow = { ...current, ...shown(secret), secretCreatedAt: now, generation: current.generation + 1, updatedAt }',
     replace:
-      'const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt, expiresAt: current.expiresAt && current.expiresAt + 1_000 }',
+      'const key: KeyRow = { ...current, ...shown(secret), secretCreatedAt: now, generation: current.generation + 1, updatedAt, expiresAt: current.expiresAt && current.expiresAt + 1_000 }',
     tests: [['test/http/contracts/standard.test.ts', 'on memory the life of a key a rotation neither renews nor moves']],
   },
 

@@ -211,7 +211,7 @@ function unmarked(answer: AuthorityAnswer): AuthorityAnswer {
 
 function plantedCache(cache: Cache): Cache {
   if (PLANT !== 'lease-from-relay' && PLANT !== 'cache-clock-trusted') return cache
-  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry 2')
+  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry 3')
   const granted = { grantedAt: Date.now() + 3_600_000 }
   return Object.assign(Object.create(cache) as Cache, {
     async get(digest: string) {

@@ -1328,6 +1328,7 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
       rotatedTo: null,
       secretStart: 'sk_live_',
       secretLast4: '1234',
+      secretCreatedAt: at,
       lastUsedAt: null,
       lastUsedIp: null,
       lastUsedUserAgent: null,
