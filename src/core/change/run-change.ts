@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto'
+import { dropOldest } from '../../drop-oldest.js'
 import { ApiKeyError } from '../../errors.js'
 import type {
   EventRow,
@@ -703,7 +704,7 @@ export function mutations(parts: MutationParts): Mutations {
     const last = audited.get(subject)
     if (last !== undefined && clock.monotonicMs() - last < AUDIT_MS) return false
     audited.set(subject, clock.monotonicMs())
-    if (audited.size > MAX_AUDITS) audited.delete(audited.keys().next().value ?? subject)
+    dropOldest(audited, MAX_AUDITS)
     return true
   }
 

@@ -1,6 +1,7 @@
 import { timingSafeEqual } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 import type { Cache } from '../../cache/cache.js'
+import { dropOldest } from '../../drop-oldest.js'
 import { ApiKeyError, type RejectionReason } from '../../errors.js'
 import { clearTimeout, setTimeout } from '../../real-time.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../../store/store.js'
@@ -313,7 +314,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   function introduce(digest: string, keyId: string): void {
     met.delete(digest)
     met.set(digest, keyId)
-    if (met.size > maxLeases) dropOldest(met)
+    dropOldest(met, maxLeases)
   }
 
   async function look(digest: string): ReturnType<Leases['look']> {
@@ -405,7 +406,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     held.delete(digest)
     refused.delete(digest)
     held.set(digest, lease)
-    if (held.size > maxLeases) dropOldest(held)
+    dropOldest(held, maxLeases)
     return lease.result
   }
 
@@ -413,7 +414,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     held.delete(digest)
     refused.delete(digest)
     refused.set(digest, { result: REJECTED[reason], since: instant(clock), forMs })
-    if (refused.size > MAX_REFUSED) dropOldest(refused)
+    dropOldest(refused, MAX_REFUSED)
     return REJECTED[reason]
   }
 
@@ -449,7 +450,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
         .markFirstUse(digest)
         .then(({ retired }) => {
           knownUsed.add(digest)
-          if (knownUsed.size > MAX_KNOWN_USED) dropOldest(knownUsed)
+          dropOldest(knownUsed, MAX_KNOWN_USED)
           return retire(retired, 'rotated')
         })
         .catch(report)
@@ -518,13 +519,6 @@ function verified(key: ApiKey, grace: Grace | undefined, live: () => boolean): V
 /** What is waited beyond a lease, for clocks that run at slightly different speeds. */
 export function marginMs(leaseMs: number): number {
   return Math.max(50, leaseMs / 100)
-}
-
-function dropOldest(table: Map<string, unknown> | Set<string>): void {
-  for (const digest of table.keys()) {
-    table.delete(digest)
-    return
-  }
 }
 
 /**
