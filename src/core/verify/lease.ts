@@ -6,9 +6,9 @@ import { ApiKeyError, type RejectionReason } from '../../errors.js'
 import { clearTimeout, setTimeout } from '../../real-time.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../../store/store.js'
 import type { Rejected, Verified, VerifyResult } from '../api-keys.js'
-import { hmac, subkey } from '../change/replay-seal.js'
 import { type Clock, elapsedMs, type Instant, instant } from '../clock.js'
 import { type ApiKey, apiKey, iso } from '../key.js'
+import { hmac, subkey } from '../keyed-hash.js'
 import { type Asked, batchedRead } from './batched-read.js'
 
 /** What the leases of one process are made of. */
