@@ -24,8 +24,13 @@ const GROUPS = {
     tests: ['test/core/change/replay-seal.test.ts', 'test/core/keyed-hash.test.ts'],
   },
   lease: {
-    mutate: ['src/core/verify/lease.ts', 'src/core/clock.ts'],
-    tests: ['test/core/verify/lease.test.ts', 'test/core/clock.test.ts'],
+    mutate: ['src/core/verify/lease.ts', 'src/core/verify/verdict.ts', 'src/core/verify/cache-entry.ts', 'src/core/clock.ts'],
+    tests: [
+      'test/core/verify/lease.test.ts',
+      'test/core/verify/verdict.test.ts',
+      'test/core/verify/cache-entry.test.ts',
+      'test/core/clock.test.ts',
+    ],
   },
   'rotation-secret': {
     mutate: ['src/core/change/rotation-secret.ts', 'src/core/semaphore.ts'],

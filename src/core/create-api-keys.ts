@@ -29,7 +29,8 @@ import { keyUses } from './last-use.js'
 import { keyListeners, LISTENERS } from './listeners.js'
 import { logError, reports } from './report.js'
 import { digestOf, secretFormat } from './secret.js'
-import { leases as leaseTable, malformed } from './verify/lease.js'
+import { leases as leaseTable } from './verify/lease.js'
+import { malformed } from './verify/verdict.js'
 
 const OPTIONS = [
   'store',
