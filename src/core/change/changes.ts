@@ -1,10 +1,10 @@
 import { ApiKeyError } from '../../errors.js'
 import type { GenerationRow, KeyRow } from '../../store/store.js'
+import { timeOrderedId } from '../id.js'
 import type { KeyFields, NewKeyFields } from '../input.js'
 import type { MintedSecret, SecretFormat } from '../secret.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
 import type { Effect, Mutation } from './run-change.js'
-import { timeOrderedId } from './run-change.js'
 
 /** Graces up to this long are counted from the commit: what a COMMIT may take is nothing beside longer ones. */
 const LONGEST_COUNTED_FROM_COMMIT_MS = 600_000
