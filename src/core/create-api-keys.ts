@@ -15,10 +15,11 @@ import type {
   RotateCommand,
   RotateOptions,
 } from './api-keys.js'
+import type { FinishedChange as Done } from './change/change.js'
 import { alteration, creation, type RotationPlan, revocation, rotation } from './change/changes.js'
 import { type RequestShape, replaySeals } from './change/replay-seal.js'
 import { rotationSecrets } from './change/rotation-secret.js'
-import { type Done, mutations } from './change/run-change.js'
+import { changeRunner as mutations } from './change/run-change.js'
 import { systemClock } from './clock.js'
 import { failureOf, guardedStore } from './failures.js'
 import { guardedCache } from './guarded-cache.js'

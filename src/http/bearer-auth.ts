@@ -1,7 +1,7 @@
 import type { NextFunction, Request, RequestHandler, Response } from 'express'
 import type { AnyApiKeys, Verified, VerifyResult } from '../core/api-keys.js'
-import { invalidKey } from '../core/change/replay-decision.js'
 import type { ApiKey } from '../core/key.js'
+import { invalidKey } from '../core/refusals.js'
 import { hasScope } from '../core/scope.js'
 import { ApiKeyError } from '../errors.js'
 import { integerOption, refuseUnknown } from '../options.js'
