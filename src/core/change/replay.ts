@@ -105,6 +105,6 @@ export function replayer(parts: ReplayParts): (planned: PlannedChange, recorded:
   }
 }
 
-function lineOf({ command }: PlannedChange, type: AuditLine['type'], key: KeyRow, details: AuditLine['details']): AuditLine {
-  return { type, key, actor: actorName(command.as, key), origin: command.origin, details }
+function lineOf({ command, presented }: PlannedChange, type: AuditLine['type'], key: KeyRow, details: AuditLine['details']): AuditLine {
+  return { type, key, actor: actorName(command.as, presented?.key), origin: command.origin, details }
 }
