@@ -52,17 +52,19 @@ export const FAULTS = [
   {
     promise: 'P1',
     name: 'the row of a key is read without being locked',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'return (await (postgres ? query.forUpdate() : query).execute()).map(keyRow)',
+    file: 'src/store/sql/steps.ts',
+    find: 'return (await dialect.forUpdate(query).execute()).map(keyRow)',
     replace: 'return (await query.execute()).map(keyRow)',
     tests: [['test/store/contract.test.ts', 'postgresStore, two stores on one database twenty transactions that each add a generation']],
   },
   {
     promise: 'P1',
     name: 'duplicates of an operator do not queue',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'if (postgres) await sql`select pg_advisory_xact_lock(hashtextextended(',
-    replace: 'if (name === null) await sql`select pg_advisory_xact_lock(hashtextextended(',
+    file: 'src/store/sql/dialects/postgres.ts',
+    find: `async lockName(on, name) {
+        await`,
+    replace: `async lockName(on, name) {
+        if (name === null) await`,
     tests: [['test/store/contract.test.ts', 'postgresStore, two stores on one database a name is held by one transaction']],
   },
   {
@@ -78,8 +80,8 @@ export const FAULTS = [
   {
     promise: 'P1',
     name: 'a transaction that was given up goes on to COMMIT',
-    file: 'src/store/sql/sql-store.ts',
-    find: "      stage = 'abandoned'\n",
+    file: 'src/store/sql/transaction.ts',
+    find: "    progress.stage = 'abandoned'\n",
     replace: '',
     tests: [['test/store/sql/faults.test.ts', 'P1: a transaction that was given up is never committed']],
   },
@@ -112,7 +114,7 @@ export const FAULTS = [
   {
     promise: 'P2',
     name: 'whose secret it is is asked among the active ones only',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/read-query.ts',
     find: "(join) => join.on('g.digest', 'in', parameters)",
     replace: "(join) => join.on('g.digest', 'in', parameters).on('g.retired_at', 'is', null)",
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: a client whose response was cut off']],
@@ -128,9 +130,9 @@ export const FAULTS = [
   {
     promise: 'P2',
     name: 'a lost answer to COMMIT is told as "nothing changed"',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'if (!answered(error)) throw outcomeUnknown(error)',
-    replace: 'if (!answered(error)) throw storeError(error)',
+    file: 'src/store/sql/transaction.ts',
+    find: 'if (!errors.refused(error)) throw outcomeUnknown(error)',
+    replace: 'if (!errors.refused(error)) throw storeError(error, errors)',
     tests: [['test/crash/commit.test.ts', 'every mutation answers 503 outcome_unknown']],
   },
   {
@@ -267,15 +269,15 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the lease in force is read without being held',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'const row = await (postgres ? query.forShare() : query).executeTakeFirstOrThrow()',
-    replace: 'const row = await query.executeTakeFirstOrThrow()',
+    file: 'src/store/sql/steps.ts',
+    find: "dialect.forShare(on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1))",
+    replace: "on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)",
     tests: [['test/store/sql/faults.test.ts', 'P3: a lease becomes no longer while a transaction is open']],
   },
   {
     promise: 'P3',
     name: 'what was committed need not survive a crash',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/dialects/postgres.ts',
     find: "case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end",
     replace: "current_setting('synchronous_commit')",
     tests: [['test/store/sql/faults.test.ts', 'what a transaction has committed survives a crash']],
@@ -307,7 +309,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'after the lease was lowered, the longer one that is still held is not waited for',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/steps.ts',
     find: 'return Math.max(Number(row.lease_ms), Number(row.earlier_lease_ms))',
     replace: 'return Number(row.lease_ms)',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file rotations go on waiting for the longest']],
@@ -365,7 +367,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the clock of PostgreSQL is read after it has looked',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/dialects/postgres.ts',
     find: 'sql<number | null>`floor(extract(epoch from now())',
     replace: 'sql<number | null>`floor(extract(epoch from clock_timestamp())',
     tests: [['test/store/sql/faults.test.ts', 'P3: PostgreSQL reads the clock before it looks']],
@@ -508,7 +510,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the last use of a key brings it back from its revocation',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/last-use.ts',
     find: '.set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent })',
     replace: '.set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent, revoked_at: null })',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file writes the last use of a key']],
@@ -540,11 +542,9 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a grace period that is over begins again when the clock of the store is set back',
-    file: 'src/store/sql/sql-store.ts',
-    find: `          .where('grace_ends_at', '<=', at)
-`,
-    replace: `          .where('grace_ends_at', '<=', -at)
-`,
+    file: 'src/store/sql/steps.ts',
+    find: 'if (over.length > 0)',
+    replace: 'if (over.length < 0)',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file a grace period that is over does not begin again']],
   },
   {
@@ -711,7 +711,7 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'the replay window begins when a record is settled, and not with its commit',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/writes.ts',
     find: 'const committedAt = Math.floor(now - agoMs)',
     replace: 'const committedAt = now',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file settles a record once']],
@@ -848,7 +848,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'a key that is being changed keeps the last uses of others waiting',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/dialects/postgres.ts',
     find: '        .skipLocked(),\n',
     replace: '',
     tests: [['test/store/sql/last-use.test.ts', 'on PostgreSQL a key that somebody is changing']],

@@ -54,6 +54,12 @@ test.each([
   expect(users.filter((file) => !where.test(file))).toEqual([])
 })
 
+test('a dialect of SQL is known to the entries for its database only', () => {
+  const isDialect = (file: string): boolean => file.startsWith('store/sql/dialects/')
+  const users = files.filter((file) => importsOf(file).some(isDialect))
+  expect(users.sort()).toEqual(['postgres', 'sql-store', 'sqlite'].map((name) => `store/sql/${name}.ts`))
+})
+
 test('bcrypt is loaded only when a rotation secret is there', () => {
   expect(files.filter((file) => importsOf(file).includes('bcrypt'))).toEqual([])
   const loads = files.filter((file) => readFileSync(join(SRC, file), 'utf8').includes("import('bcrypt')"))
@@ -62,7 +68,7 @@ test('bcrypt is loaded only when a rotation secret is there', () => {
 
 test('entries export by name, one name a line', () => {
   const entries = files.filter((file) => !file.includes('/') && !(file in ALLOWED))
-  expect(entries.sort()).toEqual(['index.ts', 'sql.ts', 'testing.ts'])
+  expect(entries.sort()).toEqual(['index.ts', 'testing.ts'])
   for (const entry of entries) {
     for (const line of readFileSync(join(SRC, entry), 'utf8').trim().split('\n')) {
       expect(line).toMatch(/^export (type )?\{ \w+ \} from '\.\/[\w/-]+\.js'$/)
