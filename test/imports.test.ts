@@ -9,7 +9,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'options.ts': [/^errors\.ts$/],
   'real-time.ts': [/^node:(timers|perf_hooks)$/],
   store: [/^store\//, /^(errors|options|real-time)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time)\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
+  cache: [/^cache\//, /^(errors|real-time)\.ts$/, /^ioredis$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time)\.ts$/, /^node:/],
   http: [
     /^http\//,
@@ -17,7 +17,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^cache\/cache\.ts$/,
     /^(errors|options|real-time)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
-    /^node:(http|net|crypto|util|zlib)$/,
+    /^node:(async_hooks|http|net|crypto|util|zlib)$/,
   ],
   testing: [/^store\/store\.ts$/, /^core\/clock\.ts$/, /^(errors|real-time)\.ts$/, /^node:/],
 }
@@ -37,7 +37,6 @@ test.each([
   ['express', /^http\//],
   ['kysely', /^store\/sql\//],
   ['ioredis', /^cache\/redis\//],
-  ['rate-limit-redis', /^cache\/redis\//],
   ['express-rate-limit', /^http\/limits\//],
   ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
 ])('%s appears only where it belongs', (name, where) => {

@@ -249,7 +249,7 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   /** The clock that was given, or the machine's. */
   readonly clock: Clock
   /** Makes counters that every instance with this server secret shares, where the cache has some; `name` tells them apart. */
-  readonly counters: ((name: string, windowMs: number) => Counters) | undefined
+  readonly counters: ((name: string, limit: { readonly max: number; readonly windowMs: number }) => Counters) | undefined
   /** Says whether a string has the shape and checksum of a secret of this instance, with no I/O. */
   wellFormed(secret: string): boolean
   /** Hands trouble to `onError`; never throws. */

@@ -256,7 +256,10 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 
     clock,
 
-    counters: shared === undefined ? undefined : (name, windowMs) => named(shared(windowMs), `${namespace}:${name}:`, countersKey),
+    counters:
+      shared === undefined
+        ? undefined
+        : (name, limit) => hiddenNames(shared(limit), (hidden) => `${namespace}:${hmac(countersKey, [name, hidden])}`),
 
     wellFormed: (secret) => typeof secret === 'string' && format.wellFormed(secret),
 
@@ -452,9 +455,8 @@ function changed({ key, replayed, acceptedUntil }: Done): MutationResult {
 }
 
 /** The same counters under names that tell a reader of the cache nothing. */
-function named(counters: Counters, prefix: string, key: Uint8Array): Counters {
-  const hidden = (name: string): string => prefix + hmac(key, [name])
-  return { increment: (name) => counters.increment(hidden(name)), decrement: (name) => counters.decrement(hidden(name)) }
+function hiddenNames(counters: Counters, hide: (name: string) => string): Counters {
+  return { hit: (name) => counters.hit(hide(name)), takeBack: (name, at) => counters.takeBack(hide(name), at) }
 }
 
 function visible(key: KeyRow, ownerId: string | undefined): boolean {

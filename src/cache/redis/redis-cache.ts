@@ -1,9 +1,7 @@
-import { createHash } from 'node:crypto'
 import type { Cluster, Redis } from 'ioredis'
-import { RedisStore } from 'rate-limit-redis'
 import { ApiKeyError } from '../../errors.js'
 import { clearTimeout, monotonicMs, nextTurn, setImmediate, setTimeout } from '../../real-time.js'
-import type { Cache, Counters } from '../cache.js'
+import type { Cache, Counters, Hit } from '../cache.js'
 
 export interface RedisCacheOptions {
   /** How long one command may take before it reads as "no answer", in milliseconds: 10 to 5,000. Default 150. */
@@ -28,6 +26,9 @@ const LONGEST_PAUSE_MS = 10_000
 
 /** The longest wait between two attempts to connect. A Redis that comes back is in use again about this soon. */
 const LONGEST_RETRY_MS = 1_000
+
+/** What a window is divided into, where more hits than this fit in. A hit counts for at most one slot longer than the window. */
+const COUNTER_SLOTS = 20
 
 /** What is asked in one turn of the event loop goes in commands of at most this many keys. */
 const MOST_KEYS = 100
@@ -81,11 +82,63 @@ local there = redis.call('GET', KEYS[1])
 if there and string.sub(there, 1, 1) ~= 'r' then return redis.call('DEL', KEYS[1]) end
 return 0`
 
+/**
+ * Guarantees that no stretch of time as long as the window has more than the limit, and that a hit is counted or refused in one step. Where the
+ * third argument is an instant, it takes back one of the hits that were counted in its slot instead, if there are any left.
+ *
+ * A window is a text of slots, `last:hits`, oldest first; each is dated by its last hit and slides out a window after it. Up to ${COUNTER_SLOTS} hits each
+ * millisecond has a slot of its own; beyond, slots are a ${COUNTER_SLOTS}th of the window. What is dated later than now was counted before the clock was
+ * set back, and counts as of now.
+ * @see https://www.figma.com/blog/an-alternative-approach-to-rate-limiting/
+ */
+const COUNT = `
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local max, window, back = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local function slot(at)
+  return max > ${COUNTER_SLOTS} and math.floor(at * ${COUNTER_SLOTS} / window) or at
+end
+
+local slots, hits = {}, 0
+for last, count in string.gmatch(redis.call('GET', KEYS[1]) or '', '(%d+):(%d+)') do
+  last, count = math.min(tonumber(last), now), tonumber(count)
+  if back and slot(last) == slot(back) then count = count - 1 end
+  if count > 0 and last + window > now then
+    slots[#slots + 1] = { last, count }
+    hits = hits + count
+  end
+end
+
+local counted = not back and hits + 1 <= max
+if counted then
+  local newest = slots[#slots]
+  if newest and slot(newest[1]) == slot(now) then
+    newest[1], newest[2] = now, newest[2] + 1
+  else
+    slots[#slots + 1] = { now, 1 }
+  end
+  hits = hits + 1
+end
+
+local text, left, wait = {}, hits, nil
+for i = 1, #slots do
+  text[i] = string.format('%.0f:%.0f', slots[i][1], slots[i][2])
+  left = left - slots[i][2]
+  if not wait and left < max then wait = slots[i][1] + window - now end
+end
+if #slots > 0 then
+  redis.call('SET', KEYS[1], table.concat(text, ' '), 'PX', math.ceil(slots[#slots][1] + window - now))
+else
+  redis.call('DEL', KEYS[1])
+end
+return { counted and 1 or 0, math.min(hits, max), math.ceil(wait or window), now }`
+
 /** The commands that the scripts become on a client. Without a cluster the number of keys goes before them. */
 interface Scripts {
   apiKeysGet(...keys: (number | string)[]): Promise<unknown>
   apiKeysFill(...keysAndArguments: (number | string)[]): Promise<unknown>
   apiKeysForget(key: string): Promise<unknown>
+  apiKeysCount(key: string, ...limitAndInstant: (number | string)[]): Promise<unknown>
 }
 interface Filling {
   readonly name: string
@@ -105,7 +158,6 @@ type Connection = (Redis | Cluster) & Scripts
 export function redisCache(client: Redis | Cluster, options: RedisCacheOptions = {}): Cache {
   const { timeoutMs, onStateChange = logState } = checkedOptions(client, options)
   const breaker = createBreaker()
-  const scripts = new Map<string, string>()
   let connection: Connection | undefined
   let closed = false
   let state: 'up' | 'down' = 'up'
@@ -142,17 +194,17 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
     async forget(digest) {
       await run((redis) => redis.apiKeysForget(PREFIX + digest), readCount)
     },
-    counters(windowMs): Counters {
-      const store = new RedisStore({ prefix: COUNTER_PREFIX, sendCommand: send })
-      const ready = store.init({ windowMs } as Parameters<RedisStore['init']>[0])
+    counters({ max, windowMs }): Counters {
+      const count = (name: string, ...at: number[]): Promise<Hit | undefined> =>
+        run(
+          (redis) => redis.apiKeysCount(COUNTER_PREFIX + name, max, windowMs, ...at),
+          (reply) => readHit(reply, max, windowMs),
+        )
       return {
-        async increment(name) {
-          await ready
-          const { totalHits, resetTime } = await store.increment(name)
-          if (resetTime === undefined) throw new Error('The counter has no end.')
-          return { hits: totalHits, endsAt: resetTime }
+        hit: (name) => count(name),
+        async takeBack(name, at) {
+          if (Number.isSafeInteger(at)) await count(name, at)
         },
-        decrement: (name) => store.decrement(name),
       }
     },
     async close() {
@@ -236,29 +288,6 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       }
       return undefined
     }
-  }
-
-  /**
-   * Runs a command of the counters' library. It loads its scripts once and then names them by their hash, which fails for ever when Redis
-   * is away at that moment, and on every other node of a cluster: so a script is only kept, and sent whole each time.
-   */
-  async function send(...[name = '', ...rest]: string[]): Promise<number | string | (number | string)[]> {
-    if (name === 'SCRIPT') {
-      const script = rest[1] ?? ''
-      const hash = createHash('sha1').update(script).digest('hex')
-      scripts.set(hash, script)
-      return hash
-    }
-    const reply = await run(
-      (redis) => {
-        if (name !== 'EVALSHA') return redis.call(name, rest)
-        const [hash = '', keys = '', ...args] = rest
-        return redis.eval(scripts.get(hash) ?? '', Number(keys), ...args)
-      },
-      (answer) => (answer === null || answer === undefined ? undefined : (answer as number | string | (number | string)[])),
-    )
-    if (reply === undefined) throw new Error('Redis gave no answer.')
-    return reply
   }
 
   /** The connection, if it can be written to now. What is not costs nothing; ioredis goes on trying to connect by itself. */
@@ -394,6 +423,7 @@ function duplicate(client: Redis | Cluster, timeoutMs: number): Connection {
   opened.defineCommand('apiKeysGet', { ...numberOfKeys, lua: GET })
   opened.defineCommand('apiKeysFill', { ...numberOfKeys, lua: FILL })
   opened.defineCommand('apiKeysForget', { numberOfKeys: 1, lua: FORGET })
+  opened.defineCommand('apiKeysCount', { numberOfKeys: 1, lua: COUNT })
   return opened as Connection
 }
 
@@ -517,6 +547,16 @@ function readCounts(reply: unknown, count: number): (0 | 1)[] | undefined {
 /** An integer; a string where the application's client has `stringNumbers`. */
 function readCount(reply: unknown): 0 | 1 | undefined {
   return reply === 0 || reply === '0' ? 0 : reply === 1 || reply === '1' ? 1 : undefined
+}
+
+function readHit(reply: unknown, max: number, windowMs: number): Hit | undefined {
+  if (!Array.isArray(reply) || reply.length !== 4) return undefined
+  // Strings where the application's client has `stringNumbers`.
+  if (!reply.every((each) => typeof each === 'number' || (typeof each === 'string' && /^\d{1,16}$/.test(each)))) return undefined
+  const [counted, hits, waitMs, at] = reply.map(Number) as [number, number, number, number]
+  if (![hits, waitMs, at].every((each) => Number.isSafeInteger(each) && each >= 0)) return undefined
+  if ((counted !== 0 && counted !== 1) || hits < counted || hits > max || waitMs > Math.ceil(windowMs)) return undefined
+  return { counted: counted === 1, hits, waitMs: Math.min(waitMs, windowMs), at }
 }
 
 function readOk(reply: unknown): true | undefined {
