@@ -490,7 +490,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the expiry of a cache entry is counted from its landing',
-    file: 'src/cache/redis/redis-cache.ts',
+    file: 'src/cache/redis/scripts.ts',
     find: 'local left = tonumber(ARGV[2 * i]) - now',
     replace: 'local left = 1000',
     tests: [['test/cache/redis/redis-cache.test.ts', 'an entry that lands late is born dead']],
@@ -498,7 +498,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a fill digs up a tombstone',
-    file: 'src/cache/redis/redis-cache.ts',
+    file: 'src/cache/redis/scripts.ts',
     find: "(string.sub(there, 1, 1) == 'r' or redis.call('PTTL', KEYS[i]) >= left)",
     replace: "redis.call('PTTL', KEYS[i]) >= left",
     tests: [['test/cache/redis/redis-cache.test.ts', 'a tombstone stays, whatever is filled']],
@@ -801,9 +801,9 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'commands to Redis are waited for as long as it likes',
-    file: 'src/cache/redis/redis-cache.ts',
-    find: 'read(await inTime(command(redis), timeoutMs))',
-    replace: 'read(await command(redis))',
+    file: 'src/cache/redis/connection.ts',
+    find: 'read(await inTime(command(connected), timeoutMs))',
+    replace: 'read(await command(connected))',
     tests: [['test/cache/redis/redis-cache.test.ts', 'a Redis in trouble that falls silent is waited for as long as the limit says']],
   },
   {
@@ -867,7 +867,7 @@ export const FAULTS = [
   {
     promise: 'limits',
     name: 'a slot of a window in Redis is dated by its first hit',
-    file: 'src/cache/redis/redis-cache.ts',
+    file: 'src/cache/redis/scripts.ts',
     find: 'newest[1], newest[2] = now, newest[2] + 1',
     replace: 'newest[2] = newest[2] + 1',
     tests: [['test/cache/redis/redis-cache.test.ts', 'a counter of 40 lets no more through in any stretch of time']],
@@ -883,7 +883,7 @@ export const FAULTS = [
   {
     promise: 'limits',
     name: 'a hit that has slid out of Redis is taken back from a later window',
-    file: 'src/cache/redis/redis-cache.ts',
+    file: 'src/cache/redis/scripts.ts',
     find: 'if back and slot(last) == slot(back) then count = count - 1 end',
     replace: 'if back then count = count - 1 end',
     tests: [['test/cache/redis/redis-cache.test.ts', 'a counter takes nothing back of a hit that has slid out']],
