@@ -11,7 +11,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'in-time.ts': [/^real-time\.ts$/],
   'drop-oldest.ts': [],
   store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest)\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest)\.ts$/, /^ioredis$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^node:/],
   http: [
     /^http\//,
@@ -19,11 +19,12 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^(cache\/cache|store\/store)\.ts$/,
     /^(errors|options|real-time|in-time|drop-oldest)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
-    /^node:(http|net|crypto|util|zlib)$/,
+    /^node:(async_hooks|http|net|crypto|util|zlib)$/,
   ],
   testing: [
     /^testing\//,
     /^store\/(store|memory)\.ts$/,
+    /^cache\/cache\.ts$/,
     /^core\/(api-keys|clock|create-api-keys|key)\.ts$/,
     /^(errors|real-time)\.ts$/,
     /^node:/,
@@ -45,7 +46,6 @@ test.each([
   ['express', /^http\//],
   ['kysely', /^store\/sql\//],
   ['ioredis', /^cache\/redis\//],
-  ['rate-limit-redis', /^cache\/redis\//],
   ['express-rate-limit', /^http\/limits\//],
   ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
 ])('%s appears only where it belongs', (name, where) => {

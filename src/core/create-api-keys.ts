@@ -207,10 +207,10 @@ function countersOf(cache: Settings['cache'], serverSecret: Uint8Array): Interna
   if (shared === undefined) return undefined
   const key = subkey(serverSecret, 'counters')
   const namespace = hmac(key, []).slice(0, 16)
-  return (name, windowMs): Counters => {
-    const counters = shared(windowMs)
-    const hidden = (one: string): string => `${namespace}:${name}:${hmac(key, [one])}`
-    return { increment: (one) => counters.increment(hidden(one)), decrement: (one) => counters.decrement(hidden(one)) }
+  return (name, limit): Counters => {
+    const counters = shared(limit)
+    const hidden = (one: string): string => `${namespace}:${hmac(key, [name, one])}`
+    return { hit: (one) => counters.hit(hidden(one)), takeBack: (one, at) => counters.takeBack(hidden(one), at) }
   }
 }
 
