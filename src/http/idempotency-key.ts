@@ -19,7 +19,7 @@ export interface IdempotencyKeyOptions {
   required?: boolean
 }
 
-const MAX_LENGTH = 255
+export const MAX_IDEMPOTENCY_KEY_LENGTH = 255
 /** The bare items of RFC 9651 §3.3: numbers, dates, strings, tokens, byte sequences, booleans, display strings. */
 const BARE_ITEM = [
   String.raw`-?(?:\d{1,12}\.\d{1,3}|\d{1,15})`,
@@ -71,7 +71,7 @@ export function readIdempotencyKey(req: IncomingMessage, required: boolean): str
   const quoted = QUOTED.exec(header)?.[1]
   const value = quoted === undefined ? (BARE.test(header) ? header : undefined) : quoted.replaceAll(/\\(["\\])/g, '$1')
   if (value === undefined || value === '') throw invalid('The Idempotency-Key must be one value of printable ASCII, and not empty.')
-  if (value.length > MAX_LENGTH) throw invalid(`The Idempotency-Key must be at most ${MAX_LENGTH} characters.`)
+  if (value.length > MAX_IDEMPOTENCY_KEY_LENGTH) throw invalid(`The Idempotency-Key must be at most ${MAX_IDEMPOTENCY_KEY_LENGTH} characters.`)
   return value
 }
 

@@ -140,9 +140,11 @@ export interface operations {
     list: {
         parameters: {
             query?: {
+                /** @description How many items a page has at most. */
                 limit?: number;
+                /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
-                /** @description For operators. */
+                /** @description For operators, whose token may name several owners. */
                 ownerId?: string;
             };
             header?: never;
@@ -154,9 +156,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -231,11 +233,11 @@ export interface operations {
             /** @description credential_malformed, invalid_request */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -252,7 +254,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -271,11 +273,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -292,9 +294,9 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
@@ -311,9 +313,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -330,11 +332,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -354,7 +356,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -383,11 +385,11 @@ export interface operations {
             /** @description Success. */
             201: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -410,16 +412,16 @@ export interface operations {
                      *         "generation": 1,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
-                     *         "updatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "updatedAt": "2026-01-31T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
-                     *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
-                     *         "lastUsedIp": "192.0.2.1",
-                     *         "lastUsedUserAgent": "curl/8.5.0"
+                     *         "lastUsedAt": null,
+                     *         "lastUsedIp": null,
+                     *         "lastUsedUserAgent": null
                      *       },
                      *       "secret": "sk_live_0000000000000000000000000000000000000000000000000",
                      *       "rotationSecret": "rot_live_0000000000000000000000000000000000000000000000000"
@@ -466,11 +468,11 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -489,11 +491,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -512,11 +514,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -535,9 +537,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_superseded */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -556,9 +558,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -577,9 +579,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -598,9 +600,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -619,11 +621,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -642,9 +644,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -663,11 +665,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -689,7 +691,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -702,10 +704,10 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description At most 7 days count. */
+                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
-                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
                 };
             };
@@ -714,11 +716,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -797,11 +799,11 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -820,11 +822,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -843,9 +845,9 @@ export interface operations {
             /** @description rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -864,9 +866,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -885,9 +887,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -906,9 +908,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -927,9 +929,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -948,11 +950,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -971,9 +973,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -992,11 +994,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1018,7 +1020,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1034,10 +1036,10 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description At most 7 days count. */
+                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
-                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
                 };
             };
@@ -1046,11 +1048,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1129,11 +1131,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1152,11 +1154,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1175,11 +1177,11 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1198,9 +1200,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1219,9 +1221,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1240,9 +1242,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1261,9 +1263,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1282,9 +1284,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1303,11 +1305,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1326,9 +1328,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1347,11 +1349,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1373,7 +1375,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1393,11 +1395,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1423,7 +1425,7 @@ export interface operations {
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
                      *         "revokedAt": "2026-06-30T12:00:00.000Z",
-                     *         "revokedReason": null,
+                     *         "revokedReason": "No longer needed",
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
@@ -1472,11 +1474,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1495,11 +1497,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1518,11 +1520,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1541,9 +1543,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1562,9 +1564,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1583,9 +1585,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1604,9 +1606,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1625,9 +1627,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1646,11 +1648,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1669,9 +1671,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1690,11 +1692,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1715,7 +1717,9 @@ export interface operations {
     eventsKey: {
         parameters: {
             query?: {
+                /** @description How many items a page has at most. */
                 limit?: number;
+                /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
             };
             header?: never;
@@ -1730,9 +1734,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1777,11 +1781,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1798,7 +1802,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -1817,11 +1821,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1838,9 +1842,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1857,9 +1861,9 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
@@ -1876,9 +1880,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1895,11 +1899,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1930,9 +1934,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -2003,7 +2007,7 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
@@ -2022,7 +2026,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -2041,11 +2045,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -2062,9 +2066,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -2081,9 +2085,9 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
@@ -2100,9 +2104,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -2119,11 +2123,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -2143,7 +2147,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -2169,11 +2173,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2248,11 +2252,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2271,11 +2275,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2294,11 +2298,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2317,9 +2321,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2338,9 +2342,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2359,9 +2363,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2380,9 +2384,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2401,9 +2405,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2422,11 +2426,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2445,9 +2449,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2466,11 +2470,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
