@@ -876,6 +876,14 @@ export const FAULTS = [
   },
   {
     promise: 'authority',
+    name: 'a contract is told why a key was refused',
+    file: 'src/http/problem.ts',
+    find: 'return new ApiKeyError(known.code, message, { headers: headersOf(known, known.status, context) })',
+    replace: 'return known',
+    tests: [['test/http/problem.test.ts', 'is given an error with the status and the headers of the answer']],
+  },
+  {
+    promise: 'authority',
     name: 'a protected route asks for no scope',
     file: 'src/http/bearer-auth.ts',
     find: 'if (!hasScope(key.scopes, wanted)) {',

@@ -85,9 +85,17 @@ export class ApiKeyError extends Error {
 /** The same symbol in every copy of the package, so that the router of one copy knows the errors of another. */
 const BRAND = Symbol.for('express-api-keys.error')
 
+/** The page that has a heading for each code. */
+const DOCUMENTATION = 'https://express-api-keys.github.io/reference/errors'
+
 /** The HTTP status of a code; 500 for an unknown one. */
 export function statusOf(code: ApiKeyErrorCode): number {
   return STATUS[code] ?? 500
+}
+
+/** The `type` and the `title` of problem details. Neither changes from one occurrence to the next. @see RFC 9457 §3.1.1, §3.1.4 */
+export function problemType(code: ApiKeyErrorCode): { readonly type: string; readonly title: string } {
+  return { type: `${DOCUMENTATION}#${code}`, title: TITLE[code] ?? TITLE.internal_error }
 }
 
 /** Whether a failure carries a challenge: every 401 does, and every code that RFC 6750 has an `error` for. @see RFC 6750 §3 */
@@ -147,6 +155,38 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   store_unavailable: 503,
   store_misconfigured: 503,
   outcome_unknown: 503,
+}
+
+/** The title of each code on the page of errors. */
+const TITLE: { readonly [code in ApiKeyErrorCode]: string } = {
+  invalid_request: 'Invalid request',
+  credential_malformed: 'Malformed credential',
+  key_id_invalid: 'Invalid key id',
+  rotation_secret_missing: 'Missing rotation secret',
+  idempotency_key_missing: 'Missing Idempotency-Key',
+  idempotency_key_invalid: 'Invalid Idempotency-Key',
+  credential_missing: 'Missing API key',
+  invalid_key: 'Invalid API key',
+  insufficient_scope: 'Insufficient scope',
+  rotation_secret_required: 'Rotation secret required',
+  rotation_secret_not_configured: 'Key without a rotation secret',
+  key_not_found: 'Key not found',
+  key_revoked: 'Key revoked',
+  key_expired: 'Key expired',
+  idempotency_key_spent: 'Answer no longer available',
+  rotation_superseded: 'Rotation superseded',
+  rotation_in_grace: 'Earlier secret still in its grace period',
+  secret_in_grace: 'Replaced secret can change nothing',
+  retried_without_key: 'Rotation repeated without an Idempotency-Key',
+  body_too_large: 'Body too large',
+  unsupported_media_type: 'Unsupported media type',
+  idempotency_key_mismatch: 'Idempotency-Key used for another request',
+  rate_limited: 'Too many requests',
+  invalid_option: 'Invalid option',
+  internal_error: 'Internal error',
+  store_unavailable: 'Store unavailable',
+  store_misconfigured: 'Store misconfigured',
+  outcome_unknown: 'Outcome unknown',
 }
 
 /** The `error` of a challenge, where there is one. @see RFC 6750 §3.1 */

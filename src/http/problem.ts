@@ -1,6 +1,6 @@
 import type { Request, Response } from 'express'
 import type { Denial } from '../core/api-keys.js'
-import { ApiKeyError, failureHeaders, statusOf } from '../errors.js'
+import { ApiKeyError, failureHeaders, problemType, statusOf } from '../errors.js'
 import type { Failure } from './contract.js'
 import { originOf } from './origin.js'
 
@@ -22,25 +22,10 @@ export interface FailureListener {
 
 type Shape = (error: ApiKeyError, request: { requestId: string }) => Failure
 
-const PHRASE: { readonly [status: number]: string } = {
-  400: 'Bad Request',
-  401: 'Unauthorized',
-  403: 'Forbidden',
-  404: 'Not Found',
-  409: 'Conflict',
-  413: 'Content Too Large',
-  415: 'Unsupported Media Type',
-  422: 'Unprocessable Content',
-  429: 'Too Many Requests',
-  500: 'Internal Server Error',
-  503: 'Service Unavailable',
-}
-
 /** A failure as problem details, and beside them the stable `code`. @see RFC 9457 §3 */
 export function problem(error: ApiKeyError): Required<Failure> {
   const { code, status, message } = error
-  const body = { type: 'about:blank', title: PHRASE[status], status, code, detail: message }
-  return { status, contentType: 'application/problem+json', body }
+  return { status, contentType: 'application/problem+json', body: { ...problemType(code), status, code, detail: message } }
 }
 
 /**

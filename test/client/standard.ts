@@ -243,10 +243,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -262,10 +266,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -283,10 +291,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -302,10 +314,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -321,10 +337,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -342,10 +362,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -480,10 +504,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -503,10 +531,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -526,10 +558,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -547,10 +583,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -568,10 +608,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -589,10 +633,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -610,10 +658,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -633,10 +685,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -654,10 +710,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -677,10 +737,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -811,10 +875,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -834,10 +902,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -855,10 +927,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -876,10 +952,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -897,10 +977,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -918,10 +1002,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -939,10 +1027,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -962,10 +1054,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -983,10 +1079,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1006,10 +1106,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1143,10 +1247,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1166,10 +1274,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1189,10 +1301,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1210,10 +1326,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1231,10 +1351,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1252,10 +1376,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1273,10 +1401,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1294,10 +1426,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1317,10 +1453,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1338,10 +1478,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1361,10 +1505,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1486,10 +1634,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1509,10 +1661,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1532,10 +1688,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1553,10 +1713,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1574,10 +1738,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1595,10 +1763,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1616,10 +1788,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1637,10 +1813,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1660,10 +1840,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1681,10 +1865,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1704,10 +1892,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1791,10 +1983,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1810,10 +2006,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1831,10 +2031,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1850,10 +2054,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1869,10 +2077,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1888,10 +2100,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1909,10 +2125,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2015,10 +2235,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2034,10 +2258,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2055,10 +2283,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2074,10 +2306,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2093,10 +2329,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2112,10 +2352,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2133,10 +2377,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2264,10 +2512,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2287,10 +2539,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2310,10 +2566,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2331,10 +2591,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2352,10 +2616,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2373,10 +2641,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2394,10 +2666,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2415,10 +2691,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2438,10 +2718,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2459,10 +2743,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2482,10 +2770,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
