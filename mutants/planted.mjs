@@ -593,7 +593,7 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'an issued key prints its secret',
-    file: 'src/core/create-api-keys.ts',
+    file: 'src/core/issued-key.ts',
     find: `      secret: '[redacted]',
 `,
     replace: `      secret: this.#secret,
@@ -818,7 +818,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'with the store down the answer is 401',
-    file: 'src/http/problem.ts',
+    file: 'src/errors.ts',
     find: 'store_unavailable: 503',
     replace: 'store_unavailable: 401',
     tests: [['test/http/http.test.ts', 'on Express 5 bearerAuth answers 503 with Retry-After']],
@@ -826,8 +826,8 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'nobody is told of a fault of the store',
-    file: 'src/core/create-api-keys.ts',
-    find: `      reportStoreFault(known)
+    file: 'src/core/lifecycle.ts',
+    find: `        reportStoreFault(known)
 `,
     replace: '',
     tests: [['test/promises/recovery.test.ts', 'P5: a fault of the store is told']],

@@ -14,7 +14,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   http: [
     /^http\//,
     /^core\//,
-    /^cache\/cache\.ts$/,
+    /^(cache\/cache|store\/store)\.ts$/,
     /^(errors|options|real-time)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
     /^node:(http|net|crypto|util|zlib)$/,

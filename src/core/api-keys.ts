@@ -1,4 +1,4 @@
-import type { Cache, Counters } from '../cache/cache.js'
+import type { Cache } from '../cache/cache.js'
 import type { ApiKeyError, ApiKeyErrorCode, RejectionReason } from '../errors.js'
 import type { Environment, JsonObject, Store } from '../store/store.js'
 import type { RequestShape } from './change/replay-seal.js'
@@ -233,28 +233,11 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey<Metadata>>>
   /** Lists a key's audit trail, newest first; undefined where there is no such key. `limit` 1 to 100, default 50. */
   events(query: { id: string; ownerId?: string; cursor?: string; limit?: number }): Promise<Page<KeyEvent> | undefined>
-  /**
-   * Notes that a key was used; written behind, for each key at most once a minute, so `lastUsedAt` is right to about a minute. `origin` is
-   * asked only when the use is going to be written.
-   */
-  used(keyId: string, origin: () => Origin): void
-  /** Tells those who listen for `denied`; `denial` is asked only where somebody does. */
-  denied(denial: () => Denial): void
-  /** Notes in the audit trail, in the background, that a retired secret was refused; for each secret at most once a minute. */
-  refused(secret: string, origin: Origin): void
-  /** The id of the key that a secret belongs to, where this instance has met it lately and it was good then; with no I/O, and no word on whether it still is. */
-  familiar(secret: string): string | undefined
   /** Listens for what happens to keys, in this process. Returns a function that ends it. What a listener throws goes to `onError`. */
   on<Name extends keyof KeyListeners>(name: Name, listener: KeyListeners[Name]): () => void
-  /** The clock that was given, or the machine's. */
-  readonly clock: Clock
-  /** Makes counters that every instance with this server secret shares, where the cache has some; `name` tells them apart. */
-  readonly counters: ((name: string, windowMs: number) => Counters) | undefined
   /** Says whether a string has the shape and checksum of a secret of this instance, with no I/O. */
   wellFormed(secret: string): boolean
-  /** Hands trouble to `onError`; never throws. */
-  report(error: unknown): void
-  /** Waits for commands under way, writes the last uses, then lets go of timers and connections that were opened here. */
+  /** Waits for commands under way, writes the last uses, then ends the timers and connections that were opened here. The application's own pool stays open. */
   close(): Promise<void>
 }
 

@@ -2,6 +2,7 @@ import type { NextFunction, Request, RequestHandler, Response } from 'express'
 import type { AnyApiKeys, Verified, VerifyResult } from '../core/api-keys.js'
 import { hasScope } from '../core/change/authorise.js'
 import { invalidKey } from '../core/change/replay-decision.js'
+import { internalsOf } from '../core/internals.js'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import { integerOption, refuseUnknown } from '../options.js'
@@ -46,8 +47,7 @@ export interface BearerAuthOptions {
  * @see RFC 6750 §3
  */
 export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): RequestHandler {
-  if (typeof keys?.peek !== 'function')
-    throw new ApiKeyError('invalid_option', 'bearerAuth takes what createApiKeys returned as its first argument.')
+  const internals = internalsOf(keys, 'bearerAuth')
   refuseUnknown(options, ['scope', 'realm', 'failuresPerMinute', 'deprecation'], 'bearerAuth')
   if ('scope' in options && options.scope === undefined) {
     throw new ApiKeyError('invalid_option', 'scope is undefined, which would let every key in. Leave it out if that is meant.')
@@ -56,7 +56,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
   const realm = realmOption(options.realm)
   const scope = scopes.join(' ')
   const maxFailures = failuresOption(options.failuresPerMinute)
-  const guard = failureGuard(keys)
+  const guard = failureGuard(internals)
   const { deprecation = false } = options
   if (typeof deprecation !== 'boolean') throw new ApiKeyError('invalid_option', 'deprecation must be true or false.')
 
@@ -69,7 +69,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
       known = keys.peek(secret)
       if (known !== undefined) enter(req, res, secret, known)
     } catch (error) {
-      refuse(keys, req, res, error, { realm, scope })
+      refuse(internals, req, res, error, { realm, scope })
       return
     }
     if (known !== undefined) next()
@@ -80,11 +80,11 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
   async function askAndEnter(req: Request, res: Response, next: NextFunction, secret: string): Promise<void> {
     let blockedFor: number | undefined
     try {
-      if (maxFailures !== false && keys.familiar(secret) === undefined) blockedFor = guard.blockedFor(req, maxFailures)
+      if (maxFailures !== false && internals.familiar(secret) === undefined) blockedFor = guard.blockedFor(req, maxFailures)
       if (blockedFor !== undefined) throw new ApiKeyError('rate_limited', 'Too many bad API keys came from this address; try again later.')
       await ask(req, res, secret)
     } catch (error) {
-      refuse(keys, req, res, error, { realm, scope, retryAfterSeconds: blockedFor })
+      refuse(internals, req, res, error, { realm, scope, retryAfterSeconds: blockedFor })
       return
     }
     next()
@@ -103,7 +103,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
   }
 
   function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
-    if (!result.ok && (result.reason === 'rotated' || result.reason === 'revoked')) keys.refused(secret, originOf(req))
+    if (!result.ok && (result.reason === 'rotated' || result.reason === 'revoked')) internals.refused(secret, originOf(req))
     // One answer for every bad key: whether it ever was one is nobody's business.
     if (!result.ok) throw invalidKey(result.reason)
     for (const wanted of scopes) {
@@ -113,7 +113,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
     }
     setApiKey(req, result.key)
     if (result.grace !== undefined) announceEnd(res, result.grace, deprecation)
-    keys.used(result.key.id, () => originOf(req))
+    internals.used(result.key.id, () => originOf(req))
   }
 }
 

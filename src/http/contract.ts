@@ -1,7 +1,6 @@
 import type { IssuedKey, MutationResult } from '../core/api-keys.js'
 import type { ApiKey, KeyEvent, Page } from '../core/key.js'
 import type { ApiKeyError } from '../errors.js'
-import type { Failure } from './problem.js'
 
 /** What each action hands to the route's `success`. */
 export interface Answers {
@@ -95,6 +94,15 @@ export interface Contract {
   failure(error: ApiKeyError, request: { readonly requestId: string }): Failure
   /** The schema of the failure bodies, for the OpenAPI document. */
   readonly failureSchema?: Schema
+}
+
+/** How a failure looks on the wire. */
+export interface Failure {
+  /** Default: the status of the error's code, `error.status`. */
+  readonly status?: number
+  /** Default `application/json`. */
+  readonly contentType?: string
+  readonly body: object
 }
 
 /** An object schema that names every member; all of them are required but those in `optional`. */

@@ -3,6 +3,7 @@ import express, { type ErrorRequestHandler, type Request, type RequestHandler, t
 import type { Actor, AnyApiKeys, Command, MutationResult, Operator, RotateOptions } from '../core/api-keys.js'
 import { hasScope, READ_SCOPE, WRITE_SCOPE } from '../core/change/authorise.js'
 import { invalidKey } from '../core/change/replay-decision.js'
+import { type Internals, internalsOf } from '../core/internals.js'
 import { type ApiKey, type CreateInput, isKeyId, type KeyChanges } from '../core/key.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
@@ -15,7 +16,7 @@ import { readIdempotencyKey } from './idempotency-key.js'
 import { type Bucket, DEFAULT_LIMIT, failureGuard, network, routeBucket } from './limits/route-limits.js'
 import { openApiDocument } from './openapi.js'
 import type { Operators } from './operator-jwt.js'
-import { type FailureContext, failureStatus, isThenable, originOf, refuse, swallowed } from './problem.js'
+import { type FailureContext, isThenable, originOf, refuse, swallowed } from './problem.js'
 import { bearerSecret, headerValues, MAX_TOKEN_LENGTH } from './source.js'
 
 export interface KeyRouterOptions {
@@ -58,8 +59,7 @@ type Caller = { readonly secret: string } | { readonly operator: Operator }
  * `openapi.json`. Paths that the contract does not name fall through to the application.
  */
 export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Router {
-  if (typeof keys?.rotate !== 'function')
-    throw new ApiKeyError('invalid_option', 'keyRouter takes what createApiKeys returned as its first argument.')
+  const internals = internalsOf(keys, 'keyRouter')
   refuseUnknown(options, ['contract', 'realm', 'operators', 'limits', 'failuresPerMinute', 'retryWithoutKey'], 'keyRouter')
   const { contract = contracts.standard, realm = 'api', limits = true, operators, retryWithoutKey } = options
   if (!Array.isArray(contract?.routes)) throw new ApiKeyError('invalid_option', 'contract must be a contract, such as contracts.standard.')
@@ -74,7 +74,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
     throw new ApiKeyError('invalid_option', 'retryWithoutKey must be true or false.')
   }
   const maxFailures = failuresOption(options.failuresPerMinute)
-  const guard = failureGuard(keys)
+  const guard = failureGuard(internals)
   /** Requests that can be repeated, while they are under way here: a repetition waits for its twin, and then finds the answer. */
   const underWay = new Map<string, Promise<void>>()
   let waitingForTwins = 0
@@ -99,7 +99,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   function refuseUndecodable(error: unknown, req: Request, res: Response, next: (error: unknown) => void): void {
     if (error instanceof URIError)
       refuse(
-        keys,
+        internals,
         req,
         res,
         new ApiKeyError('invalid_request', 'The path is not well-formed.'),
@@ -113,13 +113,13 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
     const scope = route.method === 'get' ? READ_SCOPE : WRITE_SCOPE
     const limited = limits && route.method !== 'get' ? (route.limit ?? DEFAULT_LIMIT) : undefined
     const name = `${contract.name}-${route.method}${route.path.replaceAll(/[^A-Za-z]+/g, '-')}`
-    const limit = limited && { bucket: routeBucket(keys, name, limited), by: limited.by }
+    const limit = limited && { bucket: routeBucket(internals, name, limited), by: limited.by }
     return function serveKeys(req, res) {
       const said: FailureContext & { retryAfterSeconds?: number } = { realm, scope, requestId: requestId(req, res) }
       // Begun before anything is awaited: who reads the body in another turn of the event loop comes too late to take any of it away.
       const body = settled(route.method === 'get' ? NO_BODY : beginBody(req, route.fields ?? []))
       answer(route, limit, req, res, body, said).catch((error: unknown) => {
-        refuse(keys, req, res, error, said, (told, request) => contract.failure(told, request))
+        refuse(internals, req, res, error, said, (told, request) => contract.failure(told, request))
       })
     }
   }
@@ -185,7 +185,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
       })
     } catch (error) {
       if ('value' in found && error instanceof ApiKeyError && error.code === 'invalid_key') guard.note(req)
-      const serverSide = !(error instanceof ApiKeyError) || failureStatus(error.code) >= 500
+      const serverSide = !(error instanceof ApiKeyError) || error.status >= 500
       // What the server's own trouble cost is given back: a request that found the store away is to be repeated.
       if (serverSide) await takeBack()
       if (!replayOnly || serverSide) throw error
@@ -197,7 +197,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   async function twinElsewhere(found: Attempt<Caller>): Promise<boolean> {
     if (!('value' in found) || familiar(found.value) === undefined || waitingForTwins >= MAX_WAITING_FOR_TWINS) return false
     waitingForTwins++
-    await keys.clock.sleep(TWIN_ELSEWHERE_MS)
+    await internals.clock.sleep(TWIN_ELSEWHERE_MS)
     waitingForTwins--
     return true
   }
@@ -225,7 +225,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   function warnIfGuarded(req: Request): void {
     if (misplacedTold || req.apiKey === undefined) return
     misplacedTold = true
-    keys.report(
+    internals.report(
       new ApiKeyError(
         'invalid_option',
         'bearerAuth stands before keyRouter, so a client that repeats a rotation with its dead key is refused. Mount keyRouter first.',
@@ -304,9 +304,9 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
 
     async function give(result: Answers[Route['action']]): Promise<void> {
       const used = usedBefore ?? familiar(caller)
-      if (used !== undefined) keys.used(used, () => originOf(req))
+      if (used !== undefined) internals.used(used, () => originOf(req))
       if ((result as MutationResult).replayed === true) await takeBack()
-      send(keys, route, res, result)
+      send(internals, route, res, result)
     }
   }
 
@@ -331,7 +331,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   }
 
   function familiar(caller: Caller): string | undefined {
-    return 'secret' in caller ? keys.familiar(caller.secret) : undefined
+    return 'secret' in caller ? internals.familiar(caller.secret) : undefined
   }
 
   /** An address that keeps presenting bad keys is not let through to the store with another unknown one. */
@@ -364,7 +364,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   async function callerKey(secret: string, req: Request, res: Response): Promise<ApiKey> {
     const result = await keys.verify(secret)
     if (!result.ok) {
-      if (result.reason === 'rotated' || result.reason === 'revoked') keys.refused(secret, originOf(req))
+      if (result.reason === 'rotated' || result.reason === 'revoked') internals.refused(secret, originOf(req))
       throw invalidKey(result.reason)
     }
     if (result.grace !== undefined) announceEnd(res, result.grace, false)
@@ -477,7 +477,7 @@ function withoutSecrets(body: object): object {
   return rest
 }
 
-function send<R extends Route>(keys: AnyApiKeys, route: R, res: Response, answer: Answers[R['action']]): void {
+function send<R extends Route>(internals: Internals, route: R, res: Response, answer: Answers[R['action']]): void {
   try {
     // The route's action and its success agree by the type of Route; the compiler loses sight of that inside a switch.
     const made: unknown = (route.success as (answer: Answers[R['action']]) => object)(answer)
@@ -494,7 +494,7 @@ function send<R extends Route>(keys: AnyApiKeys, route: R, res: Response, answer
     if (route.method === 'get') throw cause
     // A 500 would say that nothing has changed.
     const error = new ApiKeyError('outcome_unknown', 'The change was made, and its answer could not be written.', { cause })
-    keys.report(error)
+    internals.report(error)
     throw error
   }
 }

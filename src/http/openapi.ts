@@ -1,7 +1,6 @@
 import type { ApiKey, KeyEvent } from '../core/key.js'
-import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
+import { ApiKeyError, type ApiKeyErrorCode, challenges, statusOf } from '../errors.js'
 import { type Answers, type Contract, type Field, instant, object, oneOf, orNull, type Route, type Schema, text, uuid } from './contract.js'
-import { challenges, failureStatus } from './problem.js'
 
 /**
  * Describes a contract as an OpenAPI 3.1 document. Everything in it comes from the contract's own values: the examples are what its `success` and
@@ -220,7 +219,7 @@ function failures(contract: Contract, route: Route): object {
     const failure = contract.failure(new ApiKeyError(code, MESSAGES[code] ?? 'What went wrong, in one sentence.'), {
       requestId: '3f1c2d9a-5b7e-4c1d-9e8f-0a1b2c3d4e5f',
     })
-    const status = failure.status ?? failureStatus(code)
+    const status = failure.status ?? statusOf(code)
     const { contentType, examples } = byStatus.get(status) ?? { contentType: failure.contentType ?? 'application/json', examples: {} }
     byStatus.set(status, { contentType, examples: { ...examples, [code]: { value: failure.body } } })
   }

@@ -6,7 +6,6 @@ import {
   type ApiKeys,
   type ApiKeysOptions,
   bearerAuth,
-  type Contract,
   contracts,
   createApiKeys,
   type Denial,
@@ -14,6 +13,7 @@ import {
   memoryStore,
   type Store,
 } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import express4 from 'express4'
 import { atEnd } from '../support/cleanup.js'
 import { TestClock } from '../support/clock.js'

@@ -6,7 +6,6 @@ import {
   type ApiKeys,
   type ApiKeysOptions,
   bearerAuth,
-  type Contract,
   createApiKeys,
   keyRouter,
   memoryStore,
@@ -14,6 +13,7 @@ import {
   openApiDocument,
   type Store,
 } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import { atEnd } from './cleanup.js'
 import { documentOf } from './document.js'
 import { SERVER_SECRET } from './process.js'

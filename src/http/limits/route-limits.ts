@@ -1,8 +1,8 @@
 import type { Request, RequestHandler, Response } from 'express'
 import { type ClientRateLimitInfo, ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
 import type { Counters } from '../../cache/cache.js'
-import type { AnyApiKeys } from '../../core/api-keys.js'
 import type { Clock } from '../../core/clock.js'
+import type { Internals } from '../../core/internals.js'
 import type { Limit } from '../contract.js'
 import { clientAddress } from '../origin.js'
 
@@ -24,8 +24,8 @@ export function network(req: Request): string {
 }
 
 /** The count of a route's requests. Answers that were lost can be asked for beyond it, and do not count. */
-export function routeBucket(keys: AnyApiKeys, name: string, { max, windowMs }: Limit): Bucket {
-  const store = sharedStore(max, windowMs, keys.counters?.(name, windowMs), keys.clock)
+export function routeBucket(internals: Internals, name: string, { max, windowMs }: Limit): Bucket {
+  const store = sharedStore(max, windowMs, internals.counters?.(name, windowMs), internals.clock)
   const named = new WeakMap<Request, string>()
   const limiter: RequestHandler = rateLimit({
     windowMs,
@@ -193,26 +193,26 @@ export interface FailureGuard {
 }
 
 const FAILURE_WINDOW_MS = 60_000
-const guards = new WeakMap<AnyApiKeys, FailureGuard>()
+const guards = new WeakMap<Internals, FailureGuard>()
 
 /** The count that every middleware over these keys shares. Each process counts for itself: it is its own reads that this protects. */
-export function failureGuard(keys: AnyApiKeys): FailureGuard {
-  const known = guards.get(keys)
+export function failureGuard(internals: Internals): FailureGuard {
+  const known = guards.get(internals)
   if (known !== undefined) return known
   const failures = new Map<string, Count>()
   const guard: FailureGuard = {
     blockedFor(req, max) {
-      const { hits = 0, endsAt = 0 } = runningAt(keys.clock.monotonicMs(), failures.get(network(req))) ?? {}
-      return hits < max ? undefined : Math.max(1, Math.ceil(Math.round(endsAt - keys.clock.monotonicMs()) / 1_000))
+      const { hits = 0, endsAt = 0 } = runningAt(internals.clock.monotonicMs(), failures.get(network(req))) ?? {}
+      return hits < max ? undefined : Math.max(1, Math.ceil(Math.round(endsAt - internals.clock.monotonicMs()) / 1_000))
     },
     note(req) {
       const name = network(req)
-      const there = runningAt(keys.clock.monotonicMs(), failures.get(name))
-      if (there === undefined) keep(failures, name, { hits: 1, endsAt: keys.clock.monotonicMs() + FAILURE_WINDOW_MS })
+      const there = runningAt(internals.clock.monotonicMs(), failures.get(name))
+      if (there === undefined) keep(failures, name, { hits: 1, endsAt: internals.clock.monotonicMs() + FAILURE_WINDOW_MS })
       else there.hits++
     },
   }
-  guards.set(keys, guard)
+  guards.set(internals, guard)
   return guard
 }
 

@@ -1,4 +1,5 @@
-import { ApiKeyError, type ApiKeyErrorCode, contracts, type Failure, failureStatus } from 'express-api-keys'
+import { ApiKeyError, type ApiKeyErrorCode, contracts } from 'express-api-keys'
+import type { Failure } from 'express-api-keys/contract'
 
 const { standard, ...published } = contracts
 
@@ -53,5 +54,6 @@ test('write scopes reach every key of the owner where the published page has a k
 })
 
 function statusOf(failure: (error: ApiKeyError, request: { requestId: string }) => Failure, code: string): number {
-  return failure(new ApiKeyError(code as ApiKeyErrorCode, 'Why.'), { requestId: 'r' }).status ?? failureStatus(code as ApiKeyErrorCode)
+  const error = new ApiKeyError(code as ApiKeyErrorCode, 'Why.')
+  return failure(error, { requestId: 'r' }).status ?? error.status
 }
