@@ -18,7 +18,8 @@ export type Action = keyof Answers
 /** One route: where it is, who may call it, what it does, and what its success looks like. */
 export type Route = { readonly [A in Action]: RouteOf<A> }[Action]
 
-interface RouteOf<A extends Action> {
+/** A route for one action. */
+export interface RouteOf<A extends Action> {
   readonly method: 'get' | 'post' | 'patch'
   /** Relative to where the router is mounted. Its one parameter (`:id`) names the target; without one the caller's own key is the target. */
   readonly path: string
