@@ -61,7 +61,7 @@ function contractSection(name: string, contract: Contract): string {
   const routes = Object.entries(paths).flatMap(([path, methods]) =>
     Object.entries(methods)
       .filter(() => !path.endsWith('/openapi.json'))
-      .map(([method, operation]) => routeSection(name, `${method.toUpperCase()} ${path}`, operation)),
+      .map(([method, operation]) => routeSection(`${method.toUpperCase()} ${path}`, operation)),
   )
   return `## contracts.${name}\n\nUsually at \`${contract.path}\`. A failure looks like this:\n\n${json(failureIn(paths))}\n${routes.join('\n')}`
 }
@@ -73,7 +73,7 @@ function failureIn(paths: { readonly [path: string]: { readonly [method: string]
   return contents.map(({ examples }) => examples?.invalid_key?.value).find((example) => example !== undefined)
 }
 
-function routeSection(contract: string, route: string, operation: Operation): string {
+function routeSection(route: string, operation: Operation): string {
   const { summary, parameters = [], requestBody, responses } = operation
   const fields = requestBody?.content['application/json']?.schema
   const rows = [
@@ -97,7 +97,7 @@ function routeSection(contract: string, route: string, operation: Operation): st
           .join(', ')} |\n`,
     )
   return [
-    `### ${contract}: ${route}\n\n${summary}.\n`,
+    `### ${route}\n\n${summary}.\n`,
     rows.length === 0 ? '' : `\n| | in | |\n|---|---|---|\n${rows.join('')}`,
     `\nAnswers ${status}:\n\n${json(success?.content?.['application/json']?.example)}`,
     `\n| otherwise | code |\n|---|---|\n${codes.join('')}`,
