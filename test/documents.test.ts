@@ -1,6 +1,6 @@
 import { execFileSync, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { dirname, join, normalize } from 'node:path'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { basename, dirname, join, normalize, relative } from 'node:path'
 import { anchorsOf, type Block, blocksOf, linksOf, PAGES, pageText, ROOT } from './support/documents.js'
 import { freshDatabase } from './support/postgres.js'
 import { startRedis } from './support/redis.js'
@@ -18,6 +18,7 @@ const FILES: { readonly [page: string]: { readonly [file: string]: readonly numb
   'README.md': { 'example-app/quick-start.mjs': [0] },
   'docs/getting-started.md': { 'example-app/minimal.mjs': [0] },
   'docs/contracts.md': { 'example-app/json-api.ts': [1, 2, 3, 4] },
+  'docs/guides/stores-and-caches.md': { 'test/examples/store.test.ts': [0], 'test/examples/cache.test.ts': [1] },
   'docs/guides/testing.md': { 'test/examples/app.test.ts': [0], 'test/examples/time.test.ts': [1] },
 }
 
@@ -113,7 +114,8 @@ test('pages that another test runs are named in that test', () => {
   for (const [page, file] of Object.entries(HELD_ELSEWHERE)) expect(readFileSync(join(ROOT, file), 'utf8')).toContain(page)
 })
 
-test('every block that is no program is well formed', () => {
+test('every block is found, and those that are no programs are well formed', () => {
+  for (const page of PAGES) expect([page, blocksOf(page).length * 2]).toEqual([page, [...pageText(page).matchAll(/^\s*```/gm)].length])
   for (const { page, line, language, code } of PAGES.flatMap(blocksOf)) {
     const where = `${page}:${line}`
     if (language === 'json') expect(() => JSON.parse(code)).not.toThrow()
@@ -148,6 +150,18 @@ test('every other block compiles, runs, and prints what its comments say', async
     prints: expected[index]?.prints.length === 0 ? [] : text.trimEnd().split('\n'),
   }))
   expect(found).toEqual(expected)
+})
+
+test('CONTRIBUTING names every folder that is not a mirror of one in src', () => {
+  const tree = pageText('CONTRIBUTING.md')
+  const folders = (parent: string, recursive: boolean): string[] =>
+    readdirSync(join(ROOT, parent), { withFileTypes: true, recursive })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => relative(join(ROOT, parent), join(entry.parentPath, entry.name)))
+  const sources = folders('src', true)
+  const tests = folders('test', false).filter((folder) => !sources.includes(folder))
+  const wanted = [...sources, ...tests].map((folder) => basename(folder))
+  expect(wanted.filter((folder) => !new RegExp(`^ +${folder}/ `, 'm').test(tree))).toEqual([])
 })
 
 test('no page shows a change that does not say who asks', () => {
