@@ -1,4 +1,4 @@
-import type { Cache, Counters } from '../cache/cache.js'
+import type { Cache, Counters, Hit } from '../cache/cache.js'
 import { inTime } from '../in-time.js'
 import { monotonicMs } from '../real-time.js'
 
@@ -7,11 +7,11 @@ const ANSWER_MS = 1_000
 /** Trouble is reported once in this time for each method: a cache that is away fails every request. */
 const REPORT_MS = 60_000
 
+type Limit = { readonly max: number; readonly windowMs: number }
 type Attempt = <T>(method: string, work: () => Promise<T>, makesSense?: (answer: T) => boolean) => Promise<T>
 
 /**
- * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, be silent or talk nonsense. Its counters
- * reject then, and never throw.
+ * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, be silent or talk nonsense.
  */
 export function guardedCache(cache: Cache, report: (error: unknown) => void): Cache {
   const attempt = reportingAttempt(ANSWER_MS + (cache.timeoutMs ?? 0), report)
@@ -37,7 +37,7 @@ export function guardedCache(cache: Cache, report: (error: unknown) => void): Ca
         undefined,
         attempt('forget', () => cache.forget(digest)),
       ),
-    ...(typeof cache.counters === 'function' ? { counters: (windowMs: number) => guardedCounters(cache, windowMs, attempt) } : {}),
+    ...(typeof cache.counters === 'function' ? { counters: (limit: Limit) => guardedCounters(cache, limit, attempt) } : {}),
     close: () =>
       or(
         undefined,
@@ -46,16 +46,21 @@ export function guardedCache(cache: Cache, report: (error: unknown) => void): Ca
   }
 }
 
-function guardedCounters(cache: Cache, windowMs: number, attempt: Attempt): Counters {
+function guardedCounters(cache: Cache, limit: Limit, attempt: Attempt): Counters {
   let made: Counters | undefined
   const counters = (): Counters => {
     // Not before they are wanted: the application starts without them too.
-    made ??= cache.counters?.(windowMs)
+    made ??= cache.counters?.(limit)
     return made as Counters
   }
   return {
-    increment: (name) => attempt('increment', () => counters().increment(name), isCount),
-    decrement: (name) => attempt('decrement', () => counters().decrement(name)),
+    hit: (name) =>
+      attempt(
+        'hit',
+        () => counters().hit(name),
+        (answer) => isHit(answer, limit),
+      ).catch(() => undefined),
+    takeBack: (name, at) => attempt('takeBack', () => counters().takeBack(name, at)).catch(() => undefined),
   }
 }
 
@@ -91,7 +96,10 @@ function isBoolean(answer: unknown): boolean {
   return typeof answer === 'boolean'
 }
 
-function isCount(answer: unknown): boolean {
-  const { hits, endsAt } = (answer ?? {}) as { hits?: unknown; endsAt?: unknown }
-  return Number.isInteger(hits) && endsAt instanceof Date && Number.isFinite(endsAt.getTime())
+function isHit(answer: unknown, { max, windowMs }: Limit): boolean {
+  if (answer === undefined) return true
+  const { counted, hits, waitMs, at } = (answer ?? {}) as { [Member in keyof Hit]?: unknown }
+  if (typeof counted !== 'boolean' || !Number.isInteger(hits) || !Number.isFinite(at)) return false
+  const isPossible = Number(hits) >= (counted ? 1 : 0) && Number(hits) <= max
+  return isPossible && typeof waitMs === 'number' && waitMs >= 0 && waitMs <= windowMs
 }

@@ -2,7 +2,7 @@ import { dropOldest } from '../drop-oldest.js'
 import { clearInterval, clearTimeout, setInterval, setTimeout } from '../real-time.js'
 import type { KeyUse, Store } from '../store/store.js'
 import type { Origin } from './api-keys.js'
-import { originText } from './change/run-change.js'
+import { originText } from './audit.js'
 import type { Clock } from './clock.js'
 
 /** Writes the last use of keys behind the requests that made it. */

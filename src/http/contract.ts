@@ -60,7 +60,7 @@ export type Field =
   | 'reason'
 
 export interface Limit {
-  /** Requests in a window that begins with the first of them. */
+  /** Requests in any stretch of time as long as the window, wherever it begins. */
   readonly max: number
   readonly windowMs: number
   /** Whose requests are counted together: those from one address (IPv6: one /56 network), or with one credential. */

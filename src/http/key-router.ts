@@ -1,9 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import express, { type ErrorRequestHandler, type Request, type RequestHandler, type Response, type Router } from 'express'
 import type { Actor, AnyApiKeys, Command, MutationResult, Operator, RotateOptions } from '../core/api-keys.js'
-import { invalidKey } from '../core/change/replay-decision.js'
 import { type Internals, internalsOf } from '../core/internals.js'
 import { type ApiKey, type CreateInput, isKeyId, type KeyChanges } from '../core/key.js'
+import { invalidKey } from '../core/refusals.js'
 import { hasScope, READ_SCOPE, WRITE_SCOPE } from '../core/scope.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
@@ -13,7 +13,8 @@ import { beginBody } from './body.js'
 import type { Answers, Contract, Route } from './contract.js'
 import { contracts } from './contracts/contracts.js'
 import { readIdempotencyKey } from './idempotency-key.js'
-import { type Bucket, DEFAULT_LIMIT, failureGuard, network, routeBucket } from './limits/route-limits.js'
+import { failureGuard } from './limits/failure-guard.js'
+import { type Bucket, DEFAULT_LIMIT, network, routeBucket } from './limits/route-limits.js'
 import { openApiDocument } from './openapi.js'
 import type { Operators } from './operator-jwt.js'
 import { type FailureContext, isThenable, originOf, refuse, swallowed } from './problem.js'
@@ -170,8 +171,8 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
     let replayOnly = false
     if (limit !== undefined) {
       const name = limit.by === 'ip' || !('value' in found) ? network(req) : nameOf(found.value)
-      takeBack = () => limit.bucket.takeBack(name)
-      const { within, retryAfterSeconds } = await limit.bucket.hit(req, res, name)
+      const { within, retryAfterSeconds, ...hit } = await limit.bucket.hit(req, res, name)
+      takeBack = hit.takeBack
       // Whoever asks for an answer that was lost is not to be locked out by having asked too often; whoever asks for anything else gets nothing.
       replayOnly = !within
       said.retryAfterSeconds = retryAfterSeconds

@@ -790,10 +790,10 @@ describe('refused at start-up', () => {
 
   test('sqlStore of a transaction', async () => {
     await lite.transaction().execute(async (tx) => {
-      expect(messageOf(() => sqlStore(tx))).toContain('no transaction')
+      expect(messageOf(() => sqlStore(tx))).toContain('not a transaction')
     })
     const controlled = await lite.startTransaction().execute()
-    expect(messageOf(() => sqlStore(controlled))).toContain('no transaction')
+    expect(messageOf(() => sqlStore(controlled))).toContain('not a transaction')
     await controlled.rollback().execute()
   })
 })
