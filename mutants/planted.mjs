@@ -231,9 +231,9 @@ export const FAULTS = [
     promise: 'P2',
     name: 'an expiry is extended by a rotation',
     file: 'src/core/change/changes.ts',
-    find: 'const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt }',
+    find: 'const key: KeyRow = { ...current, ...shown(secret), secretCreatedAt: now, generation: current.generation + 1, updatedAt }',
     replace:
-      'const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt, expiresAt: current.expiresAt && current.expiresAt + 1_000 }',
+      'const key: KeyRow = { ...current, ...shown(secret), secretCreatedAt: now, generation: current.generation + 1, updatedAt, expiresAt: current.expiresAt && current.expiresAt + 1_000 }',
     tests: [['test/http/contracts/standard.test.ts', 'on memory the life of a key a rotation neither renews nor moves']],
   },
 
@@ -395,7 +395,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a lease outlives its key',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: '(key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace',
     replace: '(grace',
     tests: [['test/core/verify/lease.test.ts', 'a lease never outlives its key']],
@@ -403,7 +403,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a lease outlives a grace period',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: ', (grace?.endsAt ?? Number.POSITIVE_INFINITY) - at)',
     replace: ')',
     tests: [['test/core/verify/lease.test.ts', 'P3: a lease never outlives the grace period of its secret']],
@@ -514,7 +514,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a revoked key is good as long as its secret was not retired',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: "  if (key.revokedAt !== null) return 'revoked'\n",
     replace: '',
     tests: [['test/core/verify/lease.test.ts', 'a key that is revoked is refused, whatever its secret']],
@@ -522,7 +522,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a grace period that was ended at once goes on',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: '!(generation.graceEndsAt !== null && at < generation.graceEndsAt)',
     replace: '!(generation.graceEndsAt === null || at < generation.graceEndsAt)',
     tests: [['test/core/verify/lease.test.ts', 'a rotated secret is refused for long']],
@@ -758,7 +758,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry is not checked',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '      if (!keys.some((key) => equal(mac, hmac(key, [kind, storeId, digest, body])))) return undefined\n',
     replace: '',
     tests: [['test/core/verify/lease.test.ts', 'with a cache between two processes P5: an entry that is']],
@@ -766,7 +766,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry says nothing of the digest',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '[kind, storeId, digest, body]',
     replace: '[kind, storeId, body]',
     times: 2,
@@ -775,7 +775,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry says nothing of the store',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '[kind, storeId, digest, body]',
     replace: '[kind, digest, body]',
     times: 2,
@@ -784,7 +784,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry says nothing of its kind',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '[kind, storeId, digest, body]',
     replace: '[storeId, digest, body]',
     times: 2,

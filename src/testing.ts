@@ -1,4 +1,8 @@
 export type { TestRunner } from './testing/store-contract.js'
 export { storeContract } from './testing/store-contract.js'
+export type { TestApiKeys } from './testing/test-api-keys.js'
+export type { TestApiKeysOptions } from './testing/test-api-keys.js'
+export type { TestKey } from './testing/test-api-keys.js'
+export { testApiKeys } from './testing/test-api-keys.js'
 export type { TurnedClock } from './testing/turned-clock.js'
 export { turnedClock } from './testing/turned-clock.js'

@@ -1,12 +1,12 @@
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
-import type { Node, Program, Symbol as TypeSymbol } from './types/node_modules/typescript/lib/typescript.js'
+import type { Node, Program, Symbol as TypeSymbol } from './compilers/5.4/node_modules/typescript/lib/typescript.js'
 
 const ROOT = join(__dirname, '..')
 /** A compiler that can be asked questions, which the one of the project cannot. */
-const ts = createRequire(join(ROOT, 'test/types/package.json'))(
+const ts = createRequire(join(ROOT, 'test/compilers/5.4/package.json'))(
   'typescript',
-) as typeof import('./types/node_modules/typescript/lib/typescript.js')
+) as typeof import('./compilers/5.4/node_modules/typescript/lib/typescript.js')
 const { paths } = (createRequire(join(ROOT, 'package.json'))('./tsconfig.json') as { compilerOptions: { paths: Record<string, [string]> } })
   .compilerOptions
 

@@ -8,18 +8,26 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'errors.ts': [],
   'options.ts': [/^errors\.ts$/],
   'real-time.ts': [/^node:(timers|perf_hooks)$/],
-  store: [/^store\//, /^(errors|options|real-time)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time)\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
-  core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time)\.ts$/, /^node:/],
+  'in-time.ts': [/^real-time\.ts$/],
+  'drop-oldest.ts': [],
+  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^kysely$/, /^node:crypto$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest)\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
+  core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^node:/],
   http: [
     /^http\//,
     /^core\//,
     /^(cache\/cache|store\/store)\.ts$/,
-    /^(errors|options|real-time)\.ts$/,
+    /^(errors|options|real-time|in-time|drop-oldest)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
     /^node:(http|net|crypto|util|zlib)$/,
   ],
-  testing: [/^store\/store\.ts$/, /^core\/clock\.ts$/, /^(errors|real-time)\.ts$/, /^node:/],
+  testing: [
+    /^testing\//,
+    /^store\/(store|memory)\.ts$/,
+    /^core\/(api-keys|clock|create-api-keys|key)\.ts$/,
+    /^(errors|real-time)\.ts$/,
+    /^node:/,
+  ],
 }
 
 const files = readdirSync(SRC, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.ts'))

@@ -78,8 +78,10 @@ const RESOLUTIONS: { readonly [name: string]: { readonly flags: readonly string[
 }
 
 test.each([
-  // The last that knows node10, and the oldest that the types are for.
-  ['TypeScript 5.4', 'test/types/node_modules/typescript', ['node10', 'node16', 'bundler']],
+  // The oldest that the types are for.
+  ['TypeScript 5.4', 'test/compilers/5.4/node_modules/typescript', ['node10', 'node16', 'bundler']],
+  ['TypeScript 5.8', 'test/compilers/5.8/node_modules/typescript', ['node10', 'node16', 'nodenext', 'bundler']],
+  // Knows no node10 any more.
   ['TypeScript 7', OURS, ['node16', 'nodenext', 'bundler']],
 ])(
   'its types serve an application that %s compiles, however it finds modules',

@@ -1,5 +1,6 @@
 import type { Cache, Counters } from '../cache/cache.js'
-import { clearTimeout, monotonicMs, setTimeout } from '../real-time.js'
+import { inTime } from '../in-time.js'
+import { monotonicMs } from '../real-time.js'
 
 /** A cache gives no answer when it takes this much longer than its own limit. */
 const ANSWER_MS = 1_000
@@ -75,19 +76,9 @@ function reportingAttempt(limitMs: number, report: (error: unknown) => void): At
 
 /** What a cache answers, in time; rejects where it throws, is silent, or says what makes no sense. */
 async function sensible<T>(work: () => Promise<T>, limitMs: number, makesSense: (answer: T) => boolean): Promise<T> {
-  const answer = await inTime(work(), limitMs)
+  const answer = await inTime(limitMs, work(), () => new Error(`The cache gave no answer within ${limitMs} ms.`))
   if (!makesSense(answer)) throw new Error('The cache gave an answer that makes no sense.')
   return answer
-}
-
-function inTime<T>(work: T | Promise<T>, limitMs: number): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`The cache gave no answer within ${limitMs} ms.`)), limitMs)
-    timer.unref()
-    Promise.resolve(work)
-      .then(resolve, reject)
-      .finally(() => clearTimeout(timer))
-  })
 }
 
 function isReading(answer: unknown): boolean {

@@ -288,6 +288,7 @@ const KEY: ApiKey = {
   rotatedTo: null,
   secretStart: 'sk_live_',
   secretLast4: '0000',
+  secretCreatedAt: '2026-06-30T12:00:00.000Z',
   lastUsedAt: '2026-06-30T11:59:00.000Z',
   lastUsedIp: '192.0.2.1',
   lastUsedUserAgent: 'curl/8.5.0',
@@ -305,7 +306,7 @@ const EVENT: KeyEvent = {
 // Not well-formed: nobody, and no secret scanner, takes these for real ones.
 const ISSUED = { key: KEY, secret: `sk_live_${'0'.repeat(49)}`, rotationSecret: `rot_live_${'0'.repeat(49)}`, replayed: false }
 const SAMPLES: Answers = {
-  create: { ...ISSUED, key: { ...KEY, generation: 1 } },
+  create: { ...ISSUED, key: { ...KEY, generation: 1, secretCreatedAt: KEY.createdAt } },
   rotate: ISSUED,
   revoke: { key: { ...KEY, status: 'revoked', revokedAt: KEY.updatedAt }, replayed: false },
   update: { key: KEY, replayed: false },

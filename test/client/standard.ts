@@ -185,6 +185,7 @@ export interface operations {
                      *           "rotatedTo": null,
                      *           "secretStart": "sk_live_",
                      *           "secretLast4": "0000",
+                     *           "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *           "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *           "lastUsedIp": "192.0.2.1",
                      *           "lastUsedUserAgent": "curl/8.5.0"
@@ -219,6 +220,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -417,6 +420,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-01-31T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -451,6 +455,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -748,6 +754,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -782,6 +789,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -1080,6 +1089,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1114,6 +1124,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -1427,6 +1439,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1459,6 +1472,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -1960,6 +1975,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1992,6 +2008,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -2203,6 +2221,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -2235,6 +2254,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;

@@ -1,13 +1,7 @@
 import { ApiKeyError } from '../../errors.js'
 import type { Environment, KeyRow } from '../../store/store.js'
 import type { Grants, Operator } from '../api-keys.js'
-
-/** The scope that lets a key see the keys of its owner. */
-export const READ_SCOPE = 'api_keys:read'
-/** The scope that lets a key create, change, rotate and revoke keys of its owner. */
-export const WRITE_SCOPE = 'api_keys:write'
-/** The scope that lifts the bound on what such a key may hand out. It includes the two others. */
-export const ADMIN_SCOPE = 'api_keys:admin'
+import { ADMIN_SCOPE, hasScope, WRITE_SCOPE } from '../scope.js'
 
 /** What a change makes of a key, or what a key is before it, as far as it matters for who may do that. */
 export interface Reach {
@@ -29,20 +23,6 @@ export interface Asked {
   /** Whether a key may do this to itself without `api_keys:write`. */
   readonly selfAllowed: boolean
   readonly delegation: 'bounded' | 'open'
-}
-
-/** Whether a scope that is held covers one that is wanted. Wildcards never cover `api_keys:admin`. */
-export function covers(held: string, wanted: string): boolean {
-  if (held === wanted) return true
-  if (wanted === ADMIN_SCOPE) return false
-  if (held === '*') return true
-  if (held === ADMIN_SCOPE) return wanted === READ_SCOPE || wanted === WRITE_SCOPE
-  return held.endsWith(':*') && wanted.startsWith(held.slice(0, -1))
-}
-
-/** Whether one of the scopes that are held covers a scope that is wanted. */
-export function hasScope(held: readonly string[], wanted: string): boolean {
-  return held.includes(wanted) || held.some((scope) => covers(scope, wanted))
 }
 
 /** Why this may not be done, or undefined where it may. A foreign key is as unknown as one that does not exist. */

@@ -1,10 +1,10 @@
 import { ApiKeyError } from '../../errors.js'
 import type { GenerationRow, KeyRow } from '../../store/store.js'
+import { timeOrderedId } from '../id.js'
 import type { KeyFields, NewKeyFields } from '../input.js'
 import type { MintedSecret, SecretFormat } from '../secret.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
 import type { Effect, Mutation } from './run-change.js'
-import { timeOrderedId } from './run-change.js'
 
 /** Graces up to this long are counted from the commit: what a COMMIT may take is nothing beside longer ones. */
 const LONGEST_COUNTED_FROM_COMMIT_MS = 600_000
@@ -95,7 +95,7 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       }
 
       async function renew(): Promise<Pick<Effect, 'key' | 'events'>> {
-        const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt }
+        const key: KeyRow = { ...current, ...shown(secret), secretCreatedAt: now, generation: current.generation + 1, updatedAt }
         await tx.insertGeneration({ ...generationRow(key, secret, now, hash), retiresEarlier: onFirstUse })
         await tx.updateKey(key)
         const details = {
@@ -194,6 +194,7 @@ function newKey(fields: KeyFields, secret: MintedSecret, now: number): KeyRow {
   return {
     ...{ ownerId, name, environment, scopes, metadata, expiresAt },
     ...shown(secret),
+    secretCreatedAt: now,
     id: timeOrderedId(now),
     generation: 1,
     createdAt: now,

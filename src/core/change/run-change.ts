@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto'
+import { dropOldest } from '../../drop-oldest.js'
 import { ApiKeyError } from '../../errors.js'
 import type {
   EventRow,
@@ -15,10 +15,12 @@ import { operatorOf, secretOf } from '../actor.js'
 import type { Command, Operator, Origin } from '../api-keys.js'
 import type { Clock } from '../clock.js'
 import { failureOf } from '../failures.js'
+import { timeOrderedId } from '../id.js'
 import { digestOf, redactSecrets, type SecretFormat } from '../secret.js'
 import { semaphore } from '../semaphore.js'
 import { batchedRead } from '../verify/batched-read.js'
-import { endedBecause, type Leases, marginMs } from '../verify/lease.js'
+import type { Leases } from '../verify/lease.js'
+import { endedBecause, marginMs } from '../verify/verdict.js'
 import { authorise, type Reach } from './authorise.js'
 import { COMMIT_ALLOWANCE_MS, decideReplay, invalidKey, type SealedAnswer, superseded } from './replay-decision.js'
 import type { RequestShape, SealCredentials, Seals } from './replay-seal.js'
@@ -703,7 +705,7 @@ export function mutations(parts: MutationParts): Mutations {
     const last = audited.get(subject)
     if (last !== undefined && clock.monotonicMs() - last < AUDIT_MS) return false
     audited.set(subject, clock.monotonicMs())
-    if (audited.size > MAX_AUDITS) audited.delete(audited.keys().next().value ?? subject)
+    dropOldest(audited, MAX_AUDITS)
     return true
   }
 
@@ -799,28 +801,6 @@ function event(
 /** What a stranger wrote, cut to what a column holds and without the NUL that PostgreSQL refuses. */
 export function originText(text: string | undefined): string | null {
   return text === undefined ? null : redactSecrets(text.slice(0, 1_024)).slice(0, 255).toWellFormed().replaceAll('\0', '')
-}
-
-let lastStamp = 0
-let sequence = 0
-
-/**
- * A UUID whose order is the order of making, within one process even inside a millisecond.
- *
- * @see RFC 9562 §5.7 and §6.2 (UUIDv7 with a counter)
- */
-export function timeOrderedId(now: number): string {
-  sequence = now > lastStamp ? 0 : sequence + 1
-  lastStamp = Math.max(now, lastStamp)
-  if (sequence > 0xfff) {
-    lastStamp++
-    sequence = 0
-  }
-  const time = lastStamp.toString(16).padStart(12, '0')
-  const random = randomBytes(8)
-  random[0] = ((random[0] ?? 0) & 0x3f) | 0x80
-  const tail = random.toString('hex')
-  return `${time.slice(0, 8)}-${time.slice(8)}-7${sequence.toString(16).padStart(3, '0')}-${tail.slice(0, 4)}-${tail.slice(4)}`
 }
 
 function notFound(): ApiKeyError {

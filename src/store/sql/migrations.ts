@@ -223,4 +223,11 @@ const migrations: readonly ((db: Kysely<never>, names: Names) => Promise<void>)[
     await run(sql`alter table ${settings} add column lease_version integer not null default 0`)
     await run(sql`alter table ${settings} drop column earlier_until`)
   },
+  async (db, { table, rows }) => {
+    const run = (statement: RawBuilder<unknown>): Promise<unknown> => statement.execute(db)
+    const [keys, generations, key] = [table('express_api_keys'), table('express_api_key_generations'), rows('express_api_keys')]
+    await run(sql`alter table ${keys} add column secret_created_at bigint not null default 0`)
+    await run(sql`update ${keys} set secret_created_at = coalesce((select g.created_at from ${generations} g
+      where g.key_id = ${key}.id and g.generation = ${key}.generation), created_at)`)
+  },
 ]

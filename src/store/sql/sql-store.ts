@@ -36,6 +36,7 @@ interface KeyTable {
   rotated_to: string | null
   secret_start: string
   secret_last4: string
+  secret_created_at: number
   last_used_at: number | null
   last_used_ip: string | null
   last_used_user_agent: string | null
@@ -781,6 +782,7 @@ const KEY = [
   'rotated_to',
   'secret_start',
   'secret_last4',
+  'secret_created_at',
   'last_used_at',
   'last_used_ip',
   'last_used_user_agent',
@@ -899,6 +901,7 @@ function keyRow(row: KeyTable): KeyRow {
     rotatedTo: row.rotated_to,
     secretStart: row.secret_start,
     secretLast4: row.secret_last4,
+    secretCreatedAt: Number(row.secret_created_at),
     lastUsedAt: numberOrNull(row.last_used_at),
     lastUsedIp: row.last_used_ip,
     lastUsedUserAgent: row.last_used_user_agent,
@@ -922,6 +925,7 @@ function keyColumns(row: KeyRow): KeyTable {
     rotated_to: row.rotatedTo,
     secret_start: row.secretStart,
     secret_last4: row.secretLast4,
+    secret_created_at: row.secretCreatedAt,
     last_used_at: row.lastUsedAt,
     last_used_ip: row.lastUsedIp,
     last_used_user_agent: row.lastUsedUserAgent,

@@ -7,7 +7,7 @@ import { Cluster, Redis, type RedisOptions } from 'ioredis'
 import type { Cache, Counters } from '../../../src/cache/cache.js'
 import { atEnd } from '../../support/cleanup.js'
 import { freePort } from '../../support/port.js'
-import { ifServer, startRedis, type TestRedis } from '../../support/redis.js'
+import { ifServer, ownRedis, startRedis, type TestRedis } from '../../support/redis.js'
 
 const ACTIVE = 'a.mac.body'
 const TOMBSTONE = 'r.mac.body'
@@ -778,18 +778,5 @@ function handshake(command: string): string {
 
 /** A server that the test may turn into something else. */
 async function ownServer(...args: string[]): Promise<string> {
-  const port = await freePort()
-  const child = spawn(
-    'redis-server',
-    ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--cluster-config-file', `nodes-${port}.conf`, ...args],
-    { stdio: 'ignore', cwd: process.env.TMPDIR ?? '/tmp' },
-  )
-  atEnd(async () => {
-    const exited = once(child, 'exit')
-    child.kill('SIGKILL')
-    await exited
-  })
-  const client = connect(`redis://127.0.0.1:${port}`)
-  await client.ping()
-  return `redis://127.0.0.1:${port}`
+  return (await ownRedis({ args: () => args })).url
 }

@@ -1,8 +1,4 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { spawnSync } from 'node:child_process'
 import type { Store } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
@@ -10,9 +6,9 @@ import { Cluster, Redis } from 'ioredis'
 import { digestOf } from '../../../src/core/secret.js'
 import { atEnd } from '../../support/cleanup.js'
 import { type Instance, serve } from '../../support/instance.js'
-import { freePort } from '../../support/port.js'
 import { freshDatabase } from '../../support/postgres.js'
-import { ifServer } from '../../support/redis.js'
+import { ifServer, ownRedis } from '../../support/redis.js'
+import type { RedisServer } from '../../support/redis-server.js'
 import { call } from '../../support/traffic.js'
 
 /** Longer than a busy machine takes for an answer: one that comes after its lease is no answer. */
@@ -232,65 +228,36 @@ async function startTraffic(clients: readonly (Redis | Cluster)[]): Promise<Traf
   }
 }
 
-interface Node {
-  readonly port: number
+interface Node extends RedisServer {
   readonly client: Redis
-  isUp(): boolean
-  kill(): Promise<void>
-  start(): Promise<void>
 }
 
-/** A server of its own, in a folder of its own. */
 async function startNode(...args: string[]): Promise<Node> {
-  const port = await freePort()
-  return startServer(port, folderOf(), ['--port', String(port), '--bind', '127.0.0.1', '--save', '', ...args])
+  return node({ args: () => args })
 }
 
 async function startSentinel(master: Node): Promise<Node> {
-  const [port, folder] = [await freePort(), folderOf()]
-  const lines = [
-    `port ${port}`,
-    'bind 127.0.0.1',
-    `sentinel monitor keys 127.0.0.1 ${master.port} 2`,
-    'sentinel down-after-milliseconds keys 1000',
-    'sentinel failover-timeout keys 3000',
-  ]
-  writeFileSync(join(folder, 'sentinel.conf'), lines.join('\n'))
-  return startServer(port, folder, [join(folder, 'sentinel.conf'), '--sentinel'])
-}
-
-async function startServer(port: number, folder: string, args: readonly string[]): Promise<Node> {
-  let child: ChildProcess | undefined
-  const client = new Redis(port, '127.0.0.1', { lazyConnect: true, retryStrategy: () => 50, maxRetriesPerRequest: null })
-  client.on('error', () => {})
-  const isUp = (): boolean => child !== undefined && child.exitCode === null && child.signalCode === null
-  const node: Node = {
-    port,
-    client,
-    isUp,
-    async kill() {
-      if (child === undefined || !isUp()) return
-      const exited = once(child, 'exit')
-      child.kill('SIGKILL')
-      await exited
-    },
-    async start() {
-      child = spawn('redis-server', args, { stdio: 'ignore', cwd: folder })
-      await client.ping()
-    },
-  }
-  atEnd(async () => {
-    client.disconnect()
-    await node.kill()
+  return node({
+    args: () => ['--sentinel'],
+    config: [
+      `sentinel monitor keys 127.0.0.1 ${master.port} 2`,
+      'sentinel down-after-milliseconds keys 1000',
+      'sentinel failover-timeout keys 3000',
+    ],
   })
-  await node.start()
-  return node
 }
 
-function folderOf(): string {
-  const folder = mkdtempSync(join(tmpdir(), 'api-keys-redis-'))
-  atEnd(async () => rmSync(folder, { recursive: true, force: true }))
-  return folder
+async function node(how: Parameters<typeof ownRedis>[0]): Promise<Node> {
+  const server = await ownRedis(how)
+  const client = new Redis(server.port, '127.0.0.1', { lazyConnect: true, retryStrategy: () => 50, maxRetriesPerRequest: null })
+  client.on('error', () => {})
+  atEnd(async () => client.disconnect())
+  await client.ping()
+  const start = async (): Promise<void> => {
+    await server.start()
+    await client.ping()
+  }
+  return { ...server, client, start }
 }
 
 async function until(isSo: () => Promise<boolean>): Promise<void> {
