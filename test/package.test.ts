@@ -3,6 +3,7 @@ import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, symlinkSyn
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { atEnd } from './support/cleanup.js'
+import { outputWithNumberedSecrets, quickStart } from './support/quick-start.js'
 
 const ROOT = join(__dirname, '..')
 const OURS = 'node_modules/typescript'
@@ -67,6 +68,17 @@ test('it brings along four libraries, and at most forty packages in all', () => 
   const added = count('express', join(folder, 'express-api-keys-0.1.0.tgz')) - count('express')
   expect(added).toBeGreaterThan(5)
   expect(added).toBeLessThanOrEqual(40)
+}, 120_000)
+
+test('the first application of the README runs with the package and Express and nothing else, and prints what the README says', () => {
+  const alone = mkdtempSync(join(tmpdir(), 'package-'))
+  atEnd(async () => rmSync(alone, { recursive: true }))
+  const { code, output } = quickStart(readFileSync(join(ROOT, 'README.md'), 'utf8'))
+  writeFileSync(join(alone, 'app.mjs'), code)
+  const tarball = join(folder, 'express-api-keys-0.1.0.tgz')
+  run('npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', tarball, 'express'], alone)
+  const printed = run(process.execPath, ['app.mjs'], alone)
+  expect(outputWithNumberedSecrets(printed)).toBe(outputWithNumberedSecrets(output))
 }, 120_000)
 
 /** Which of a user's files a compiler is given, and how it finds modules. */
