@@ -252,9 +252,17 @@ export const FAULTS = [
     promise: 'P3',
     name: 'the wait is counted from before COMMIT',
     file: 'src/core/change/run-change.ts',
+    find: 'committedAt, waitFrom: ended.at }',
+    replace: 'committedAt, waitFrom: askedAt }',
+    tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
+  },
+  {
+    promise: 'P2',
+    name: 'a short grace period is counted from before COMMIT',
+    file: 'src/core/change/run-change.ts',
     find: 'const committedAt = clock.monotonicMs()',
     replace: 'const committedAt = outcome.askedAt',
-    tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
+    tests: [['test/core/change/run-change.test.ts', 'a short grace period counts from the COMMIT']],
   },
   {
     promise: 'P3',
