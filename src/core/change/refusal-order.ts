@@ -65,16 +65,16 @@ export const REFUSAL_ORDER: RefusalOrder = {
     rotationSecretWithoutSecret,
     selfWithoutSecret,
     malformedSecret,
-    // Told like a wrong one: which of two credentials is bad is for nobody to know.
+    // Refused like a wrong one: the answer must not tell which of two credentials is bad.
     malformedRotationSecret,
   ],
   identity: [unknownSecret],
   life: [
-    // 403, since it is no reason to delete the key, and told to nobody but the holder of both credentials.
+    // Told only to the holder of both credentials, and with 403: clients delete their key on 401.
     revokedForBothCredentials,
-    // The same for a key whose secret is the only credential.
+    // The same for a key that has no second credential.
     revokedWithoutRotationSecret,
-    // One refusal, whatever ended it. Before the limit: a limit is no reason to tell a dead secret anything else.
+    // The same 401 whatever ended it, over the limit too.
     endedSecret,
     // Before anything is compared: that costs bcrypt.
     secretOverLimit,
