@@ -730,7 +730,7 @@ export const FAULTS = [
     file: 'src/core/change/replay-decision.ts',
     find: 'return !(now < Math.min(expiresAt',
     replace: 'return now < 0 && !(now < Math.min(expiresAt',
-    tests: [['test/core/change/run-change.test.ts', 'P2: an answer can be asked for again until the replay window ends']],
+    tests: [['test/core/change/replay-decision.test.ts', 'a recorded answer is not given at the end of the window']],
   },
   {
     promise: 'P4',
@@ -738,8 +738,14 @@ export const FAULTS = [
     file: 'src/core/change/replay-decision.ts',
     find: 'return generation.retiredBy !== recordId || (',
     replace: 'return (',
-    also: { find: 'presented?.own === true ? undefined : refusalOf(', replace: 'presented !== undefined ? undefined : refusalOf(' },
-    tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given to a key that rotated itself after']],
+    also: {
+      find: 'refusalOf({ change, command, presented, target',
+      replace: 'refusalOf({ change, command, presented: presented && { ...presented, ended: undefined }, target',
+    },
+    tests: [
+      ['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given to a key that rotated itself after'],
+      ['test/core/change/replay-decision.test.ts', 'a recorded answer is not given to a secret that another change retired'],
+    ],
   },
   {
     promise: 'P4',
