@@ -19,7 +19,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^(express|express-rate-limit|jsonwebtoken)$/,
     /^node:(http|net|crypto|util|zlib)$/,
   ],
-  testing: [/^store\/store\.ts$/, /^core\/clock\.ts$/, /^(errors|real-time)\.ts$/, /^node:/],
+  testing: [/^testing\//, /^store\/store\.ts$/, /^core\/clock\.ts$/, /^(errors|real-time)\.ts$/, /^node:/],
 }
 
 const files = readdirSync(SRC, { recursive: true, encoding: 'utf8' }).filter((file) => file.endsWith('.ts'))
