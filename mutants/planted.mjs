@@ -131,8 +131,8 @@ export const FAULTS = [
     promise: 'P2',
     name: 'a lost answer to COMMIT is told as "nothing changed"',
     file: 'src/store/sql/transaction.ts',
-    find: 'if (!errors.refused(error)) throw outcomeUnknown(error)',
-    replace: 'if (!errors.refused(error)) throw storeError(error, errors)',
+    find: 'if (!errors.answered(error)) throw outcomeUnknown(error)',
+    replace: 'if (!errors.answered(error)) throw storeError(error, errors)',
     tests: [['test/crash/commit.test.ts', 'every mutation answers 503 outcome_unknown']],
   },
   {
