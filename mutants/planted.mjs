@@ -899,8 +899,8 @@ export const FAULTS = [
     promise: 'limits',
     name: 'a hit that has slid out of Redis is taken back from a later window',
     file: 'src/cache/redis/scripts.ts',
-    find: 'if back and slot(last) == slot(back) then count = count - 1 end',
-    replace: 'if back then count = count - 1 end',
+    find: 'if back and not taken and slot(last) == slot(back) then',
+    replace: 'if back and not taken then',
     tests: [['test/cache/redis/redis-cache.test.ts', 'a counter takes nothing back of a hit that has slid out']],
   },
   {
