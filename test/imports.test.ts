@@ -66,6 +66,20 @@ test('the read path knows nothing of the write path', () => {
   expect(reading.filter((file) => importsOf(file).some((imported) => imported.startsWith('core/change/')))).toEqual([])
 })
 
+test('no file imports itself by way of others', () => {
+  const open = new Set(files)
+  const circles: string[] = []
+  const visit = (file: string, path: readonly string[]): void => {
+    if (path.includes(file)) circles.push([...path.slice(path.indexOf(file)), file].join(' > '))
+    else if (open.has(file)) {
+      for (const next of importsOf(file)) visit(next, [...path, file])
+      open.delete(file)
+    }
+  }
+  for (const file of files) visit(file, [])
+  expect(circles).toEqual([])
+})
+
 test('bcrypt is loaded only when a rotation secret is there', () => {
   expect(files.filter((file) => importsOf(file).includes('bcrypt'))).toEqual([])
   const loads = files.filter((file) => readFileSync(join(SRC, file), 'utf8').includes("import('bcrypt')"))
