@@ -1,10 +1,7 @@
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Client, Pool } from 'pg'
-import { child } from '../support/child.js'
-import { freePort } from '../support/port.js'
-import { initCluster, postgresPrograms } from '../support/postgres-programs.js'
+import { initCluster, postgresFolder, postgresPrograms, postgresServer } from '../support/postgres-server.js'
 
 /** A PostgreSQL of one run, whose COMMITs can be made to wait and whose clock can be set. */
 export interface OwnDatabase {
@@ -39,20 +36,11 @@ const CLOCK = `
 /** Starts one with the programs of the server that is there already. */
 export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
   const programs = await postgresPrograms(serverUrl)
-  const folder = mkdtempSync(join(tmpdir(), 'api-keys-chaos-postgres-'))
-  chmodSync(folder, 0o777)
+  const folder = postgresFolder()
   const data = join(folder, 'data')
   initCluster(programs, data)
-  const port = await freePort()
-  const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', 'fsync=off', 'max_connections=300']
-  const server = child(() => ({
-    command: programs.postgres,
-    args: ['-D', data, '-p', String(port), ...settings.flatMap((setting) => ['-c', setting])],
-    ready: /ready to accept connections/,
-    owner: programs.owner,
-  }))
-  await server.start()
-  const url = `postgres://postgres@127.0.0.1:${port}/postgres`
+  const { url, start, stop } = await postgresServer(programs, data)
+  await start()
   const client = new Client({ connectionString: url })
   await client.connect()
   await client.query(CLOCK)
@@ -83,7 +71,7 @@ export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
     },
     async close() {
       await pool.end()
-      await server.kill('SIGQUIT')
+      await stop('immediate')
       rmSync(folder, { recursive: true, force: true })
     },
   }
