@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 const HOME = 'test/wide'
 const STAMP = `${HOME}/node_modules/.installed`
 
-const run = (command, ...args) => {
+const run = (/** @type {string} */ command, /** @type {string[]} */ ...args) => {
   const { status } = spawnSync(command, args, { stdio: 'inherit', shell: process.platform === 'win32' })
   if (status !== 0) process.exit(status ?? 1)
 }
@@ -17,7 +17,7 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
 }
 
 // The clients in Python and curl are the system's. Without Python the tests leave its clients out, and say so.
-const there = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
+const there = (/** @type {string} */ command, /** @type {string[]} */ ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
   ...(['python3', '/usr/bin/python3'].some((python) => there(python, '-c', 'import requests, urllib3'))
@@ -30,7 +30,7 @@ if (missing.length > 0 && there('apt-get', '--version')) {
     ['update', '-q'],
     ['install', '-y', '-q', '--no-install-recommends', ...missing],
   ]) {
-    const [command, ...rest] = [...root, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', ...args]
+    const [command = '', ...rest] = [...root, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', ...args]
     const { status, stderr } = spawnSync(command, rest, { encoding: 'utf8' })
     if (status !== 0) console.log(`apt-get ${args[0]} failed: ${String(stderr).trim().split('\n').at(-1)}`)
   }
