@@ -9,7 +9,7 @@ const HELP = `npm run bench -- [options]
 
 Without one of the next four it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
 
-  --guard            few rows in under three minutes; ends with 1 when one costs more than it may
+  --guard            our main rows in under three minutes; ends with 1 when one costs more than it may
   --traffic          one key, 1,000 keys evenly, 100,000 keys by Zipf, over leases of 250 ms, 1 s and 5 s, with 1 and 2 processes
   --growth           1,000 and 100,000 keys in PostgreSQL (--full: 5,000,000 too), rotations by 1, 8 and 64 clients, a herd on a cold key,
                      100,000 refused secrets (--full: a million)
