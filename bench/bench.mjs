@@ -78,7 +78,7 @@ async function measure() {
   return { result, text: table(result) }
 }
 
-/** Ends the process with the help where that is asked for, or with 2 where a flag is wrong. */
+/** Ends the process with the help for `--help`, and with 2 for a wrong flag. */
 function readFlags() {
   const { values, positionals } = parseArgs({ options: FLAGS, strict: false })
   for (const [name, value] of Object.entries(values)) {

@@ -27,7 +27,7 @@ export const EMPTY = ['empty', 'empty-again']
  * the host that come and go within a second then fall on all rows alike too, but all that can be told is the CPU time of a round's parts together.
  *
  * `lives` says how many processes each row gets, one after the other: two processes of one program can differ by some per cent for as long as they
- * live, as the compiler and the allocator happened to go about it, and that is no news about the program.
+ * live, by chance of the compiler and the allocator. That says nothing about the program.
  *
  * @typedef {object} Plan
  * @property {string[]} [only]

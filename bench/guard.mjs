@@ -11,7 +11,7 @@ import { table } from './table.mjs'
 const LOCAL_AT_MOST = 1.15
 /** How many times SHA-256 of a secret the whole middleware may cost in this process: it needs one, and was seen to cost some four. */
 const HASHES_AT_MOST = 8
-/** No more than this is a tie for the guard; without a limit next to everything would be one on a busy host. */
+/** The widest tie: without a limit, almost everything would be one on a busy host. */
 const WIDEST_TIE = 1.3
 /** With fewer requests, a thousand keys in turn meet leases of a second that have ended before. */
 const ENOUGH_PER_SECOND = 2_000
@@ -45,7 +45,7 @@ export async function guard({ connections }) {
 }
 
 /**
- * What the guard asks, with the answers. `kept` is false for a ratio that is no number.
+ * The rules and what was found. `kept` is false for a ratio that is not a number.
  *
  * @param {number} hashes
  * @param {Comparison} inTurns
@@ -61,7 +61,7 @@ function rulesFor(hashes, inTurns, inSlices) {
     // Between the two runs: short turns find a server's code out of the caches, and slices of a second catch neighbours that others do not.
     atMost('a local lease, × an empty middleware', (median(inTurns, 'local', EMPTY) + median(inSlices, 'local', EMPTY)) / 2, LOCAL_AT_MOST),
     atMost('a local lease, × a GET for each request', median(inSlices, 'local', ['get-pipelined']), 1),
-    // Of these two a tie is asked for, or better.
+    // A tie is enough.
     atMost(
       '1,000 keys in turn, × a GET for each request',
       median(inSlices, 'thousand', ['get-pipelined']),
@@ -71,7 +71,7 @@ function rulesFor(hashes, inTurns, inSlices) {
 }
 
 /**
- * What speaks for a busy machine rather than for slow code, where a rule is broken.
+ * Signs that the machine is busy, which may be why a rule is broken.
  *
  * @param {Comparison} inTurns
  * @param {Comparison} inSlices

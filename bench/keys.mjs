@@ -45,7 +45,7 @@ export function countingReads(inner) {
 }
 
 /**
- * Makes a database with the package's tables that holds a key for each secret and, besides, `others` keys that nobody uses.
+ * Makes a database with the package's tables that holds a key for each secret and `others` more that are never presented.
  *
  * @param {string} serverUrl
  * @param {readonly string[]} secrets

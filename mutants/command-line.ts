@@ -8,7 +8,7 @@ export interface Flags {
 /** A flag without its value is `true`. */
 export type Given = { readonly [name: string]: string | boolean | undefined }
 
-/** Returns the flags as they were given. Ends the process with the help where that is asked for, or with 2 where a flag is none. */
+/** Returns the given flags. Ends the process with the help for `--help`, and with 2 for a wrong flag. */
 export function readFlags(help: string, flags: Flags): Given {
   const { values, positionals } = parseArgs({ options: { help: { type: 'boolean' }, ...flags }, strict: false })
   for (const [name, value] of Object.entries(values)) {

@@ -21,7 +21,7 @@ interface Group {
   readonly tests: readonly string[]
 }
 
-/** What is changed, and the tests that have to notice. They are the unit tests of the file itself: nobody else's are asked to. */
+/** What is changed, and the tests that have to notice: the unit tests of the file itself. */
 const GROUPS: { readonly [name: string]: Group } = {
   secret: { mutate: ['src/core/secret.ts'], tests: ['test/core/secret.test.ts'] },
   sealing: { mutate: ['src/core/change/replay-seal.ts'], tests: ['test/core/change/replay-seal.test.ts'] },

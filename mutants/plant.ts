@@ -2,13 +2,13 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Fault } from './planted.mjs'
 
-/** The file with the fault in it. Whoever moves the code has to move the fault with it. */
+/** Returns the file with the fault in it. When the code moves, the fault moves with it. */
 export function plant(root: string, { name, file, find, replace, times = 1, also }: Fault): string {
   const source = replaced(name, file, readFileSync(join(root, file), 'utf8'), find, replace, times)
   return also === undefined ? source : replaced(name, file, source, also.find, also.replace, 1)
 }
 
-/** Says of every fault that does not fit where it should be, and of every test file that is not there. */
+/** A line for every fault that does not fit its file, and for every test file that does not exist. */
 export function misfits(root: string, faults: readonly Fault[]): readonly string[] {
   return faults.flatMap((fault) => {
     try {

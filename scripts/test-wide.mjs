@@ -16,7 +16,7 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
   writeFileSync(STAMP, wanted)
 }
 
-// The clients in Python and curl are the system's. Without Python the tests leave its clients out, and say so.
+// Python and curl are the system's. Without Python the tests skip its clients, and say so.
 const there = (/** @type {string} */ command, /** @type {string[]} */ ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
@@ -38,7 +38,7 @@ if (missing.length > 0 && there('apt-get', '--version')) {
 
 mkdirSync('.tmp', { recursive: true })
 run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile=.tmp/jest-wide.json', ...process.argv.slice(2))
-// With arguments somebody is after some of the tests in that folder only.
+// With arguments, only some of the tests in that folder are wanted.
 if (process.argv.length === 2) {
   process.env.LONG_TESTS = 'true'
   run('npx', 'jest', '--json', '--outputFile=.tmp/jest-long.json')

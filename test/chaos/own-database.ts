@@ -6,13 +6,13 @@ import { initCluster, postgresFolder, postgresPrograms, postgresServer } from '.
 /** A PostgreSQL of one run, whose COMMITs can be made to wait and whose clock can be set. */
 export interface OwnDatabase {
   readonly url: string
-  /** For whoever looks on and does harm: what it writes waits for no standby, and `endSessions` lets its sessions be. */
+  /** For the checks and the faults: its commits wait for no standby, and `endSessions` leaves its sessions alone. */
   readonly pool: Pool
-  /** Ends every session but those of `pool`, and says how many there were. */
+  /** Ends every session but those of `pool`, and returns how many there were. */
   endSessions(): Promise<number>
-  /** From now on every COMMIT waits for a standby that is not there; or no longer, and then those that have waited go on. */
+  /** Makes every COMMIT wait for a standby that does not exist, or ends that, for those that are waiting too. */
   awaitStandby(away: boolean): Promise<void>
-  /** Sets the clock, as every statement of the store hears it, to so much more than it is. */
+  /** Moves the clock that the statements of the store read by so much. */
   setClock(byMs: number): Promise<void>
   close(): Promise<void>
 }
@@ -33,7 +33,7 @@ const CLOCK = `
     as $$ select pg_catalog.clock_timestamp() + (select ms from clock.offset_ms) * interval '1 millisecond' $$;
   alter database postgres set search_path = clock, pg_catalog, public;`
 
-/** Starts one with the programs of the server that is there already. */
+/** Starts one with the programs of the server that is already running. */
 export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
   const programs = await postgresPrograms(serverUrl)
   const folder = postgresFolder()

@@ -41,7 +41,7 @@ async function startPair(withStandby: boolean): Promise<{ primary: PostgresServe
   const { hostname, port } = new URL(primary.url)
   for (const [file, content] of [
     ['standby.signal', ''],
-    // A standby that has lost its primary looks for it this often, and hears of its promotion no earlier.
+    // A standby that has lost its primary looks for it this often, and notices its promotion no earlier.
     ['postgresql.auto.conf', `primary_conninfo = 'host=${hostname} port=${port} user=postgres'\nwal_retrieve_retry_interval = 100\n`],
   ] as const) {
     appendFileSync(join(copy, file), content)

@@ -48,7 +48,7 @@ export async function embeddedPostgres(
 /** Makes a folder for the data of a server. */
 export function postgresFolder(): string {
   const folder = mkdtempSync(join(tmpdir(), 'api-keys-postgres-'))
-  // The data belongs to another user where this runs as root, who must get there.
+  // As root, the data belongs to another user, who must be able to enter.
   chmodSync(folder, 0o777)
   return folder
 }
@@ -87,9 +87,9 @@ export function initCluster({ initdb, owner }: PostgresPrograms, data: string): 
 /** A PostgreSQL server that can be treated badly. */
 export interface PostgresServer {
   readonly url: string
-  /** Starts it, again too, and resolves when it accepts connections. */
+  /** Starts it, or starts it again, and resolves when it accepts connections. */
   start(): Promise<void>
-  /** `immediate` is a crash: nobody is told, and the next start recovers from the write-ahead log. */
+  /** `immediate` is a crash: the next start recovers from the write-ahead log. */
   stop(how: 'fast' | 'immediate'): Promise<void>
 }
 
@@ -111,7 +111,7 @@ export async function postgresServer({ postgres, owner }: PostgresPrograms, data
 
 const LOCAL = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', 'max_connections=300']
 
-/** Nobody pulls the plug of a test machine: a killed process loses nothing that it has written. */
+/** A test machine does not lose its power, and a killed process loses nothing that it has written. */
 export const UNSAFE = ['fsync=off'] as const
 
 function flags(settings: readonly string[]): string[] {
