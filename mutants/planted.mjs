@@ -1,10 +1,11 @@
 /**
  * Faults that a change might bring in without anybody noticing. Each is a promise broken in one place: `find` stands in `file` once (or `times`
- * times), `replace` takes its place, and at least one of `tests` (a file, and a part of the full names of tests in it) has to go red. Where the code has a
- * second line behind that place, `also` breaks that too.
+ * times), however it is laid out, `replace` takes its place, and at least one of `tests` (a file, and a part of the full names of tests in it) has to go red.
+ * Where the code has a second line behind that place, `also` breaks that too.
  *
  * @typedef {{ find: string, replace: string }} Change
- * @type {(Change & { promise: string, name: string, file: string, times?: number, also?: Change, tests: [file: string, title: string][] })[]}
+ * @typedef {Change & { promise: string, name: string, file: string, times?: number, also?: Change, tests: [file: string, title: string][] }} Fault
+ * @type {Fault[]}
  */
 export const FAULTS = [
   // At most one rotation
