@@ -140,8 +140,8 @@ describe('what only a person can end', () => {
       503,
       '30',
       {
-        type: 'about:blank',
-        title: 'Service Unavailable',
+        type: 'https://express-api-keys.github.io/reference/errors#store_misconfigured',
+        title: 'Store misconfigured',
         status: 503,
         code: 'store_misconfigured',
         detail: 'The store cannot be used at the moment.',
