@@ -2,6 +2,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { ApiKeyError, type ApiKeyErrorCode } from 'express-api-keys'
 import { httpApiPage } from '../scripts/http-api.js'
+import { problemType } from '../src/errors.js'
 import { anchorsOf, pageText } from './support/documents.js'
 
 const ROOT = join(__dirname, '..')
@@ -14,7 +15,7 @@ const SOURCES = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf
 /** Codes that no answer has, and what the page of errors says instead of a status. */
 const NEVER_SENT: { readonly [code: string]: string } = { invalid_option: 'thrown', retried_without_key: 'told' }
 
-test('the page of errors has a heading for every code, under its status, and for no other', () => {
+test('the page of errors has a heading for every code, with its title and status, and for no other', () => {
   const page = pageText('docs/reference/errors.md')
   const codes = [...union('ApiKeyErrorCode').matchAll(/'(\w+)'/g)].map(([, code]) => code as ApiKeyErrorCode)
   expect(codes.length).toBeGreaterThan(15)
@@ -22,6 +23,7 @@ test('the page of errors has a heading for every code, under its status, and for
   expect(headings.sort()).toEqual([...codes].sort())
   for (const code of codes) {
     expect(anchorsOf('docs/reference/errors.md')).toContain(code)
+    expect(page).toContain(`### \`${code}\`\n\n*${problemType(code).title}.* `)
     const status = NEVER_SENT[code] ?? new ApiKeyError(code, '').status
     expect(page).toMatch(new RegExp(`^\\| ${status}\\b.*\\[\`${code}\`\\]\\(#${code}\\)`, 'm'))
   }
