@@ -10,7 +10,7 @@ const FOLDER = join(ROOT, '.tmp/documents')
 /** Pages whose blocks another test runs. */
 const HELD_ELSEWHERE: { readonly [page: string]: string } = {
   'docs/clients.md': 'test/clients-page.test.ts',
-  'docs/guides/orms.md': 'test/wide/orms.test.ts',
+  'docs/guides/orms.md': 'test/wide/orms/application.ts',
 }
 
 /** Files that a page shows, each in one block or several, by the places of these among its programs; tests of their own run the files. */

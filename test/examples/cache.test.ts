@@ -4,21 +4,24 @@ import { cacheContract } from 'express-api-keys/testing'
 /** A cache in this process. It serves no other instance, but shows what each method has to do. */
 function memoryCache(): Cache {
   const entries = new Map<string, { value: string; endsAtMs: number }>()
-  const live = (digest: string): { value: string; endsAtMs: number } | undefined => {
+  const live = (digest: string, now = Date.now()): { value: string; endsAtMs: number } | undefined => {
     const entry = entries.get(digest)
-    return entry !== undefined && entry.endsAtMs > Date.now() ? entry : undefined
+    return entry !== undefined && entry.endsAtMs > now ? entry : undefined
   }
   const isTombstone = (digest: string): boolean => live(digest)?.value.startsWith('r') ?? false
 
   return {
     async get(digest) {
-      return { value: live(digest)?.value ?? null, timeMs: Date.now() }
+      const now = Date.now()
+      return { value: live(digest, now)?.value ?? null, timeMs: now }
     },
     async fill(digest, value, expiresAtMs) {
-      if (isTombstone(digest) || (live(digest)?.endsAtMs ?? Date.now()) >= expiresAtMs) return
+      const tooEarly = (live(digest)?.endsAtMs ?? Date.now()) >= expiresAtMs
+      if (tooEarly || isTombstone(digest) || !Number.isFinite(expiresAtMs)) return
       entries.set(digest, { value, endsAtMs: expiresAtMs })
     },
     async bury(digest, value, ttlMs) {
+      if (!(ttlMs > 0 && Number.isFinite(ttlMs))) return false
       entries.set(digest, { value, endsAtMs: Date.now() + ttlMs })
       return true
     },

@@ -1,36 +1,12 @@
-import { execFileSync, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
 import type { Pool } from 'pg'
 import { freePort } from '../support/port.js'
 import { freshDatabase } from '../support/postgres.js'
-import { SERVER_SECRET } from '../support/process.js'
-
-const ROOT = join(__dirname, '../..')
-const PACKAGES = join(__dirname, 'node_modules')
-const PAGE = readFileSync(join(ROOT, 'docs/guides/orms.md'), 'utf8')
-const IN_EVERY_APPLICATION = 'In every application'
+import { type Application, application } from './orms/application.js'
 
 // Each runs a dozen programs of others, which compile themselves anew.
 jest.setTimeout(300_000)
-
-/** An application made of the blocks of a section of the page. */
-interface Application {
-  readonly folder: string
-  readonly env: NodeJS.ProcessEnv
-  /** The commands that the section shows. */
-  readonly commands: readonly string[]
-  /** Runs a command, and resolves with what it printed. */
-  run(command: string): string
-  /** Runs a program of this text, inside the application. */
-  program(text: string): string
-  /** Runs all of them. */
-  deploy(): void
-  write(file: string, text: string): void
-  edit(file: string, find: string, replace: string): void
-  read(file: string): string
-}
 
 interface Tool {
   /** Makes the migration that leads from the last one to the models of now. */
@@ -39,7 +15,7 @@ interface Tool {
   change(app: Application): void
   /** What the tool does to a database without a migration. */
   sync?(app: Application): void
-  /** Does what the page warns of; resolves with what the tool said. */
+  /** Does what the page warns of; returns what the tool said. */
   careless?(app: Application): string
 }
 
@@ -100,7 +76,10 @@ const TOOLS: { readonly [section: string]: Tool } = {
   },
   Sequelize: {
     change: (app) => app.edit('models.ts', 'id: {', 'age: DataTypes.TEXT, id: {'),
-    sync: (app) => app.edit('sync.ts', 'alter: true', 'force: true') ?? app.run('tsx sync.ts'),
+    sync(app) {
+      app.edit('sync.ts', 'alter: true', 'force: true')
+      app.run('tsx sync.ts')
+    },
     careless(app) {
       app.edit('sync.ts', 'await', "sequelize.define('ApiKey', {}, { tableName: 'express_api_keys', timestamps: false })\nawait")
       return app.run('tsx sync.ts')
@@ -210,37 +189,46 @@ test('the server stops in the order that the page says', async () => {
   expect(await exited).toEqual([0, null])
 })
 
-test('Drizzle and TypeORM change an SQLite file, and the tables of the keys stay as they are', () => {
-  const app = application('SQLite', '', { SQLITE_FILE: 'app.db' })
+test('keys in an SQLite file of their own are listed beside the users of another', () => {
+  const app = application('SQLite', '')
+  app.run('tsx migrate-keys.ts')
+  made(app)
+  app.write('schema.ts', SQLITE_USERS)
+  app.run('drizzle-kit push --force')
+  app.run('tsc -p .')
+  app.program(`import Database from 'libsql'\nnew Database('app.db').exec("insert into users values ('ada', 'ada@example.com')")`)
+  expect(app.run('tsx list-keys.ts')).toBe('ada@example.com ci\n')
+})
+
+test('Drizzle and TypeORM change an SQLite file, and the tables of the keys in it stay as they are', () => {
+  const app = application('SQLite', '', { KEYS_FILE: 'app.db' })
   app.run('tsx migrate-keys.ts')
   const issued = rotated(app, made(app))
-  app.write(
-    'schema.ts',
-    "import { sqliteTable, text } from 'drizzle-orm/sqlite-core'\nexport const users = sqliteTable('users', { id: text('id') })\n",
-  )
   const before = app.program(SQLITE_TABLES)
   expect(before).toContain('express_api_key_generations')
+  app.write('schema.ts', SQLITE_USERS)
   app.run('drizzle-kit push --force')
-  app.program(`import { DataSource, EntitySchema } from 'typeorm'
-import driver from 'libsql'
-const teams = new EntitySchema({ name: 'teams', columns: { id: { type: 'text', primary: true } } })
-const data = new DataSource({ type: 'better-sqlite3', driver, database: 'app.db', entities: [teams], synchronize: true })
-await data.initialize()
-await data.destroy()`)
+  app.program(SQLITE_TEAMS)
   const after = app.program(SQLITE_TABLES)
   expect(after).toContain('users')
   expect(after).toContain('teams')
-  expect(
-    after
-      .split('\n')
-      .filter((line) => line.includes('express_api_key'))
-      .join('\n'),
-  ).toBe(before.trim())
+  expect(after.split('\n').filter((line) => line.includes('express_api_key'))).toEqual(before.trim().split('\n'))
   rotated(app, issued)
   app.edit('drizzle.config.ts', "tablesFilter: ['!express_api_key*'],", '')
   app.run('drizzle-kit push --force')
   expect(app.program(SQLITE_TABLES)).not.toContain('express_api_key')
 })
+
+const SQLITE_USERS = `import { sqliteTable, text } from 'drizzle-orm/sqlite-core'
+export const users = sqliteTable('users', { id: text('id').primaryKey(), email: text('email') })
+`
+
+const SQLITE_TEAMS = `import { DataSource, EntitySchema } from 'typeorm'
+import driver from 'libsql'
+const teams = new EntitySchema({ name: 'teams', columns: { id: { type: 'text', primary: true } } })
+const data = new DataSource({ type: 'better-sqlite3', driver, database: 'app.db', entities: [teams], synchronize: true })
+await data.initialize()
+await data.destroy()`
 
 const DROP_SCHEMA = `import { DataSource } from 'typeorm'
 await (await new DataSource({ type: 'postgres', url: process.env.DATABASE_URL, dropSchema: true }).initialize()).destroy()`
@@ -257,7 +245,7 @@ await close()`)
     .trim()
 }
 
-/** Rotates with this secret, twice with one Idempotency-Key, and resolves with the new secret. */
+/** Rotates with this secret, twice with one Idempotency-Key, and returns the new secret. */
 function rotated(app: Application, secret: string, module = 'keys'): string {
   const [first, repeated, ...verdicts] = app
     .program(`import { randomUUID } from 'node:crypto'
@@ -296,80 +284,4 @@ async function tablesOfKeys(pool: Pool, schema = 'public') {
     rows.push(`${table}: ${counted[0].rows}`)
   }
   return { columns: columns.rows, indexes: indexes.rows, constraints: constraints.rows, rows }
-}
-
-function application(section: string, url: string, more: NodeJS.ProcessEnv = {}): Application {
-  const folder = join(ROOT, '.tmp/orms', section.replaceAll(' ', '-').toLowerCase())
-  rmSync(folder, { recursive: true, force: true })
-  mkdirSync(folder, { recursive: true })
-  symlinkSync(PACKAGES, join(folder, 'node_modules'))
-  const env = {
-    ...process.env,
-    ...more,
-    DATABASE_URL: url,
-    API_KEYS_SECRET: SERVER_SECRET,
-    PATH: [join(ROOT, 'node_modules/.bin'), join(PACKAGES, '.bin'), process.env.PATH].join(':'),
-    TSX_TSCONFIG_PATH: join(folder, 'tsconfig.json'),
-    PRISMA_SCHEMA_ENGINE_BINARY: join(__dirname, 'orms/schema-engine.mjs'),
-    PRISMA_HIDE_UPDATE_MESSAGE: 'true',
-    CHECKPOINT_DISABLE: 'true',
-  }
-  const run = (file: string, args: string[]): string => {
-    try {
-      return execFileSync(file, args, { cwd: folder, env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
-    } catch (error) {
-      const { stdout, stderr } = error as { stdout?: string; stderr?: string }
-      throw new Error(`${args.join(' ')}: ${stdout}${stderr}`)
-    }
-  }
-  const app: Application = {
-    folder,
-    env,
-    commands: blocksOf(section).flatMap(({ language, code }) => (language === 'sh' ? code.trim().replaceAll('npx ', '').split('\n') : [])),
-    run: (command) => run('sh', ['-c', command]),
-    program(text) {
-      app.write('program.ts', text)
-      return app.run('tsx program.ts')
-    },
-    deploy() {
-      for (const command of app.commands) app.run(command)
-    },
-    write(file, text) {
-      mkdirSync(dirname(join(folder, file)), { recursive: true })
-      writeFileSync(join(folder, file), text)
-    },
-    edit(file, find, replace) {
-      const text = app.read(file)
-      expect(text).toContain(find)
-      app.write(file, text.replace(find, replace))
-    },
-    read: (file) => readFileSync(join(folder, file), 'utf8'),
-  }
-  app.write('package.json', '{ "type": "module" }')
-  app.write('tsconfig.json', JSON.stringify({ extends: '../../../tsconfig.json', compilerOptions: AS_USUAL, include: ['*.ts'] }))
-  for (const { language, code } of [...blocksOf(IN_EVERY_APPLICATION), ...blocksOf(section)]) {
-    const [, file] = /^\/\/ (\S+)\n/.exec(code) ?? []
-    if (language !== 'sh') app.write(file ?? 'a-block-without-a-name', code)
-  }
-  return app
-}
-
-function blocksOf(section: string): { language: string; code: string }[] {
-  const [, text = ''] = new RegExp(`^## ${section}\\n(.*?)(?=^## |$(?![^]))`, 'ms').exec(PAGE) ?? []
-  const blocks = [...text.matchAll(/^```(\w+)\n(.*?)^```$/gms)].map(([, language = '', code = '']) => ({ language, code }))
-  expect(blocks.length).toBeGreaterThan(0)
-  return blocks
-}
-
-/** What applications are compiled with; decorators are TypeORM's. */
-const AS_USUAL = {
-  allowJs: true,
-  experimentalDecorators: true,
-  useDefineForClassFields: false,
-  verbatimModuleSyntax: false,
-  erasableSyntaxOnly: false,
-  isolatedDeclarations: false,
-  declaration: false,
-  noUnusedLocals: false,
-  types: ['node'],
 }
