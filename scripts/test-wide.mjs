@@ -17,10 +17,11 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
   writeFileSync(STAMP, wanted)
 }
 
-// The clients in Python and curl are the system's. Without Python the tests leave its clients out, and say so.
+// The clients in Python, curl and the browser are the system's. Without Python or Chromium the tests leave theirs out, and say so.
 const there = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
+  ...(['chromium', 'chromium-browser', 'google-chrome'].some((name) => there(name, '--version')) ? [] : ['chromium']),
   ...(['python3', '/usr/bin/python3'].some((python) => there(python, '-c', 'import requests, urllib3'))
     ? []
     : ['python3-requests', 'python3-urllib3']),

@@ -1,5 +1,6 @@
 export type { Cache } from './cache/cache.js'
 export type { Counters } from './cache/cache.js'
+export type { Hit } from './cache/cache.js'
 export type { Actor } from './core/api-keys.js'
 export type { AnyApiKeys } from './core/api-keys.js'
 export type { ApiKeys } from './core/api-keys.js'

@@ -11,7 +11,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'in-time.ts': [/^real-time\.ts$/],
   'drop-oldest.ts': [],
   store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest)\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest)\.ts$/, /^ioredis$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^node:/],
   http: [
     /^http\//,
@@ -19,11 +19,12 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^(cache\/cache|store\/store)\.ts$/,
     /^(errors|options|real-time|in-time|drop-oldest)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
-    /^node:(http|net|crypto|util|zlib)$/,
+    /^node:(async_hooks|http|net|crypto|util|zlib)$/,
   ],
   testing: [
     /^testing\//,
     /^store\/(store|memory)\.ts$/,
+    /^cache\/cache\.ts$/,
     /^core\/(api-keys|clock|create-api-keys|key)\.ts$/,
     /^(errors|real-time)\.ts$/,
     /^node:/,
@@ -45,13 +46,38 @@ test.each([
   ['express', /^http\//],
   ['kysely', /^store\/sql\//],
   ['ioredis', /^cache\/redis\//],
-  ['rate-limit-redis', /^cache\/redis\//],
   ['express-rate-limit', /^http\/limits\//],
   ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
 ])('%s appears only where it belongs', (name, where) => {
   const users = files.filter((file) => importsOf(file).includes(name))
   expect(users.length).toBeGreaterThan(0)
   expect(users.filter((file) => !where.test(file))).toEqual([])
+})
+
+test('a dialect of SQL is known to the entries for its database only', () => {
+  const isDialect = (file: string): boolean => file.startsWith('store/sql/dialects/')
+  const users = files.filter((file) => importsOf(file).some(isDialect))
+  expect(users.sort()).toEqual(['postgres', 'sql-store', 'sqlite'].map((name) => `store/sql/${name}.ts`))
+})
+
+test('the read path knows nothing of the write path', () => {
+  const reading = files.filter((file) => file.startsWith('core/verify/'))
+  expect(reading.length).toBeGreaterThan(0)
+  expect(reading.filter((file) => importsOf(file).some((imported) => imported.startsWith('core/change/')))).toEqual([])
+})
+
+test('no file imports itself by way of others', () => {
+  const open = new Set(files)
+  const circles: string[] = []
+  const visit = (file: string, path: readonly string[]): void => {
+    if (path.includes(file)) circles.push([...path.slice(path.indexOf(file)), file].join(' > '))
+    else if (open.has(file)) {
+      for (const next of importsOf(file)) visit(next, [...path, file])
+      open.delete(file)
+    }
+  }
+  for (const file of files) visit(file, [])
+  expect(circles).toEqual([])
 })
 
 test('bcrypt is loaded only when a rotation secret is there', () => {
@@ -62,7 +88,7 @@ test('bcrypt is loaded only when a rotation secret is there', () => {
 
 test('entries export by name, one name a line', () => {
   const entries = files.filter((file) => !file.includes('/') && !(file in ALLOWED))
-  expect(entries.sort()).toEqual(['index.ts', 'sql.ts', 'testing.ts'])
+  expect(entries.sort()).toEqual(['index.ts', 'testing.ts'])
   for (const entry of entries) {
     for (const line of readFileSync(join(SRC, entry), 'utf8').trim().split('\n')) {
       expect(line).toMatch(/^export (type )?\{ \w+ \} from '\.\/[\w/-]+\.js'$/)

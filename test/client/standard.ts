@@ -140,9 +140,11 @@ export interface operations {
     list: {
         parameters: {
             query?: {
+                /** @description How many items a page has at most. */
                 limit?: number;
+                /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
-                /** @description For operators. */
+                /** @description For operators, whose token may name several owners. */
                 ownerId?: string;
             };
             header?: never;
@@ -154,9 +156,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -234,20 +236,24 @@ export interface operations {
             /** @description credential_malformed, invalid_request */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -255,7 +261,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -263,10 +269,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -274,20 +284,24 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -295,18 +309,22 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -314,18 +332,22 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -333,20 +355,24 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -357,7 +383,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -386,11 +412,11 @@ export interface operations {
             /** @description Success. */
             201: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -413,7 +439,7 @@ export interface operations {
                      *         "generation": 1,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
-                     *         "updatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "updatedAt": "2026-01-31T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
                      *         "revokedAt": null,
                      *         "revokedReason": null,
@@ -421,9 +447,9 @@ export interface operations {
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
                      *         "secretCreatedAt": "2026-01-31T12:00:00.000Z",
-                     *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
-                     *         "lastUsedIp": "192.0.2.1",
-                     *         "lastUsedUserAgent": "curl/8.5.0"
+                     *         "lastUsedAt": null,
+                     *         "lastUsedIp": null,
+                     *         "lastUsedUserAgent": null
                      *       },
                      *       "secret": "sk_live_0000000000000000000000000000000000000000000000000",
                      *       "rotationSecret": "rot_live_0000000000000000000000000000000000000000000000000"
@@ -472,11 +498,11 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -484,10 +510,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -495,11 +525,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -507,10 +537,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -518,11 +552,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -530,10 +564,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -541,9 +579,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_superseded */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -551,10 +589,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -562,9 +604,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -572,10 +614,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -583,9 +629,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -593,10 +639,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -604,9 +654,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -614,10 +664,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -625,11 +679,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -637,10 +691,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -648,9 +706,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -658,10 +716,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -669,11 +731,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -681,10 +743,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -695,7 +761,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -708,10 +774,10 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description At most 7 days count. */
+                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
-                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
                 };
             };
@@ -720,11 +786,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -806,11 +872,11 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -818,10 +884,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -829,11 +899,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -841,10 +911,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -852,9 +926,9 @@ export interface operations {
             /** @description rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -862,10 +936,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -873,9 +951,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -883,10 +961,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -894,9 +976,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -904,10 +986,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -915,9 +1001,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -925,10 +1011,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -936,9 +1026,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -946,10 +1036,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -957,11 +1051,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -969,10 +1063,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -980,9 +1078,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -990,10 +1088,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1001,11 +1103,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1013,10 +1115,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1027,7 +1133,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1043,10 +1149,10 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description At most 7 days count. */
+                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
-                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
                 };
             };
@@ -1055,11 +1161,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1141,11 +1247,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1153,10 +1259,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1164,11 +1274,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1176,10 +1286,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1187,11 +1301,11 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1199,10 +1313,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1210,9 +1328,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1220,10 +1338,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1231,9 +1353,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1241,10 +1363,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1252,9 +1378,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1262,10 +1388,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1273,9 +1403,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1283,10 +1413,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1294,9 +1428,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1304,10 +1438,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1315,11 +1453,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1327,10 +1465,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1338,9 +1480,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1348,10 +1490,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1359,11 +1505,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1371,10 +1517,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1385,7 +1535,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1405,11 +1555,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1435,7 +1585,7 @@ export interface operations {
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
                      *         "revokedAt": "2026-06-30T12:00:00.000Z",
-                     *         "revokedReason": null,
+                     *         "revokedReason": "No longer needed",
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
@@ -1487,11 +1637,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1499,10 +1649,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1510,11 +1664,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1522,10 +1676,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1533,11 +1691,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1545,10 +1703,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1556,9 +1718,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1566,10 +1728,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1577,9 +1743,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1587,10 +1753,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1598,9 +1768,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1608,10 +1778,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1619,9 +1793,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1629,10 +1803,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1640,9 +1818,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1650,10 +1828,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1661,11 +1843,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1673,10 +1855,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1684,9 +1870,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1694,10 +1880,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1705,11 +1895,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1717,10 +1907,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1730,7 +1924,9 @@ export interface operations {
     eventsKey: {
         parameters: {
             query?: {
+                /** @description How many items a page has at most. */
                 limit?: number;
+                /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
             };
             header?: never;
@@ -1745,9 +1941,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1792,20 +1988,24 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1813,7 +2013,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -1821,10 +2021,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1832,20 +2036,24 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1853,18 +2061,22 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1872,18 +2084,22 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1891,18 +2107,22 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1910,20 +2130,24 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1945,9 +2169,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -2021,7 +2245,7 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
@@ -2029,10 +2253,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2040,7 +2268,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -2048,10 +2276,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2059,20 +2291,24 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2080,18 +2316,22 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2099,18 +2339,22 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2118,18 +2362,22 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2137,20 +2385,24 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2161,7 +2413,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -2187,11 +2439,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2269,11 +2521,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2281,10 +2533,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2292,11 +2548,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2304,10 +2560,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2315,11 +2575,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2327,10 +2587,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2338,9 +2602,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2348,10 +2612,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2359,9 +2627,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2369,10 +2637,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2380,9 +2652,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2390,10 +2662,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2401,9 +2677,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2411,10 +2687,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2422,9 +2702,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2432,10 +2712,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2443,11 +2727,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2455,10 +2739,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2466,9 +2754,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2476,10 +2764,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2487,11 +2779,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2499,10 +2791,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };

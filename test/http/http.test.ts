@@ -522,7 +522,7 @@ test('a misspelt or impossible option is refused at start-up, with what to write
     expect(misuse(typo({ store, serverSecret: secret, prefix }))).toContain('prefix')
   expect(misuse(() => bearerAuth(keys, { scopes: 'a' } as object))).toContain('Write "scope" instead')
   expect(misuse(() => bearerAuth(keys, { scope: 'a b' }))).toContain('scope')
-  expect(misuse(() => bearerAuth(keys, { realm: 'a"b' }))).toContain('realm')
+  for (const guard of [bearerAuth, keyRouter]) expect(misuse(() => guard(keys, { realm: 'a"b' }))).toContain('realm')
   expect(misuse(() => bearerAuth({} as typeof keys))).toContain('createApiKeys')
   expect(misuse(() => keyRouter(keys, { contrat: 1 } as object))).toContain('Write "contract" instead')
   expect(misuse(() => idempotencyKey({ require: true } as object))).toContain('Write "required" instead')

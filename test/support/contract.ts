@@ -184,7 +184,7 @@ interface Scene {
 export function playContract(play: Play): void {
   const { contract, options, prepare, secretOf, prepareGuarded, rotationSecretOf, needsIdempotencyKey = false } = play
   const { published } = play
-  const unauthorized = published ?? { status: 401, title: 'Unauthorized' }
+  const unauthorized = published ?? { status: 401, code: expect.stringMatching(/^(credential_missing|invalid_key)$/) }
   const [malformed, tooLarge, unsupported] = published === undefined ? [400, 413, 415] : [401, 400, 400]
   const own = needsIdempotencyKey ? { idempotencyKey: 'usual' } : {}
 

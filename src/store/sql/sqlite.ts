@@ -2,8 +2,9 @@ import { Kysely, SqliteDialect } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import { monotonicMs } from '../../real-time.js'
 import type { Store } from '../store.js'
-import { isBusy } from './driver-errors.js'
-import { moment, type SqlStoreOptions, storeOver, timeouts } from './sql-store.js'
+import { sqliteDialect, sqliteErrors } from './dialects/sqlite.js'
+import { kyselyStore } from './kysely-store.js'
+import { moment, type TimeoutOptions, timeouts } from './timeouts.js'
 
 /** What the store needs of a better-sqlite3 style handle. */
 export interface SqliteHandle {
@@ -13,14 +14,14 @@ export interface SqliteHandle {
   close(): unknown
 }
 
-export type SqliteStoreOptions = Omit<SqlStoreOptions, 'dialect'>
+export type SqliteStoreOptions = TimeoutOptions
 
 /** How long SQLite itself waits for a lock. It blocks the event loop meanwhile, so the long wait is the store's own. */
 const BUSY_MS = 50
 
 /**
  * Keeps keys in an SQLite file, through a handle of libsql or better-sqlite3 (SQLite 3.35 or later). Give it a handle of its own: a
- * transaction spans several turns of the event loop, and any other statement on the same handle would fall into it.
+ * transaction spans several turns of the event loop, and any other statement on the same handle would become part of it.
  * `close()` leaves the handle open.
  *
  * @throws ApiKeyError `invalid_option` for anything but such a handle, and for options out of range.
@@ -41,12 +42,12 @@ export function sqliteStore(database: SqliteHandle, options: SqliteStoreOptions 
       }
     },
   })
-  return storeOver(new Kysely({ dialect }), { ...limits, dialect: 'sqlite' })
+  return kyselyStore(new Kysely({ dialect }), sqliteDialect, limits)
 }
 
 function refuseOtherThanHandle(database: unknown): void {
   const { prepare, exec, each, selectFrom, connect } = (database ?? {}) as { [name: string]: unknown }
-  // The package sqlite3, and what is built upon it, has `each`; it calls back.
+  // The package sqlite3, and what is built on it, has `each`; it calls back.
   if (typeof prepare === 'function' && typeof exec === 'function' && typeof each !== 'function') return
   const instead =
     typeof selectFrom === 'function'
@@ -58,8 +59,8 @@ function refuseOtherThanHandle(database: unknown): void {
 }
 
 /**
- * Makes the file one for several processes; FULL is what makes COMMIT durable in WAL mode. The switch to WAL needs the file for itself for
- * a moment, and SQLite does not always wait for that. Without a statement of its own: one that was busy once counts as "in progress" in libsql.
+ * Prepares the file for several processes; FULL is what makes COMMIT durable in WAL mode. The switch to WAL needs the file for itself for
+ * a moment, and SQLite does not always wait for that. Runs without a prepared statement: in libsql, one that was busy once counts as "in progress".
  */
 async function setUp(database: SqliteHandle, ms: number): Promise<void> {
   const end = monotonicMs() + ms
@@ -70,21 +71,21 @@ async function setUp(database: SqliteHandle, ms: number): Promise<void> {
         database.exec(`pragma ${pragma}`)
         break
       } catch (error) {
-        if (!isBusy(error) || monotonicMs() > end) throw error
+        if (!sqliteErrors.isBusy(error) || monotonicMs() > end) throw error
         await moment()
       }
     }
   }
 }
 
-/** What a driver says of a closed handle differs: libsql goes on giving answers to statements that it has prepared. */
+/** Drivers differ about closed handles: libsql goes on answering statements that it has prepared. */
 function refuseClosed(database: SqliteHandle): void {
   const { open, isOpen } = database as { open?: unknown; isOpen?: unknown }
   if (open === false || isOpen === false) throw new ApiKeyError('store_unavailable', 'The SQLite handle has been closed.')
 }
 
 /**
- * Runs what opens and ends a transaction without a statement of its own: in libsql 0.5 a prepared BEGIN that met SQLITE_BUSY counts as "in progress"
+ * Runs what opens and ends a transaction without a prepared statement: in libsql 0.5 a prepared BEGIN that met SQLITE_BUSY counts as "in progress"
  * until it is collected, and no COMMIT goes through beside it.
  */
 function executed(database: SqliteHandle, source: string): { reader: boolean; run(): object; all(): unknown[] } {

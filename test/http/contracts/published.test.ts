@@ -31,7 +31,13 @@ test.each(Object.values(contracts))('$name answers 500, in its own shape, to a c
   const said = failure(new ApiKeyError(code as ApiKeyErrorCode, 'Something new.'), { requestId: 'r' })
   expect(statusOf(failure, code)).toBe(500)
   const bodies: { readonly [name: string]: object } = {
-    standard: { type: 'about:blank', title: 'Internal Server Error', status: 500, code, detail: 'Something new.' },
+    standard: {
+      type: `https://express-api-keys.github.io/reference/errors#${code}`,
+      title: 'Internal error',
+      status: 500,
+      code,
+      detail: 'Something new.',
+    },
     redditFind: { error: { code: 'NEW_IN_ANOTHER_VERSION', message: 'Something new.' } },
     agents: { error: { code, message: 'Something new.' } },
     rixl: { error: { code, message: 'Something new.' } },

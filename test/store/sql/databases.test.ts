@@ -140,8 +140,8 @@ describe('what only a person can end', () => {
       503,
       '30',
       {
-        type: 'about:blank',
-        title: 'Service Unavailable',
+        type: 'https://express-api-keys.github.io/reference/errors#store_misconfigured',
+        title: 'Store misconfigured',
         status: 503,
         code: 'store_misconfigured',
         detail: 'The store cannot be used at the moment.',
@@ -790,10 +790,10 @@ describe('refused at start-up', () => {
 
   test('sqlStore of a transaction', async () => {
     await lite.transaction().execute(async (tx) => {
-      expect(messageOf(() => sqlStore(tx))).toContain('no transaction')
+      expect(messageOf(() => sqlStore(tx))).toContain('not a transaction')
     })
     const controlled = await lite.startTransaction().execute()
-    expect(messageOf(() => sqlStore(controlled))).toContain('no transaction')
+    expect(messageOf(() => sqlStore(controlled))).toContain('not a transaction')
     await controlled.rollback().execute()
   })
 })
