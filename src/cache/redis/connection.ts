@@ -20,8 +20,8 @@ export interface Connection {
 export function createConnection(client: Client, timeoutMs: number, onStateChange: StateListener = logState): Connection {
   const breaker = createBreaker()
   let link: Link | undefined
+  const state = stateOf(onStateChange)
   let closed = false
-  let state: 'up' | 'down' = 'up'
 
   return {
     isLeftAlone: breaker.isOpen,
@@ -34,12 +34,12 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
         const answer = read(await inTime(command(connected), timeoutMs))
         if (answer === undefined) throw new Error('Redis gave a reply that makes no sense.')
         breaker.succeeded()
-        tell('up')
+        state.is('up')
         return answer
       } catch (cause) {
         // A refusal is an answer too, if a bad one: nobody has waited in vain.
         if (!breaker.failed(pass, client.isRefusal(cause) ? 1 : asking)) return undefined
-        tell('down', cause)
+        state.is('down', cause)
         // A connection that went silent may stay so for a quarter of an hour, until TCP gives up: a new one knows better.
         if (cause instanceof NoAnswer && !closed) {
           breaker.droppedConnection()
@@ -50,6 +50,7 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
     },
     async close() {
       closed = true
+      state.end()
       if (link === undefined) return
       link.close()
       link = undefined
@@ -63,7 +64,7 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
     try {
       link ??= open()
     } catch (cause) {
-      tell('down', cause)
+      state.is('down', cause)
       return undefined
     }
     if (link.hasEnded() && breaker.mayRevive()) link.connect()
@@ -76,10 +77,10 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
       error(error) {
         lastError = error
         // A wrong password is refused on a connection that stays open: no close says so.
-        if (client.isRefusal(error)) tell('down', error)
+        if (client.isRefusal(error)) state.is('down', error)
       },
       close() {
-        if (!breaker.closedConnection()) tell('down', lastError)
+        if (!breaker.closedConnection()) state.is('down', lastError)
       },
       ready() {
         lastError = undefined
@@ -87,16 +88,26 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
       },
     })
   }
+}
 
-  function tell(now: 'up' | 'down', cause?: unknown): void {
-    if (closed || now === state) return
-    state = now
-    // A listener's own trouble must not become an answer, nor end the process; it may be an async function.
-    try {
-      Promise.resolve(onStateChange(now, cause)).catch(complain)
-    } catch (failure) {
-      complain(failure)
-    }
+/** Tells the listener of each change of state, until `end()`. */
+function stateOf(onStateChange: StateListener): { is(now: 'up' | 'down', cause?: unknown): void; end(): void } {
+  let state: 'up' | 'down' = 'up'
+  let ended = false
+  return {
+    is(now, cause) {
+      if (ended || now === state) return
+      state = now
+      // A listener's own trouble must not become an answer, nor end the process; it may be an async function.
+      try {
+        Promise.resolve(onStateChange(now, cause)).catch(complain)
+      } catch (failure) {
+        complain(failure)
+      }
+    },
+    end() {
+      ended = true
+    },
   }
 }
 

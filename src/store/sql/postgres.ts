@@ -7,6 +7,8 @@ import { kyselyStore } from './kysely-store.js'
 import { type Faults, faults } from './late-failures.js'
 import { type TimeoutOptions, timeouts } from './timeouts.js'
 
+export type { TimeoutOptions } from './timeouts.js'
+
 /** What the store needs of a `pg` Pool. */
 export interface PgPool {
   /** Calls back. A pool that returns a promise instead works too, but see `connected`. */

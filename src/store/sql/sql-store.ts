@@ -7,6 +7,8 @@ import { sqliteDialect } from './dialects/sqlite.js'
 import { kyselyStore } from './kysely-store.js'
 import { type TimeoutOptions, timeouts } from './timeouts.js'
 
+export type { TimeoutOptions } from './timeouts.js'
+
 export type SqlDialect = 'postgres' | 'sqlite'
 
 export interface SqlStoreOptions extends TimeoutOptions {

@@ -6,6 +6,8 @@ import { sqliteDialect, sqliteErrors } from './dialects/sqlite.js'
 import { kyselyStore } from './kysely-store.js'
 import { moment, type TimeoutOptions, timeouts } from './timeouts.js'
 
+export type { TimeoutOptions } from './timeouts.js'
+
 /** What the store needs of a better-sqlite3 style handle. */
 export interface SqliteHandle {
   // biome-ignore lint/suspicious/noExplicitAny: the drivers' own signatures differ
