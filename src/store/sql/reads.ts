@@ -1,5 +1,6 @@
 import { sql } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
+import { inTime } from '../../in-time.js'
 import { wallMs } from '../../real-time.js'
 import type { ReplayAnswer, Store } from '../store.js'
 import type { Database } from './database.js'
@@ -7,7 +8,7 @@ import { standbyAnswered, storeError } from './driver-errors.js'
 import { type Answered, generationOf, keyOf, type ReadQuery, readQuery, replayOf, replaysQuery } from './read-query.js'
 import { refuseHiding } from './row-security.js'
 import { eventRow, generationRow, keyRow } from './rows.js'
-import { moment, tooLate, within } from './timeouts.js'
+import { moment, tooLate } from './timeouts.js'
 
 type Reads = Pick<Store, 'read' | 'replays' | 'key' | 'keys' | 'events'>
 
@@ -42,7 +43,7 @@ export function bounded<T>(database: Database, work: () => Promise<T>, ms: numbe
     over = true
     return tooLate()
   }
-  return within(ms, asked(), late, database.missed).catch((error) => Promise.reject(storeError(error, errors)))
+  return inTime(ms, asked(), late, database.missed).catch((error) => Promise.reject(storeError(error, errors)))
 }
 
 function reading(database: Database): Reads['read'] {

@@ -1,6 +1,6 @@
 import { ApiKeyError } from '../../errors.js'
 import { integerOption, refuseUnknown } from '../../options.js'
-import { clearTimeout, setTimeout } from '../../real-time.js'
+import { setTimeout } from '../../real-time.js'
 
 /** The options that every store over SQL takes. */
 export interface TimeoutOptions {
@@ -22,23 +22,6 @@ export function timeouts(options: TimeoutOptions, more: readonly string[] = []):
     readTimeoutMs: integerOption('readTimeoutMs', options.readTimeoutMs, 2_000, 10, 600_000),
     transactionTimeoutMs: integerOption('transactionTimeoutMs', options.transactionTimeoutMs, 5_000, 10, 600_000),
   }
-}
-
-/** Rejects after `ms` with what `late` returns. The work itself goes on; if it fails later, `missed` is called. */
-export function within<T>(ms: number, work: Promise<T>, late: () => ApiKeyError, missed: (error: unknown) => void): Promise<T> {
-  return new Promise((resolve, reject) => {
-    let over = false
-    const timer = setTimeout(() => {
-      over = true
-      reject(late())
-    }, ms)
-    timer.unref()
-    const failed = (error: unknown): void => {
-      if (over) missed(error)
-      reject(error)
-    }
-    work.then(resolve, failed).finally(() => clearTimeout(timer))
-  })
 }
 
 /** The pause between two tries to get a lock. Random, so that the waiting do not all try again at once. */

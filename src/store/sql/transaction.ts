@@ -1,9 +1,10 @@
 import type { Kysely } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
+import { inTime } from '../../in-time.js'
 import type { Database } from './database.js'
 import { storeError } from './driver-errors.js'
 import type { Tables } from './rows.js'
-import { moment, tooLate, within } from './timeouts.js'
+import { moment, tooLate } from './timeouts.js'
 
 /**
  * BEGIN, work, COMMIT on one connection. Written out, because the difference between "nothing happened" and "nobody knows" is
@@ -26,7 +27,7 @@ export function inTransaction<T>(database: Database, work: (on: Kysely<Tables>) 
     progress.stage = 'abandoned'
     return tooLate()
   }
-  return within(timeouts.transactionTimeoutMs, running, late, missed).catch((error) => {
+  return inTime(timeouts.transactionTimeoutMs, running, late, missed).catch((error) => {
     throw progress.stage === 'waiting' ? storeError(error, dialect.errors) : error
   })
 }
