@@ -60,6 +60,14 @@ export const FAULTS = [
   },
   {
     promise: 'P1',
+    name: 'two transactions retire one secret',
+    file: 'src/store/sql/steps.ts',
+    find: 'const locked = await dialect.forUpdate(query).execute()',
+    replace: 'const locked = await query.execute()',
+    tests: [['test/store/contract.test.ts', 'postgresStore, two stores on one database of racing transactions one retires']],
+  },
+  {
+    promise: 'P1',
     name: 'duplicates of an operator do not queue',
     file: 'src/store/sql/dialects/postgres.ts',
     find: `async lockName(on, name) {

@@ -1,6 +1,6 @@
 import { ok, deepStrictEqual as same } from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
-import type { GenerationRow } from '../../store/store.js'
+import type { GenerationRow, Store } from '../../store/store.js'
 import { type Check, digest, generationOf, issue } from './samples.js'
 
 /** How secrets end. */
@@ -15,6 +15,14 @@ export function retirements(check: Check): void {
     same(now, { ...generation, retiredAt: 42, retiredBy: 'one', retiredReason: 'rotated' })
     same(await store.transaction((tx) => tx.generationOf(key.id, 1)), now)
     same(await store.transaction((tx) => tx.generationOf(key.id, 2)), undefined)
+  })
+
+  check('of racing transactions one retires the active secret', async (store, sibling) => {
+    const { key, generation } = await issue(store)
+    const retire = (each: Store): Promise<readonly string[]> =>
+      each.transaction((tx) => tx.retireGenerations(key.id, { at: 42, by: null, reason: 'rotated' }))
+    const retired = await Promise.all(Array.from({ length: 10 }, (_, n) => retire(n % 2 === 0 ? store : sibling)))
+    same(retired.flat(), [generation.digest])
   })
 
   check('retires again what has a grace period, but never what is over', async (store) => {
