@@ -892,7 +892,7 @@ export const FAULTS = [
     promise: 'limits',
     name: 'a request that had no room is counted all the same',
     file: 'src/http/limits/route-limits.ts',
-    find: 'keep(own, name, withoutHit(own.get(name) ?? [], limit, at))\n    return refused',
+    find: 'own.set(name, withoutHit(own.get(name) ?? [], limit, at))\n    return refused',
     replace: 'return refused',
     tests: [['test/http/limits/window.test.ts', 'a request that finds the shared counter full leaves no trace']],
   },
