@@ -21,7 +21,7 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
   const breaker = createBreaker()
   let link: Link | undefined
   let closed = false
-  let state: 'up' | 'down' = 'up'
+  const announce = announcer(onStateChange)
 
   return {
     isLeftAlone: breaker.isOpen,
@@ -89,9 +89,16 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
   }
 
   function tell(now: 'up' | 'down', cause?: unknown): void {
-    if (closed || now === state) return
+    if (!closed) announce(now, cause)
+  }
+}
+
+/** Tells the listener of changes alone. A listener's own trouble must not become an answer, nor end the process; it may be an async function. */
+function announcer(onStateChange: StateListener): (now: 'up' | 'down', cause?: unknown) => void {
+  let state: 'up' | 'down' = 'up'
+  return (now, cause) => {
+    if (now === state) return
     state = now
-    // A listener's own trouble must not become an answer, nor end the process; it may be an async function.
     try {
       Promise.resolve(onStateChange(now, cause)).catch(complain)
     } catch (failure) {
