@@ -1,4 +1,5 @@
-import { clearTimeout, nextTurn, setTimeout } from '../../real-time.js'
+import { inTime } from '../../in-time.js'
+import { nextTurn } from '../../real-time.js'
 import { createBreaker } from './breaker.js'
 import type { Client, Link } from './clients.js'
 
@@ -19,9 +20,10 @@ export interface Connection {
 /** Connects at the first command; until then there is no answer. */
 export function createConnection(client: Client, timeoutMs: number, onStateChange: StateListener = logState): Connection {
   const breaker = createBreaker()
+  const silence = (): NoAnswer => new NoAnswer(`Redis gave no answer within ${timeoutMs} ms.`)
   let link: Link | undefined
-  const state = stateOf(onStateChange)
   let closed = false
+  const announce = announcer(onStateChange)
 
   return {
     isLeftAlone: breaker.isOpen,
@@ -31,15 +33,16 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
       const pass = breaker.enter()
       if (pass === undefined) return undefined
       try {
-        const answer = read(await inTime(command(connected), timeoutMs))
+        // Our own timer: a client can leave a promise pending for ever.
+        const answer = read(await inTime(timeoutMs, command(connected), silence))
         if (answer === undefined) throw new Error('Redis gave a reply that makes no sense.')
         breaker.succeeded()
-        state.is('up')
+        tell('up')
         return answer
       } catch (cause) {
         // A refusal is an answer too, if a bad one: nobody has waited in vain.
         if (!breaker.failed(pass, client.isRefusal(cause) ? 1 : asking)) return undefined
-        state.is('down', cause)
+        tell('down', cause)
         // A connection that went silent may stay so for a quarter of an hour, until TCP gives up: a new one knows better.
         if (cause instanceof NoAnswer && !closed) {
           breaker.droppedConnection()
@@ -50,7 +53,6 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
     },
     async close() {
       closed = true
-      state.end()
       if (link === undefined) return
       link.close()
       link = undefined
@@ -64,7 +66,7 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
     try {
       link ??= open()
     } catch (cause) {
-      state.is('down', cause)
+      tell('down', cause)
       return undefined
     }
     if (link.hasEnded() && breaker.mayRevive()) link.connect()
@@ -77,10 +79,10 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
       error(error) {
         lastError = error
         // A wrong password is refused on a connection that stays open: no close says so.
-        if (client.isRefusal(error)) state.is('down', error)
+        if (client.isRefusal(error)) tell('down', error)
       },
       close() {
-        if (!breaker.closedConnection()) state.is('down', lastError)
+        if (!breaker.closedConnection()) tell('down', lastError)
       },
       ready() {
         lastError = undefined
@@ -88,39 +90,27 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
       },
     })
   }
+
+  function tell(now: 'up' | 'down', cause?: unknown): void {
+    if (!closed) announce(now, cause)
+  }
 }
 
-/** Tells the listener of each change of state, until `end()`. */
-function stateOf(onStateChange: StateListener): { is(now: 'up' | 'down', cause?: unknown): void; end(): void } {
+/** Tells the listener of changes alone. A listener's own trouble must not become an answer, nor end the process; it may be an async function. */
+function announcer(onStateChange: StateListener): (now: 'up' | 'down', cause?: unknown) => void {
   let state: 'up' | 'down' = 'up'
-  let ended = false
-  return {
-    is(now, cause) {
-      if (ended || now === state) return
-      state = now
-      // A listener's own trouble must not become an answer, nor end the process; it may be an async function.
-      try {
-        Promise.resolve(onStateChange(now, cause)).catch(complain)
-      } catch (failure) {
-        complain(failure)
-      }
-    },
-    end() {
-      ended = true
-    },
+  return (now, cause) => {
+    if (now === state) return
+    state = now
+    try {
+      Promise.resolve(onStateChange(now, cause)).catch(complain)
+    } catch (failure) {
+      complain(failure)
+    }
   }
 }
 
 class NoAnswer extends Error {}
-
-/** Our own timer: a client can leave a promise pending for ever. */
-function inTime<T>(work: Promise<T>, ms: number): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new NoAnswer(`Redis gave no answer within ${ms} ms.`)), ms)
-    timer.unref()
-    work.then(resolve, reject).finally(() => clearTimeout(timer))
-  })
-}
 
 function complain(failure: unknown): void {
   console.error(`express-api-keys: onStateChange has failed: ${oneLine(failure)}`)

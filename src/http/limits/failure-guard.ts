@@ -1,7 +1,7 @@
 import type { Request } from 'express'
 import type { Internals } from '../../core/internals.js'
 import { network } from './route-limits.js'
-import { hitsIn, keep, slide, type Window, waitMs, withHit } from './window.js'
+import { hitsIn, NewestNames, slide, type Window, waitMs, withHit } from './window.js'
 
 /** Failures a minute from one network, after which secrets that this instance has not accepted before are refused unasked. */
 export const DEFAULT_FAILURES_PER_MINUTE = 300
@@ -23,7 +23,7 @@ const guards = new WeakMap<Internals, FailureGuard>()
 export function failureGuard(internals: Internals): FailureGuard {
   const known = guards.get(internals)
   if (known !== undefined) return known
-  const failures = new Map<string, Window>()
+  const failures = new NewestNames<Window>()
   const time = (): number => Math.floor(internals.clock.monotonicMs())
   const guard: FailureGuard = {
     blockedFor(req, max) {
@@ -33,7 +33,7 @@ export function failureGuard(internals: Internals): FailureGuard {
     },
     note(req) {
       const [name, now] = [network(req), time()]
-      keep(failures, name, withHit(slide(failures.get(name) ?? [], COUNT, now), COUNT, now))
+      failures.set(name, withHit(slide(failures.get(name) ?? [], COUNT, now), COUNT, now))
     },
   }
   guards.set(internals, guard)

@@ -6,7 +6,7 @@ import type { Clock } from '../../core/clock.js'
 import type { Internals } from '../../core/internals.js'
 import type { Limit } from '../contract.js'
 import { clientAddress } from '../origin.js'
-import { hitsIn, keep, slide, type Window, waitMs, withHit, withoutHit } from './window.js'
+import { hitsIn, NewestNames, slide, type Window, waitMs, withHit, withoutHit } from './window.js'
 
 /** What routes without a limit of their own are held to: nobody rotates keys this often, and a loop that does is stopped. */
 export const DEFAULT_LIMIT: Limit = { max: 120, windowMs: 60_000, by: 'credential' }
@@ -101,8 +101,8 @@ export function routeCounter(
   counters: Counters | undefined,
   clock: Clock,
 ): (name: string) => Promise<RouteHit> {
-  const own = new Map<string, Window>()
-  const shared = new Map<string, Heard>()
+  const own = new NewestNames<Window>()
+  const shared = new NewestNames<Heard>()
   // Of a monotonic clock: setting the other one makes nobody wait. In whole milliseconds, so that no sum of times is off by a fraction.
   const time = (): number => Math.floor(clock.monotonicMs())
 
@@ -110,28 +110,28 @@ export function routeCounter(
     const at = time()
     const before = slide(own.get(name) ?? [], limit, at)
     if (hitsIn(before) + 1 > limit.max) {
-      keep(own, name, before)
+      own.set(name, before)
       return refused(Math.max(waitMs(before, limit, at), untilRoom(heard(name, at), limit.max, at)))
     }
     const window = withHit(before, limit, at)
     // Before the shared counter is asked: others are counted until it has answered.
-    keep(own, name, window)
+    own.set(name, window)
     const said = await counters?.hit(name)
     const now = time()
     const mine = { hits: hitsIn(window), waitMs: waitMs(window, limit, at) }
     const verdict = said === undefined ? alone(mine, heard(name, now), limit.max, now) : together(mine, said, now)
-    if (verdict.heard !== undefined) keep(shared, name, verdict.heard)
+    if (verdict.heard !== undefined) shared.set(name, verdict.heard)
     if (verdict.within) return { ...verdict, takeBack: once(() => takeBack(name, at, said, verdict)) }
-    keep(own, name, withoutHit(own.get(name) ?? [], limit, at))
+    own.set(name, withoutHit(own.get(name) ?? [], limit, at))
     return refused(verdict.waitMs)
   }
 
   async function takeBack(name: string, at: number, said: Hit | undefined, verdict: Verdict): Promise<void> {
     const now = time()
     const last = heard(name, now)
-    keep(own, name, withoutHit(own.get(name) ?? [], limit, at))
+    own.set(name, withoutHit(own.get(name) ?? [], limit, at))
     if (last !== undefined && verdict.heard !== undefined && at + limit.windowMs > now) {
-      keep(shared, name, { ...last, hits: Math.max(0, last.hits - 1) })
+      shared.set(name, { ...last, hits: Math.max(0, last.hits - 1) })
     }
     if (said !== undefined) await counters?.takeBack(name, said.at)
   }

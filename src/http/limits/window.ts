@@ -24,7 +24,7 @@ interface WindowLimit {
 /** A window has at most this many slots, and one more for the oldest hits, of which some have slid out. */
 const SLOTS = 20
 
-/** Names that one process counts at most; beyond it the oldest is forgotten, which is some stranger's long before it is a client's. */
+/** Names that one process counts at most; beyond it the oldest are forgotten, which are strangers' long before they are a client's. */
 const MAX_NAMES = 50_000
 
 /** The window as it is now, without what has slid out. */
@@ -60,11 +60,22 @@ export function waitMs(window: Window, { max, windowMs }: WindowLimit, now: numb
   return windowMs
 }
 
-/** Keeps what is known of a name, as the newest. The oldest goes when there are too many. */
-export function keep<T>(table: Map<string, T>, name: string, value: T): void {
-  table.delete(name)
-  table.set(name, value)
-  if (table.size > MAX_NAMES) table.delete(table.keys().next().value ?? name)
+/** What is known by name. The older half goes when there are too many. (To drop the oldest alone, a Map walks over every place that was deleted before.) */
+export class NewestNames<T> {
+  #newer = new Map<string, T>()
+  #older = new Map<string, T>()
+
+  get(name: string): T | undefined {
+    return this.#newer.get(name) ?? this.#older.get(name)
+  }
+
+  /** Keeps a value, as the newest. */
+  set(name: string, value: T): void {
+    this.#newer.set(name, value)
+    if (this.#newer.size < MAX_NAMES / 2) return
+    this.#older = this.#newer
+    this.#newer = new Map()
+  }
 }
 
 function slotOf(at: number, { max, windowMs }: WindowLimit): number {

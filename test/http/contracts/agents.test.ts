@@ -216,8 +216,8 @@ describe('three attempts in 15 minutes from one address', () => {
     await redis.start()
     // Redis has forgotten them, but the process has not: two were its own.
     const statuses = []
-    for (let n = 0; n < 3; n++) statuses.push((await send(one)).status)
-    expect(statuses.slice(1)).toEqual([429, 429])
+    for (let n = 0; n < 5; n++) statuses.push((await send(one)).status)
+    expect(statuses.filter((status) => status !== 429).length).toBeLessThanOrEqual(1)
   })
 })
 

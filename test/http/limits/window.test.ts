@@ -1,7 +1,7 @@
 import fc from 'fast-check'
 import type { Counters, Hit } from '../../../src/cache/cache.js'
 import { routeCounter } from '../../../src/http/limits/route-limits.js'
-import { hitsIn, slide, type Window, waitMs, withHit, withoutHit } from '../../../src/http/limits/window.js'
+import { hitsIn, NewestNames, slide, type Window, waitMs, withHit, withoutHit } from '../../../src/http/limits/window.js'
 import { turnedClock } from '../../../src/testing/turned-clock.js'
 
 const WINDOW_MS = 1_000
@@ -152,6 +152,20 @@ test('what is given back while the shared counter is away can be used again', as
     await takeBack()
   }
   expect([(await hit('name')).within, (await hit('name')).within]).toEqual([true, false])
+})
+
+test('of very many names the newest are kept, those that came again among them, and 50,000 at most', () => {
+  const names = new NewestNames<number>()
+  const last = 199_999
+  for (let n = 0; n <= last; n++) {
+    names.set(`stranger ${n}`, n)
+    names.set('client', n)
+  }
+  expect(names.get('client')).toBe(last)
+  const kept = Array.from({ length: last + 1 }, (_, n) => names.get(`stranger ${n}`)).filter((value) => value !== undefined)
+  expect(kept.length).toBeGreaterThanOrEqual(24_000)
+  expect(kept.length).toBeLessThanOrEqual(50_000)
+  expect(kept).toEqual(Array.from({ length: kept.length }, (_, n) => last - kept.length + 1 + n))
 })
 
 /** A shared counter that a test can take away, make forget, or make refuse everything. */
