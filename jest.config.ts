@@ -2,7 +2,7 @@
 import type { Config } from 'jest'
 import tsconfig from './tsconfig.json' with { type: 'json' }
 
-/** What takes long: every topology of Redis, every way in which people set up a database, outages, compilers. `npm run test:wide` runs these too. */
+/** Tests that take long: topologies of Redis, databases as people set them up, outages, compilers. `npm run test:wide` runs them. */
 const LONG = [
   'cache/redis/topologies',
   'chaos/chaos',
@@ -17,7 +17,7 @@ const asked = process.argv.some((argument) => argument.startsWith('test/'))
 const config: Config = {
   testEnvironment: 'node',
   testMatch: process.env.LONG_TESTS === undefined ? ['<rootDir>/test/**/*.test.ts'] : LONG.map((name) => `<rootDir>/test/${name}.test.ts`),
-  // Those in wide/ need packages of their own; long ones run where they are asked for.
+  // Those in wide/ need packages of their own. The long ones run only when named.
   testPathIgnorePatterns: [
     '/node_modules/',
     '<rootDir>/test/wide/',
@@ -33,7 +33,7 @@ const config: Config = {
   globalSetup: '<rootDir>/test/support/global-setup.ts',
   globalTeardown: '<rootDir>/test/support/global-teardown.ts',
   testTimeout: 60_000,
-  // More than two cores would take: most tests wait, for leases, processes and servers.
+  // More workers than two cores: most tests wait, for leases, processes and servers.
   maxWorkers: 3,
 }
 

@@ -9,7 +9,7 @@ const HELP = `npm run bench -- [options]
 
 Without one of the next four it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
 
-  --guard            few rows in under three minutes; ends with 1 when one costs more than it may
+  --guard            our main rows in under three minutes; ends with 1 when one costs more than it may
   --traffic          one key, 1,000 keys evenly, 100,000 keys by Zipf, over leases of 250 ms, 1 s and 5 s, with 1 and 2 processes
   --growth           1,000 and 100,000 keys in PostgreSQL (--full: 5,000,000 too), rotations by 1, 8 and 64 clients, a herd on a cold key,
                      100,000 refused secrets (--full: a million)
@@ -26,14 +26,25 @@ For the table alone:
   --slice 1000       how long each row is measured in a round, in milliseconds
   --warm-up 2000     how long each row is warmed up at the start and half-way, in milliseconds
   --cpu-prof row     leave a CPU profile of that row's server in .tmp`
-/** Flags that take a whole number, and what they are without. */
-const USUAL = { rounds: 20, slice: 1_000, 'warm-up': 2_000, connections: 32 }
-const FOR_THE_TABLE = ['only', 'rounds', 'slice', 'warm-up', 'cpu-prof']
-const INSTEAD_OF_IT = ['guard', 'traffic', 'growth', 'micro']
+const FLAGS = /** @type {const} */ ({
+  help: { type: 'boolean' },
+  guard: { type: 'boolean' },
+  traffic: { type: 'boolean' },
+  growth: { type: 'boolean' },
+  full: { type: 'boolean' },
+  micro: { type: 'boolean' },
+  json: { type: 'boolean' },
+  only: { type: 'string' },
+  rounds: { type: 'string' },
+  slice: { type: 'string' },
+  'warm-up': { type: 'string' },
+  connections: { type: 'string' },
+  'cpu-prof': { type: 'string' },
+})
+const FOR_THE_TABLE = /** @type {const} */ (['only', 'rounds', 'slice', 'warm-up', 'cpu-prof'])
+const INSTEAD_OF_IT = /** @type {const} */ (['guard', 'traffic', 'growth', 'micro'])
 
-const options = readFlags()
-const only = options.only?.split(',')
-const number = (name) => Number(options[name] ?? USUAL[name])
+const flags = readFlags()
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 if (!isInstalled('bench')) run('npm', 'ci', '--prefix', 'bench', '--no-audit', '--no-fund')
@@ -45,7 +56,7 @@ const { endAll } = await import('./services.mjs')
 let status = 0
 try {
   const { result, text, complaints = [] } = await measure()
-  console.log(options.json ? JSON.stringify(result, null, 2) : text)
+  console.log(flags.json ? JSON.stringify(result, null, 2) : text)
   for (const line of complaints) console.error(line)
   if (complaints.length > 0) status = 1
 } finally {
@@ -56,78 +67,87 @@ process.exit(status)
 
 /** @returns {Promise<{ result: object, text: string, complaints?: string[] }>} `complaints`: which rows of the guard cost more than they may. */
 async function measure() {
-  if (options.micro) return (await import('./micro.mjs')).micro()
-  if (options.growth) return (await import('./growth.mjs')).growth({ full: options.full === true })
-  if (options.traffic) return (await import('./traffic.mjs')).traffic({ connections: number('connections') })
-  const { compare, guard, table } = await import('./compare.mjs')
-  if (options.guard) return guard({ connections: number('connections') })
-  const result = await compare({
-    only,
-    rounds: number('rounds'),
-    sliceMs: number('slice'),
-    warmUpMs: number('warm-up'),
-    connections: number('connections'),
-    cpuProf: options['cpu-prof'],
-  })
+  const { micro, growth, full, traffic, guard, only, cpuProf, rounds, sliceMs, warmUpMs, connections } = flags
+  if (micro) return (await import('./micro.mjs')).micro()
+  if (growth) return (await import('./growth.mjs')).growth({ full })
+  if (traffic) return (await import('./traffic.mjs')).traffic({ connections })
+  if (guard) return (await import('./guard.mjs')).guard({ connections })
+  const { compare } = await import('./compare.mjs')
+  const { table } = await import('./table.mjs')
+  const result = await compare({ ...only, ...cpuProf, rounds, sliceMs, warmUpMs, connections })
   return { result, text: table(result) }
 }
 
-/** Ends the process with the help where that is asked for, or with 2 where a flag is wrong. */
+/** Ends the process with the help for `--help`, and with 2 for a wrong flag. */
 function readFlags() {
-  const options = {
-    help: { type: 'boolean' },
-    guard: { type: 'boolean' },
-    traffic: { type: 'boolean' },
-    growth: { type: 'boolean' },
-    full: { type: 'boolean' },
-    micro: { type: 'boolean' },
-    json: { type: 'boolean' },
-    only: { type: 'string' },
-    rounds: { type: 'string' },
-    slice: { type: 'string' },
-    'warm-up': { type: 'string' },
-    connections: { type: 'string' },
-    'cpu-prof': { type: 'string' },
-  }
-  const { values, positionals } = parseArgs({ options, strict: false })
+  const { values, positionals } = parseArgs({ options: FLAGS, strict: false })
   for (const [name, value] of Object.entries(values)) {
-    if (!Object.hasOwn(options, name)) refuse(`There is no flag ${name.length === 1 ? '-' : '--'}${name}.`)
-    if (options[name].type === 'boolean' && typeof value !== 'boolean') refuse(`--${name} takes no value.`)
+    if (!Object.hasOwn(FLAGS, name)) refuse(`There is no flag ${name.length === 1 ? '-' : '--'}${name}.`)
+    const { type } = FLAGS[/** @type {keyof typeof FLAGS} */ (name)]
+    if (type === 'boolean' && typeof value !== 'boolean') refuse(`--${name} takes no value.`)
   }
   if (positionals.length > 0) refuse(`"${positionals[0]}" belongs to no flag.`)
   if (values.help) {
     console.log(HELP)
     process.exit()
   }
-  const [other, another] = INSTEAD_OF_IT.filter((name) => values[name])
+  const isGiven = (/** @type {keyof typeof FLAGS} */ name) => values[name] !== undefined
+  const [other, another] = INSTEAD_OF_IT.filter(isGiven)
   if (another) refuse(`--${other} and --${another} are two runs.`)
   if (values.full && !values.growth) refuse('--full is for --growth.')
-  const lost = other && FOR_THE_TABLE.find((name) => values[name] !== undefined)
+  const lost = other && FOR_THE_TABLE.find(isGiven)
   if (lost) refuse(`--${lost} is for the table, not for --${other}.`)
-  if (values.connections !== undefined && (values.growth || values.micro)) refuse(`--connections is not for --${other}.`)
-  for (const [name, usual] of Object.entries(USUAL)) {
-    // A flag without its value is `true`.
-    const value = values[name] === true ? Number.NaN : Number(values[name] ?? usual)
-    if (!Number.isSafeInteger(value) || value < 1) refuse(`--${name} takes a whole number above 0, such as --${name} ${usual}.`)
+  if (isGiven('connections') && (values.growth || values.micro)) refuse(`--connections is not for --${other}.`)
+  const rounds = whole('rounds', values.rounds, 20)
+  const sliceMs = whole('slice', values.slice, 1_000)
+  const warmUpMs = whole('warm-up', values['warm-up'], 2_000)
+  const connections = whole('connections', values.connections, 32)
+  const only = values.only === undefined ? undefined : String(values.only).split(',')
+  if (only?.some((name) => !NAMES.includes(name))) refuse(`--only takes rows with a comma between them, out of ${NAMES.join(', ')}.`)
+  const cpuProf = values['cpu-prof'] === undefined ? undefined : String(values['cpu-prof'])
+  if (cpuProf !== undefined && !NAMES.includes(cpuProf)) refuse(`--cpu-prof takes one of the rows ${NAMES.join(', ')}.`)
+  const { guard = false, traffic = false, growth = false, full = false, micro = false, json = false } = values
+  return {
+    ...{ guard, traffic, growth, full: full === true, micro, json, rounds, sliceMs, warmUpMs, connections },
+    only: only && { only },
+    cpuProf: cpuProf && { cpuProf },
   }
-  const names = values.only === undefined ? [] : String(values.only).split(',')
-  if (!names.every((name) => NAMES.includes(name))) refuse(`--only takes rows with a comma between them, out of ${NAMES.join(', ')}.`)
-  const profiled = values['cpu-prof']
-  if (profiled !== undefined && !NAMES.includes(profiled)) refuse(`--cpu-prof takes one of the rows ${NAMES.join(', ')}.`)
-  return values
 }
 
-/** Whether a folder's packages are there, and not from before its lock file changed. */
+/**
+ * @param {string} name
+ * @param {unknown} value a flag without its value is `true`
+ * @param {number} usual
+ */
+function whole(name, value, usual) {
+  const given = value === true ? Number.NaN : Number(value ?? usual)
+  if (!Number.isSafeInteger(given) || given < 1) refuse(`--${name} takes a whole number above 0, such as --${name} ${usual}.`)
+  return given
+}
+
+/**
+ * Whether a folder's packages are there, and not from before its lock file changed.
+ *
+ * @param {string} folder
+ */
 function isInstalled(folder) {
-  const changedAt = (file) => statSync(`${folder}/${file}`, { throwIfNoEntry: false })?.mtimeMs ?? 0
+  const changedAt = (/** @type {string} */ file) => statSync(`${folder}/${file}`, { throwIfNoEntry: false })?.mtimeMs ?? 0
   return changedAt('node_modules/.package-lock.json') > changedAt('package-lock.json')
 }
 
+/**
+ * @param {string} sentence
+ * @returns {never}
+ */
 function refuse(sentence) {
   console.error(`${sentence}\nTry --help.`)
   process.exit(2)
 }
 
+/**
+ * @param {string} command
+ * @param {string[]} args
+ */
 function run(command, ...args) {
   // What they say belongs on standard error: standard output is for the table. The bench starts a Redis of its own, so one elsewhere is no help.
   const { status } = spawnSync(command, args, { stdio: ['ignore', 2, 2], env: { ...process.env, REDIS_URL: undefined } })

@@ -2,10 +2,9 @@ import { randomUUID } from 'node:crypto'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import pg from 'pg'
-import { createApiKeys } from '../dist/esm/index.js'
-import { postgresStore } from '../dist/esm/postgres.js'
+import { createApiKeys, postgresStore } from './built.mjs'
 import { countingReads, databaseOf, mintSecrets, mistyped, SERVER_SECRET } from './keys.mjs'
-import { leaveCoresTo, startPostgres, startProcess, startRedis } from './services.mjs'
+import { leaveCoresTo, startLoad, startPostgres, startRedis, startServer } from './services.mjs'
 import { markdown, number, quantile } from './stats.mjs'
 
 /** How many of the keys are presented; the others are only there. */
@@ -16,7 +15,11 @@ const ROTATING_MS = 2_500
 setFlagsFromString('--expose-gc')
 const collect = runInNewContext('gc')
 
-/** What grows with the number of keys, of clients that rotate at once, and of requests that meet one cold key. */
+/**
+ * What grows with the number of keys, of clients that rotate at once, and of requests that meet one cold key.
+ *
+ * @param {{ full: boolean }} options
+ */
 export async function growth({ full }) {
   leaveCoresTo(1)
   const server = await startPostgres()
@@ -26,55 +29,68 @@ export async function growth({ full }) {
   const rotations = await rotating(server)
   const herds = await herd(server, redis)
   const refusals = await strangers(server, full ? 1_000_000 : 100_000)
-
-  const text = [
-    markdown(
-      ['keys', 'tables and indexes MB', 'verify from PostgreSQL p50 ms', 'p99 ms', '64 at once: verified/s', 'memory per lease bytes'],
-      sizes.map((row) => [
-        number(row.keys),
-        number(row.tableBytes / 1e6),
-        number(row.p50),
-        number(row.p99),
-        number(row.perSecond),
-        number(row.bytesPerLease),
-      ]),
-    ),
-    markdown(
-      ['rotating clients', 'waits for leases (1 s)', 'rotations/s', 'p50 ms', 'p99 ms', 'CPU ms/rotation'],
-      rotations.map((row) => [
-        row.clients,
-        row.waits ? 'yes' : 'no',
-        number(row.perSecond),
-        number(row.p50),
-        number(row.p99),
-        number(row.cpuMs),
-      ]),
-    ),
-    markdown(
-      ['herd', 'requests', 'authority reads', 'slowest ms'],
-      herds.map((row) => [row.what, number(row.requests), number(row.reads), number(row.slowestMs)]),
-    ),
-    markdown(
-      ['refused', 'secrets', 'heap MB before', 'heap MB after', 'authority reads', 'CPU µs/refusal'],
-      refusals.map((row) => [
-        row.what,
-        number(row.secrets),
-        number(row.before / 1e6),
-        number(row.after / 1e6),
-        number(row.reads),
-        number(row.cpuMicros),
-      ]),
-    ),
-  ].join('\n\n')
-  return { result: { sizes, rotations, herds, refusals }, text }
+  const tables = [sizesTable(sizes), rotationsTable(rotations), herdsTable(herds), refusalsTable(refusals)]
+  return { result: { sizes, rotations, herds, refusals }, text: tables.join('\n\n') }
 }
 
+/** @param {readonly Awaited<ReturnType<typeof size>>[]} sizes */
+function sizesTable(sizes) {
+  const head = [
+    'keys',
+    'tables and indexes MB',
+    'verify from PostgreSQL p50 ms',
+    'p99 ms',
+    '64 at once: verified/s',
+    'memory per lease bytes',
+  ]
+  return markdown(
+    head,
+    sizes.map(({ keys, tableBytes, p50, p99, perSecond, bytesPerLease }) =>
+      [keys, tableBytes / 1e6, p50, p99, perSecond, bytesPerLease].map(number),
+    ),
+  )
+}
+
+/** @param {Awaited<ReturnType<typeof rotating>>} rotations */
+function rotationsTable(rotations) {
+  return markdown(
+    ['rotating clients', 'waits for leases (1 s)', 'rotations/s', 'p50 ms', 'p99 ms', 'CPU ms/rotation'],
+    rotations.map(({ clients, waits, perSecond, p50, p99, cpuMs }) => [
+      ...[clients, waits ? 'yes' : 'no'],
+      ...[perSecond, p50, p99, cpuMs].map(number),
+    ]),
+  )
+}
+
+/** @param {Awaited<ReturnType<typeof herd>>} herds */
+function herdsTable(herds) {
+  return markdown(
+    ['herd', 'requests', 'authority reads', 'slowest ms'],
+    herds.map(({ what, requests, reads, slowestMs }) => [what, ...[requests, reads, slowestMs].map(number)]),
+  )
+}
+
+/** @param {Awaited<ReturnType<typeof strangers>>} refusals */
+function refusalsTable(refusals) {
+  return markdown(
+    ['refused', 'secrets', 'heap MB before', 'heap MB after', 'authority reads', 'CPU µs/refusal'],
+    refusals.map(({ what, secrets, before, after, reads, cpuMicros }) => [
+      what,
+      ...[secrets, before / 1e6, after / 1e6, reads, cpuMicros].map(number),
+    ]),
+  )
+}
+
+/**
+ * @param {string} server
+ * @param {number} count
+ */
 async function size(server, count) {
   console.error(`making ${count} keys`)
   const secrets = mintSecrets(Math.min(count, USED))
   const { url, bytes } = await databaseOf(server, secrets, count - secrets.length)
   const pool = new pg.Pool({ connectionString: url })
-  const one = async (secret) => {
+  const one = async (/** @type {string} */ secret) => {
     const since = performance.now()
     const { ok } = await keys.verify(secret)
     if (!ok) throw new Error('A key that is in the table was refused.')
@@ -88,7 +104,7 @@ async function size(server, count) {
   const since = performance.now()
   await Promise.all(
     Array.from({ length: 64 }, async (_, i) => {
-      for (let n = i; n < secrets.length; n += 64) await one(secrets[n])
+      for (let n = i; n < secrets.length; n += 64) await one(secrets[n] ?? '')
     }),
   )
   const perSecond = (secrets.length / (performance.now() - since)) * 1_000
@@ -112,6 +128,7 @@ async function size(server, count) {
   }
 }
 
+/** @param {string} server */
 async function rotating(server) {
   const { url } = await databaseOf(server, [])
   const results = []
@@ -123,8 +140,9 @@ async function rotating(server) {
       const made = await Promise.all(
         Array.from({ length: clients }, () => keys.create({ as: 'application', ownerId: 'acme', name: 'bench' })),
       )
+      /** @type {number[]} */
       const latencies = []
-      const client = async ({ secret }, until) => {
+      const client = async (/** @type {{ secret: string }} */ { secret }, /** @type {number} */ until) => {
         while (performance.now() < until) {
           const since = performance.now()
           ;({ secret } = await keys.rotate({ as: { secret }, idempotencyKey: randomUUID() }))
@@ -154,14 +172,19 @@ async function rotating(server) {
   return results
 }
 
+/**
+ * @param {string} server
+ * @param {string} redis
+ */
 async function herd(server, redis) {
   const secrets = mintSecrets(HERD)
   const { url } = await databaseOf(server, secrets)
   const pool = new pg.Pool({ connectionString: url })
   const results = []
-  for (const [what, presented] of [
-    ['verify(), one cold key', Array.from({ length: HERD }, () => secrets[0])],
-    ['verify(), each another cold key', secrets],
+  const cold = secrets.slice(0, 1)
+  for (const { what, presented } of [
+    { what: 'verify(), one cold key', presented: Array.from({ length: HERD }, () => cold).flat() },
+    { what: 'verify(), each another cold key', presented: secrets },
   ]) {
     console.error(`a herd: ${what}`)
     const { store, counts } = countingReads(postgresStore(pool))
@@ -176,13 +199,13 @@ async function herd(server, redis) {
 
   console.error('a herd: HTTP, one cold key')
   const config = JSON.stringify({ database: url, count: 0, options: { leaseMs: 60_000 } })
-  const served = startProcess('server.mjs', {
+  const served = startServer({
     core: 0,
     env: { ROW: 'configured', CONFIG: config, POSTGRES_URL: server, REDIS_URL: redis },
   })
-  const load = startProcess('load.mjs')
+  const load = startLoad()
   const { origin } = await served.ask('start')
-  await load.ask('prepare', { name: 'herd', origins: [origin], tokens: secrets.slice(0, 1), connections: HERD, status: 200 })
+  await load.ask('prepare', { name: 'herd', origins: [origin], tokens: cold, connections: HERD, status: 200 })
   const before = await served.ask('usage')
   const { count, slowest } = await load.ask('once', { name: 'herd' })
   const after = await served.ask('usage')
@@ -195,22 +218,27 @@ async function herd(server, redis) {
   return results
 }
 
-/** What is left in memory of secrets that were refused, each another one. */
+/**
+ * What is left in memory of secrets that were refused, each another one.
+ *
+ * @param {string} server
+ * @param {number} count
+ */
 async function strangers(server, count) {
   const { url } = await databaseOf(server, [])
   const pool = new pg.Pool({ connectionString: url })
   const results = []
-  for (const [what, spoil] of [
-    ['well formed and unknown', (secret) => secret],
-    ['mistyped', mistyped],
+  for (const { what, spoil } of [
+    { what: 'well formed and unknown', spoil: (/** @type {string} */ secret) => secret },
+    { what: 'mistyped', spoil: mistyped },
   ]) {
     console.error(`refusing ${count} secrets that are ${what}`)
     const { store, counts } = countingReads(postgresStore(pool))
     const keys = createApiKeys({ store, serverSecret: SERVER_SECRET })
     let cpuMicros = 0
-    const some = async (howMany) => {
+    const some = async (/** @type {number} */ howMany) => {
       for (let left = howMany; left > 0; left -= 1_000) {
-        const secrets = mintSecrets(1_000).map(spoil)
+        const secrets = mintSecrets(1_000).map((secret) => spoil(secret))
         const cpu = process.cpuUsage()
         const verdicts = await Promise.all(secrets.map((secret) => keys.verify(secret)))
         const { user, system } = process.cpuUsage(cpu)

@@ -1,7 +1,5 @@
 import pg from 'pg'
-import { digestOf, secretFormat } from '../dist/esm/core/secret.js'
-import { createApiKeys } from '../dist/esm/index.js'
-import { postgresStore } from '../dist/esm/postgres.js'
+import { createApiKeys, digestOf, postgresStore, secretFormat } from './built.mjs'
 import { freshDatabase } from './services.mjs'
 
 export const SERVER_SECRET = 'the-server-secret-of-these-benchmarks-0123456789'
@@ -10,19 +8,31 @@ export const SCOPE = 'reports:read'
 /** As many at a time as fit a statement comfortably. */
 const BATCH = 20_000
 
+/** @param {number} count */
 export function mintSecrets(count) {
   const format = secretFormat('sk', true)
-  return Array.from({ length: count }, () => format.mint('live').secret)
+  return Array.from({ length: count }, () => format.mint('sk_live_').secret)
 }
 
-/** A secret of the same shape whose checksum does not fit. */
+/**
+ * A secret of the same shape whose checksum does not fit.
+ *
+ * @param {string} secret
+ */
 export function mistyped(secret) {
   return secret.slice(0, -1) + (secret.endsWith('0') ? '1' : '0')
 }
 
-/** The same store, and how often it was read and for how many digests in all. */
+/** @typedef {ReturnType<typeof postgresStore>} Store */
+
+/**
+ * The same store, and how often it was read and for how many digests in all.
+ *
+ * @param {Store} inner
+ */
 export function countingReads(inner) {
   const counts = { reads: 0, digests: 0 }
+  /** @type {Store} */
   const store = {
     ...inner,
     read(digests) {
@@ -34,14 +44,20 @@ export function countingReads(inner) {
   return { store, counts }
 }
 
-/** Makes a database with the package's tables that holds a key for each secret and, besides, `others` keys that nobody uses. */
+/**
+ * Makes a database with the package's tables that holds a key for each secret and `others` more that are never presented.
+ *
+ * @param {string} serverUrl
+ * @param {readonly string[]} secrets
+ */
 export async function databaseOf(serverUrl, secrets, others = 0) {
   const url = await freshDatabase(serverUrl)
   const pool = new pg.Pool({ connectionString: url, max: 2 })
   const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET })
   await keys.migrate()
   await keys.close()
-  const insert = (digests, parameters) => pool.query(`${digests} ${FROM_DIGESTS}`, parameters)
+  const insert = (/** @type {string} */ digests, /** @type {unknown[]} */ parameters) =>
+    pool.query(`${digests} ${FROM_DIGESTS}`, parameters)
   for (let i = 0; i < secrets.length; i += BATCH) {
     await insert('with made as (select uuidv7()::text as id, digest from unnest($1::text[]) as digest)', [
       secrets.slice(i, i + BATCH).map(digestOf),

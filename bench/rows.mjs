@@ -17,12 +17,22 @@ import Database from 'libsql'
 import { Passport } from 'passport'
 import { Strategy as BearerStrategy } from 'passport-http-bearer'
 import pg from 'pg'
-import { bearerAuth, createApiKeys } from '../dist/esm/index.js'
-import { postgresStore } from '../dist/esm/postgres.js'
-import { redisCache } from '../dist/esm/redis.js'
-import { sqliteStore } from '../dist/esm/sqlite.js'
+import { bearerAuth, createApiKeys, postgresStore, redisCache, sqliteStore } from './built.mjs'
 import { countingReads, mintSecrets, mistyped, SCOPE, SERVER_SECRET } from './keys.mjs'
 import { freshDatabase } from './services.mjs'
+
+/**
+ * @import { RequestListener } from 'node:http'
+ * @import { Request, RequestHandler } from 'express'
+ * @import { SecondaryStorage } from 'better-auth'
+ * @import { ApiKeys, ApiKeysOptions } from '../src/core/api-keys.js'
+ * @import { BearerAuthOptions } from '../src/http/bearer-auth.js'
+ * @import { Store } from './keys.mjs'
+ */
+
+/** @typedef {{ POSTGRES_URL: string, REDIS_URL: string, LEASE_MS: string | undefined, CONFIG: string | undefined }} Env */
+/** @typedef {{ reads?: number, digests?: number, misses?: number, relays?: number }} Counts */
+/** @typedef {{ listener: RequestListener, tokens: string[], counts?: () => Counts }} Started */
 
 /**
  * @typedef {object} Row
@@ -31,13 +41,14 @@ import { freshDatabase } from './services.mjs'
  * @property {string} [baseline] the row of the same app with an empty middleware; default: the mean of the two of Express 5
  * @property {number} [connections] default as `--connections` says
  * @property {number} [status] default 200
- * @property {(env: Record<string, string>) => Promise<{ listener: Function, tokens: string[], counts?: Function }>} start
+ * @property {(env: Env) => Promise<Started>} start
  */
 
-const mint = () => mintSecrets(1)[0]
-const unchecked = [mint()]
+const unchecked = mintSecrets(1)
+/** @type {RequestHandler} */
 const empty = (_req, _res, next) => next()
-const ok = (_req, res) => setImmediate(() => res.json({ ok: true }))
+/** @type {RequestHandler} */
+const ok = (_req, res) => void setImmediate(() => res.json({ ok: true }))
 
 /** @type {readonly Row[]} */
 export const rows = [
@@ -93,13 +104,13 @@ export const rows = [
     name: 'malformed',
     title: '**ours, refuses a mistyped secret**',
     status: 401,
-    start: (env) => ours(env, { tokens: async (_keys, [secret]) => [mistyped(secret)] }),
+    start: (env) => ours(env, { tokens: async (_keys, secrets) => secrets.map(mistyped) }),
   },
   {
     name: 'unknown',
     title: '**ours, refuses an unknown secret**',
     status: 401,
-    start: (env) => ours(env, { tokens: async () => [mint()] }),
+    start: (env) => ours(env, { tokens: async () => mintSecrets(1) }),
   },
   {
     name: 'unknown-new',
@@ -114,9 +125,9 @@ export const rows = [
     status: 401,
     start: (env) =>
       ours(env, {
-        async tokens(keys, [secret]) {
-          await keys.rotate({ as: { secret } })
-          return [secret]
+        async tokens(keys, secrets) {
+          for (const secret of secrets) await keys.rotate({ as: { secret } })
+          return secrets
         },
       }),
   },
@@ -156,10 +167,12 @@ export const rows = [
       return {
         tokens,
         listener: app((req, res, next) => {
+          const authenticated = /** @type {{ auth?: unknown }} */ (req)
           try {
-            req.auth = jwt.verify(bearer(req), secret, { algorithms: ['HS256'] })
+            authenticated.auth = jwt.verify(bearer(req) ?? '', secret, { algorithms: ['HS256'] })
           } catch {
-            return res.status(401).end()
+            res.status(401).end()
+            return
           }
           next()
         }),
@@ -182,6 +195,7 @@ export const rows = [
     name: 'better-auth-memory',
     title: 'better-auth API keys, in memory',
     async start() {
+      /** @type {Map<string, string>} */
       const map = new Map()
       return throughBetterAuth({
         get: (key) => map.get(key) ?? null,
@@ -196,15 +210,16 @@ export const rows = [
     // With more, an answer takes longer than a slice.
     connections: 4,
     async start() {
-      const secret = mint()
-      const hashes = new Map([['id', await bcrypt.hash(secret, 10)]])
+      const tokens = mintSecrets(1).map((secret) => `id.${secret}`)
+      const hashes = new Map(await Promise.all(tokens.map(hashed)))
       return {
-        tokens: [`id.${secret}`],
+        tokens,
         listener: app([
           bearerToken(),
           async (req, res, next) => {
-            const [id, presented] = req.token.split('.')
-            if (await bcrypt.compare(presented, hashes.get(id))) next()
+            const { token = '' } = /** @type {{ token?: string }} */ (req)
+            const [id = '', presented = ''] = token.split('.')
+            if (await bcrypt.compare(presented, hashes.get(id) ?? '')) next()
             else res.status(401).end()
           },
         ]),
@@ -213,13 +228,31 @@ export const rows = [
   },
 
   // For --traffic and --growth; not in the table.
-  { name: 'configured', title: 'ours, as told', start: (env) => ours(env, JSON.parse(env.CONFIG)) },
+  { name: 'configured', title: 'ours, as told', start: (env) => ours(env, JSON.parse(env.CONFIG ?? '{}')) },
 ]
 
+/** @param {RequestHandler | RequestHandler[]} middleware */
 function app(middleware, framework = express5) {
   return framework().get('/data', middleware, ok)
 }
 
+/**
+ * @typedef {object} Ours
+ * @property {typeof express5} [framework]
+ * @property {(env: Env, database?: string) => Promise<Store>} [store]
+ * @property {string} [database]
+ * @property {boolean} [cached]
+ * @property {Partial<ApiKeysOptions>} [options]
+ * @property {BearerAuthOptions} [auth]
+ * @property {number} [count]
+ * @property {(keys: ApiKeys, made: string[]) => Promise<string[]>} [tokens]
+ */
+
+/**
+ * @param {Env} env
+ * @param {Ours} how
+ * @returns {Promise<Started>}
+ */
 async function ours(
   env,
   {
@@ -235,15 +268,15 @@ async function ours(
 ) {
   const own = { misses: 0, relays: 0 }
   const { store: counting, counts } = countingReads(await store(env, database))
-  const outer = cached ? redisCache(new Redis(env.REDIS_URL)) : undefined
   const keys = createApiKeys({
     store: counting,
-    ...(outer === undefined ? {} : { cache: { ...outer, get: (digest) => outer.get(digest).then(counted) } }),
+    ...(cached && { cache: countingRelays(env, own) }),
     serverSecret: SERVER_SECRET,
     ...(env.LEASE_MS !== undefined && { leaseMs: Number(env.LEASE_MS) }),
     ...options,
   })
   await keys.migrate()
+  /** @type {string[]} */
   const made = []
   while (made.length < count) {
     const few = Array.from({ length: Math.min(8, count - made.length) }, () =>
@@ -251,6 +284,7 @@ async function ours(
     )
     made.push(...(await Promise.all(few)).map(({ secret }) => secret))
   }
+  /** @type {ApiKeys} */
   const guarded = {
     ...keys,
     verify(secret) {
@@ -263,13 +297,32 @@ async function ours(
     listener: app(bearerAuth(guarded, { scope: SCOPE, ...auth }), framework),
     counts: () => ({ ...counts, ...own }),
   }
-
-  function counted(entry) {
-    if (entry !== undefined && entry.value !== null) own.relays++
-    return entry
-  }
 }
 
+/**
+ * A cache in Redis that counts the leases that came from it.
+ *
+ * @param {Env} env
+ * @param {{ relays: number }} own
+ */
+function countingRelays({ REDIS_URL }, own) {
+  const outer = redisCache(new Redis(REDIS_URL))
+  /** @type {typeof outer} */
+  const cache = {
+    ...outer,
+    async get(digest) {
+      const entry = await outer.get(digest)
+      if (entry !== undefined && entry.value !== null) own.relays++
+      return entry
+    },
+  }
+  return cache
+}
+
+/**
+ * @param {Env} env
+ * @param {string} [database]
+ */
 async function postgres({ POSTGRES_URL }, database) {
   const connectionString = database ?? (await freshDatabase(POSTGRES_URL))
   return postgresStore(new pg.Pool({ connectionString }).on('error', () => {}))
@@ -281,15 +334,29 @@ async function sqlite() {
   return sqliteStore(new Database(join(folder, 'keys.db')))
 }
 
+/**
+ * @param {string} token `<id>.<secret>`
+ * @returns {Promise<[id: string, hash: string]>}
+ */
+async function hashed(token) {
+  const [id = '', secret = ''] = token.split('.')
+  return [id, await bcrypt.hash(secret, 10)]
+}
+
+/** @param {Request} req */
 function bearer(req) {
   const header = req.headers.authorization
   return header?.startsWith('Bearer ') ? header.slice(7) : undefined
 }
 
+/**
+ * @param {Env} env
+ * @param {boolean} enableAutoPipelining
+ */
 async function recordsInRedis({ REDIS_URL }, enableAutoPipelining) {
   const redis = new Redis(REDIS_URL, { enableAutoPipelining })
-  const secret = mint()
-  const place = (token) => `by-hand:${hash('sha256', token)}`
+  const tokens = mintSecrets(1)
+  const place = (/** @type {string} */ token) => `by-hand:${hash('sha256', token)}`
   const record = {
     id: '0190f3a2-6c1e-7cc3-9f5a-1b2c3d4e5f60',
     ownerId: 'acme',
@@ -298,9 +365,13 @@ async function recordsInRedis({ REDIS_URL }, enableAutoPipelining) {
     scopes: [SCOPE],
     metadata: {},
   }
-  await redis.set(place(secret), JSON.stringify(record))
+  for (const token of tokens) await redis.set(place(token), JSON.stringify(record))
   return {
-    tokens: [secret],
+    tokens,
+    /**
+     * @param {string} token
+     * @returns {Promise<typeof record | undefined>}
+     */
     async find(token) {
       const text = await redis.get(place(token))
       return text === null ? undefined : JSON.parse(text)
@@ -308,6 +379,11 @@ async function recordsInRedis({ REDIS_URL }, enableAutoPipelining) {
   }
 }
 
+/**
+ * @param {Env} env
+ * @param {boolean} pipelined
+ * @returns {Promise<Started>}
+ */
 async function byHand(env, pipelined) {
   const { tokens, find } = await recordsInRedis(env, pipelined)
   return {
@@ -315,8 +391,12 @@ async function byHand(env, pipelined) {
     listener: app(async (req, res, next) => {
       const token = bearer(req)
       const record = token === undefined ? undefined : await find(token)
-      if (record === undefined || !record.scopes.includes(SCOPE)) return res.status(401).end()
-      req.apiKey = record
+      if (record === undefined || !record.scopes.includes(SCOPE)) {
+        res.status(401).end()
+        return
+      }
+      const authenticated = /** @type {{ apiKey?: object }} */ (req)
+      authenticated.apiKey = record
       next()
     }),
   }
@@ -327,6 +407,10 @@ function signed() {
   return { secret, tokens: [jwt.sign({ sub: 'acme', scope: SCOPE }, secret, { algorithm: 'HS256', expiresIn: '1d' })] }
 }
 
+/**
+ * @param {SecondaryStorage} secondaryStorage
+ * @returns {Promise<Started>}
+ */
 async function throughBetterAuth(secondaryStorage) {
   const auth = betterAuth({
     secret: SERVER_SECRET,
@@ -343,8 +427,12 @@ async function throughBetterAuth(secondaryStorage) {
     tokens: [key],
     listener: app(async (req, res, next) => {
       const result = await auth.api.verifyApiKey({ body: { key: bearer(req) } })
-      if (!result.valid) return res.status(401).end()
-      req.apiKey = result.key
+      if (!result.valid) {
+        res.status(401).end()
+        return
+      }
+      const authenticated = /** @type {{ apiKey?: unknown }} */ (req)
+      authenticated.apiKey = result.key
       next()
     }),
   }

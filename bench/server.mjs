@@ -4,10 +4,10 @@ import { Redis } from 'ioredis'
 import { rows } from './rows.mjs'
 import { answer } from './services.mjs'
 
-const row = rows.find(({ name }) => name === process.env.ROW)
+/** @type {() => import('./rows.mjs').Counts} */
+let counts = () => ({})
 let requests = 0
 let commands = 0
-let counts = () => ({})
 
 // Counted here, when ioredis is given them, and not by Redis, which cannot tell whose they are. A script is one, whatever it runs inside.
 const { sendCommand } = Redis.prototype
@@ -16,9 +16,12 @@ Redis.prototype.sendCommand = function (...args) {
   return sendCommand.apply(this, args)
 }
 
-answer({
-  async start(options) {
-    const { listener, counts: own, ...rest } = await row.start({ ...process.env, ...options })
+const functions = {
+  async start() {
+    const row = rows.find(({ name }) => name === process.env.ROW)
+    if (row === undefined) throw new Error(`There is no row ${process.env.ROW}.`)
+    const { POSTGRES_URL = '', REDIS_URL = '', LEASE_MS, CONFIG } = process.env
+    const { listener, tokens, counts: own } = await row.start({ POSTGRES_URL, REDIS_URL, LEASE_MS, CONFIG })
     counts = own ?? counts
     // Counted here, so that requests and CPU time are read at one instant.
     const server = createServer((req, res) => {
@@ -27,17 +30,18 @@ answer({
     })
     // Connections stay open while other rows have their turn.
     server.keepAliveTimeout = 600_000
-    await new Promise((resolve) => server.listen({ port: 0, host: '127.0.0.1', backlog: 8_192 }, resolve))
-    return { origin: `http://127.0.0.1:${server.address().port}`, ...rest }
+    await new Promise((resolve) => server.listen({ port: 0, host: '127.0.0.1', backlog: 8_192 }, () => resolve(undefined)))
+    const { port } = /** @type {import('node:net').AddressInfo} */ (server.address())
+    return { origin: `http://127.0.0.1:${port}`, tokens }
   },
   usage() {
     const { userCPUTime, systemCPUTime } = process.resourceUsage()
-    return {
-      atMs: performance.now(),
-      cpuMicros: userCPUTime + systemCPUTime,
-      requests,
-      commands,
-      ...counts(),
-    }
+    const { reads = 0, digests = 0, misses = 0, relays = 0 } = counts()
+    return { atMs: performance.now(), cpuMicros: userCPUTime + systemCPUTime, requests, commands, reads, digests, misses, relays }
   },
-})
+}
+
+/** @typedef {typeof functions} Server */
+/** @typedef {ReturnType<typeof functions.usage>} Usage */
+
+answer(functions)

@@ -1,6 +1,6 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import { databaseOf, mintSecrets } from './keys.mjs'
-import { leaveCoresTo, startPostgres, startProcess, startRedis } from './services.mjs'
+import { leaveCoresTo, startLoad, startPostgres, startRedis, startServer } from './services.mjs'
 import { markdown, number } from './stats.mjs'
 
 const KEYS = 100_000
@@ -8,15 +8,28 @@ const LEASES_MS = [250, 1_000, 5_000]
 /** The order of requests is drawn once and repeated; a prime, so that it does not fall in step with anything. */
 const DRAWS = 262_139
 
-/** How keys are used decides how often the authority is asked. Throughput stands beside it, on one core per process. */
+/**
+ * @typedef {object} Pattern
+ * @property {string} title
+ * @property {string[]} tokens
+ * @property {Uint32Array} [order]
+ */
+
+/** @typedef {{ process: ReturnType<typeof startServer>, origin: string }} Started */
+
+/**
+ * How keys are used decides how often the authority is asked. Throughput stands beside it, on one core per process.
+ *
+ * @param {{ connections: number }} options
+ */
 export async function traffic({ connections }) {
   leaveCoresTo(2)
-  const POSTGRES_URL = await startPostgres()
-  const REDIS_URL = await startRedis()
+  const services = { POSTGRES_URL: await startPostgres(), REDIS_URL: await startRedis() }
   console.error(`making ${KEYS} keys`)
   const secrets = mintSecrets(KEYS)
-  const { url } = await databaseOf(POSTGRES_URL, secrets)
-  const load = startProcess('load.mjs')
+  const { url } = await databaseOf(services.POSTGRES_URL, secrets)
+  const load = startLoad()
+  /** @type {Pattern[]} */
   const patterns = [
     { title: '1 key', tokens: secrets.slice(0, 1) },
     { title: '1,000 keys, evenly', tokens: secrets.slice(0, 1_000) },
@@ -24,40 +37,61 @@ export async function traffic({ connections }) {
   ]
 
   const result = []
-  for (const cached of [true, false]) {
+  for (const redis of [true, false]) {
     for (const leaseMs of LEASES_MS) {
-      const config = JSON.stringify({ database: url, cached, count: 0, options: { leaseMs } })
-      const started = [0, 1].map((core) =>
-        startProcess('server.mjs', { core, env: { ROW: 'configured', CONFIG: config, POSTGRES_URL, REDIS_URL } }),
-      )
+      const CONFIG = JSON.stringify({ database: url, cached: redis, count: 0, options: { leaseMs } })
+      const started = [0, 1].map((core) => startServer({ core, env: { ROW: 'configured', CONFIG, ...services } }))
       const servers = await Promise.all(started.map(async (process) => ({ process, ...(await process.ask('start')) })))
       for (const pattern of patterns) {
         for (const processes of [1, 2]) {
-          console.error(`${pattern.title}, lease ${leaseMs} ms, ${processes} process(es), ${cached ? 'with' : 'without'} Redis`)
-          result.push({
-            keys: pattern.title,
-            redis: cached,
-            processes,
-            leaseMs,
-            ...(await run(servers.slice(0, processes), pattern, leaseMs)),
-          })
+          const { title: keys } = pattern
+          console.error(`${keys}, lease ${leaseMs} ms, ${processes} process(es), ${redis ? 'with' : 'without'} Redis`)
+          const measured = await run({ load, servers: servers.slice(0, processes), pattern, leaseMs, connections })
+          result.push({ keys, redis, processes, leaseMs, ...measured })
         }
       }
       for (const { process } of servers) await process.end()
     }
   }
-  const lines = result.map((row) => [
-    row.keys,
-    row.redis ? 'Redis + PostgreSQL' : 'PostgreSQL',
-    row.processes,
-    number(row.leaseMs),
-    number(row.perSecond),
-    number(row.p99),
-    `${(100 * row.localShare).toFixed(1)} %`,
-    number(row.relaysPerSecond),
-    number(row.readsPerSecond),
-    number(row.secretsPerSecond),
-  ])
+  return { result, text: table(result) }
+}
+
+/**
+ * @param {{ load: ReturnType<typeof startLoad>, servers: readonly Started[], pattern: Pattern, leaseMs: number, connections: number }} how
+ */
+async function run({ load, servers, pattern: { tokens, order }, leaseMs, connections }) {
+  await load.ask('prepare', {
+    ...{ name: 'traffic', origins: servers.map(({ origin }) => origin), connections: connections * servers.length, tokens, status: 200 },
+    ...(order && { order }),
+  })
+  await load.ask('start', { name: 'traffic' })
+  // Until leases of the first moment have been renewed twice: they began together, and so do their first renewals.
+  await pause(1.2 * leaseMs + 500)
+  const usage = () => Promise.all(servers.map(({ process }) => process.ask('usage')))
+  const [before] = await Promise.all([usage(), load.ask('record')])
+  await pause(Math.max(2_500, 3 * leaseMs))
+  const [after, { p99 }] = await Promise.all([usage(), load.ask('stop')])
+  await load.ask('forget', { name: 'traffic' })
+  const spans = after.flatMap((now, i) => {
+    const then = before[i]
+    return then === undefined ? [] : [{ then, now }]
+  })
+  /** @typedef {keyof typeof after[number]} What */
+  const sum = (/** @type {What} */ what) => spans.reduce((total, { then, now }) => total + now[what] - then[what], 0)
+  const perSecond = (/** @type {What} */ what) =>
+    spans.reduce((total, { then, now }) => total + (now[what] - then[what]) / (now.atMs - then.atMs), 0) * 1_000
+  return {
+    perSecond: perSecond('requests'),
+    p99,
+    localShare: 1 - sum('misses') / sum('requests'),
+    relaysPerSecond: perSecond('relays'),
+    readsPerSecond: perSecond('reads'),
+    secretsPerSecond: perSecond('digests'),
+  }
+}
+
+/** @param {readonly (Awaited<ReturnType<typeof run>> & { keys: string, redis: boolean, processes: number, leaseMs: number })[]} result */
+function table(result) {
   const head = [
     '',
     'over',
@@ -70,34 +104,27 @@ export async function traffic({ connections }) {
     'authority reads/s',
     'secrets in them/s',
   ]
-  return { result, text: markdown(head, lines) }
-
-  async function run(servers, { tokens, order }, leaseMs) {
-    const origins = servers.map(({ origin }) => origin)
-    await load.ask('prepare', { name: 'traffic', origins, connections: connections * servers.length, tokens, order, status: 200 })
-    await load.ask('start', { name: 'traffic' })
-    // Until leases of the first moment have been renewed twice: they began together, and so do their first renewals.
-    await pause(1.2 * leaseMs + 500)
-    const usage = () => Promise.all(servers.map(({ process }) => process.ask('usage')))
-    const [before] = await Promise.all([usage(), load.ask('record')])
-    await pause(Math.max(2_500, 3 * leaseMs))
-    const [after, { p99 }] = await Promise.all([usage(), load.ask('stop')])
-    await load.ask('forget', { name: 'traffic' })
-    const sum = (what) => after.reduce((total, now, i) => total + now[what] - before[i][what], 0)
-    const perSecond = (what) =>
-      after.reduce((total, now, i) => total + (now[what] - before[i][what]) / (now.atMs - before[i].atMs), 0) * 1_000
-    return {
-      perSecond: perSecond('requests'),
-      p99,
-      localShare: 1 - sum('misses') / sum('requests'),
-      relaysPerSecond: perSecond('relays'),
-      readsPerSecond: perSecond('reads'),
-      secretsPerSecond: perSecond('digests'),
-    }
-  }
+  const lines = result.map((row) => [
+    row.keys,
+    row.redis ? 'Redis + PostgreSQL' : 'PostgreSQL',
+    row.processes,
+    number(row.leaseMs),
+    number(row.perSecond),
+    number(row.p99),
+    `${(100 * row.localShare).toFixed(1)} %`,
+    number(row.relaysPerSecond),
+    number(row.readsPerSecond),
+    number(row.secretsPerSecond),
+  ])
+  return markdown(head, lines)
 }
 
-/** Draws by Zipf's law: the k-th most used key is used 1/k times as often as the first. */
+/**
+ * Draws by Zipf's law: the k-th most used key is used 1/k times as often as the first.
+ *
+ * @param {number} keys
+ * @param {number} draws
+ */
 function zipf(keys, draws) {
   const upTo = new Float64Array(keys)
   let total = 0
@@ -110,7 +137,7 @@ function zipf(keys, draws) {
     let [low, high] = [0, keys - 1]
     while (low < high) {
       const middle = (low + high) >> 1
-      if (upTo[middle] < point) low = middle + 1
+      if ((upTo[middle] ?? 0) < point) low = middle + 1
       else high = middle
     }
     return low

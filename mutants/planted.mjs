@@ -1,10 +1,11 @@
 /**
  * Faults that a change might bring in without anybody noticing. Each is a promise broken in one place: `find` stands in `file` once (or `times`
- * times), `replace` takes its place, and at least one of `tests` (a file, and a part of the full names of tests in it) has to go red. Where the code has a
- * second line behind that place, `also` breaks that too.
+ * times), however it is laid out, `replace` takes its place, and at least one of `tests` (a file, and a part of the full names of tests in it) has to go red.
+ * Where the code has a second line behind that place, `also` breaks that too.
  *
  * @typedef {{ find: string, replace: string }} Change
- * @type {(Change & { promise: string, name: string, file: string, times?: number, also?: Change, tests: [file: string, title: string][] })[]}
+ * @typedef {Change & { promise: string, name: string, file: string, times?: number, also?: Change, tests: [file: string, title: string][] }} Fault
+ * @type {Fault[]}
  */
 export const FAULTS = [
   // At most one rotation
@@ -131,8 +132,8 @@ export const FAULTS = [
     promise: 'P2',
     name: 'a lost answer to COMMIT is told as "nothing changed"',
     file: 'src/store/sql/transaction.ts',
-    find: 'if (!errors.refused(error)) throw outcomeUnknown(error)',
-    replace: 'if (!errors.refused(error)) throw storeError(error, errors)',
+    find: 'if (!errors.answered(error)) throw outcomeUnknown(error)',
+    replace: 'if (!errors.answered(error)) throw storeError(error, errors)',
     tests: [['test/crash/commit.test.ts', 'every mutation answers 503 outcome_unknown']],
   },
   {
@@ -211,8 +212,8 @@ export const FAULTS = [
     promise: 'P2',
     name: 'a live caller whose answer is gone is told 401',
     file: 'src/core/change/replay-decision.ts',
-    find: 'return secret?.ended === undefined ? spent() : invalidKey()',
-    replace: 'return secret?.ended === undefined ? invalidKey() : spent()',
+    find: 'return presented?.ended === undefined ? spent() : invalidKey()',
+    replace: 'return presented?.ended === undefined ? invalidKey() : spent()',
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: a key that rotated another one asks again']],
   },
   {
@@ -258,9 +259,17 @@ export const FAULTS = [
     promise: 'P3',
     name: 'the wait is counted from before COMMIT',
     file: 'src/core/change/run-change.ts',
+    find: 'committedAt, waitFrom: ended.at }',
+    replace: 'committedAt, waitFrom: askedAt }',
+    tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
+  },
+  {
+    promise: 'P2',
+    name: 'a short grace period is counted from before COMMIT',
+    file: 'src/core/change/run-change.ts',
     find: 'const committedAt = clock.monotonicMs()',
     replace: 'const committedAt = outcome.askedAt',
-    tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
+    tests: [['test/core/change/run-change.test.ts', 'a short grace period counts from the COMMIT']],
   },
   {
     promise: 'P3',
@@ -563,8 +572,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'a secret in its grace period may change something',
     file: 'src/core/change/refusal-order.ts',
-    find: 'if (!isKnown(secret) || secret.generation.retiredAt === null) return undefined',
-    replace: 'if (isKnown(secret) || secret !== undefined) return undefined',
+    find: 'if (!isKnown(presented) || presented.generation.retiredAt === null) return undefined',
+    replace: 'if (presented !== undefined) return undefined',
     tests: [
       ['test/http/contracts/standard.test.ts', 'on memory a grace period gives the secret on its way out no way to take the key back'],
     ],
@@ -726,7 +735,7 @@ export const FAULTS = [
     file: 'src/core/change/replay-decision.ts',
     find: 'return !(now < Math.min(expiresAt',
     replace: 'return now < 0 && !(now < Math.min(expiresAt',
-    tests: [['test/core/change/run-change.test.ts', 'P2: an answer can be asked for again until the replay window ends']],
+    tests: [['test/core/change/replay-decision.test.ts', 'a recorded answer is not given at the end of the window']],
   },
   {
     promise: 'P4',
@@ -734,8 +743,14 @@ export const FAULTS = [
     file: 'src/core/change/replay-decision.ts',
     find: 'return generation.retiredBy !== recordId || (',
     replace: 'return (',
-    also: { find: 'secret?.own === true ? undefined : refusalOf(', replace: 'secret !== undefined ? undefined : refusalOf(' },
-    tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given to a key that rotated itself after']],
+    also: {
+      find: 'refusalOf({ change, command, presented, target',
+      replace: 'refusalOf({ change, command, presented: presented && { ...presented, ended: undefined }, target',
+    },
+    tests: [
+      ['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given to a key that rotated itself after'],
+      ['test/core/change/replay-decision.test.ts', 'a recorded answer is not given to a secret that another change retired'],
+    ],
   },
   {
     promise: 'P4',
@@ -885,8 +900,8 @@ export const FAULTS = [
     promise: 'limits',
     name: 'a hit that has slid out of Redis is taken back from a later window',
     file: 'src/cache/redis/scripts.ts',
-    find: 'if back and slot(last) == slot(back) then count = count - 1 end',
-    replace: 'if back then count = count - 1 end',
+    find: 'if back and not taken and slot(last) == slot(back) then',
+    replace: 'if back and not taken then',
     tests: [['test/cache/redis/redis-cache.test.ts', 'a counter takes nothing back of a hit that has slid out']],
   },
   {
@@ -1033,7 +1048,7 @@ export const FAULTS = [
     promise: 'authority',
     name: 'the hash of a rotation secret is not looked at again inside the transaction',
     file: 'src/core/change/refusal-order.ts',
-    find: 'isHash(proof) && proof.hash !== secret.generation.rotationSecretHash ? invalidKey() : undefined',
+    find: 'isHash(proof) && proof.hash !== presented.generation.rotationSecretHash ? invalidKey() : undefined',
     replace: "isHash(proof) && proof.hash === '' ? invalidKey() : undefined",
     tests: [['test/core/change/rotation-secret.test.ts', 'the hash that was compared is looked at again']],
   },

@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process'
 import { rmSync, writeFileSync } from 'node:fs'
 
 rmSync('dist', { recursive: true, force: true })
-const tsc = (...args) => {
+const tsc = (/** @type {string[]} */ ...args) => {
   const { status } = spawnSync(process.execPath, ['node_modules/typescript/bin/tsc', '-p', 'tsconfig.build.json', ...args], {
     stdio: 'inherit',
   })

@@ -1,7 +1,7 @@
 // Makes sure that the tests have a Redis: REDIS_URL, or a server on PATH, or one from the system's package manager.
 import { spawnSync } from 'node:child_process'
 
-const there = (name, ...args) => spawnSync(name, args.length > 0 ? args : ['--version'], { stdio: 'ignore' }).status === 0
+const there = (/** @type {string} */ name) => spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0
 const hasServer = () => there('redis-server') || there('valkey-server')
 
 if (process.env.REDIS_URL !== undefined && !hasServer()) {
@@ -23,7 +23,7 @@ if (process.env.REDIS_URL === undefined && !hasServer()) {
     { manager: 'dnf', steps: [[...root, 'dnf', 'install', '-y', 'redis']] },
   ]
   const way = ways.find(({ manager }) => there(manager))
-  for (const [command, ...args] of way?.steps ?? []) {
+  for (const [command = '', ...args] of way?.steps ?? []) {
     console.log(`Installing a Redis server for the tests: ${[command, ...args].join(' ')}`)
     const { status, stdout, stderr } = spawnSync(command, args, { encoding: 'utf8' })
     if (status !== 0) console.log(`${stdout ?? ''}${stderr ?? ''}`.trim().split('\n').slice(-3).join('\n'))

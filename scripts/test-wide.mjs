@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 const HOME = 'test/wide'
 const STAMP = `${HOME}/node_modules/.installed`
 
-const run = (command, ...args) => {
+const run = (/** @type {string} */ command, /** @type {string[]} */ ...args) => {
   const { status } = spawnSync(command, args, { stdio: 'inherit', shell: process.platform === 'win32' })
   if (status !== 0) process.exit(status ?? 1)
 }
@@ -18,7 +18,7 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
 }
 
 // The clients in Python, curl and the browser are the system's. Without Python or Chromium the tests leave theirs out, and say so.
-const there = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
+const there = (/** @type {string} */ command, /** @type {string[]} */ ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
   ...(['chromium', 'chromium-browser', 'google-chrome'].some((name) => there(name, '--version')) ? [] : ['chromium']),
@@ -32,7 +32,7 @@ if (missing.length > 0 && there('apt-get', '--version')) {
     ['update', '-q'],
     ['install', '-y', '-q', '--no-install-recommends', ...missing],
   ]) {
-    const [command, ...rest] = [...root, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', ...args]
+    const [command = '', ...rest] = [...root, 'env', 'DEBIAN_FRONTEND=noninteractive', 'apt-get', ...args]
     const { status, stderr } = spawnSync(command, rest, { encoding: 'utf8' })
     if (status !== 0) console.log(`apt-get ${args[0]} failed: ${String(stderr).trim().split('\n').at(-1)}`)
   }
@@ -40,7 +40,7 @@ if (missing.length > 0 && there('apt-get', '--version')) {
 
 mkdirSync('.tmp', { recursive: true })
 run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile=.tmp/jest-wide.json', ...process.argv.slice(2))
-// With arguments somebody is after some of the tests in that folder only.
+// With arguments, only some of the tests in that folder are wanted.
 if (process.argv.length === 2) {
   process.env.LONG_TESTS = 'true'
   run('npx', 'jest', '--json', '--outputFile=.tmp/jest-long.json')

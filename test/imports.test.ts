@@ -60,6 +60,26 @@ test('a dialect of SQL is known to the entries for its database only', () => {
   expect(users.sort()).toEqual(['postgres', 'sql-store', 'sqlite'].map((name) => `store/sql/${name}.ts`))
 })
 
+test('the read path knows nothing of the write path', () => {
+  const reading = files.filter((file) => file.startsWith('core/verify/'))
+  expect(reading.length).toBeGreaterThan(0)
+  expect(reading.filter((file) => importsOf(file).some((imported) => imported.startsWith('core/change/')))).toEqual([])
+})
+
+test('no file imports itself by way of others', () => {
+  const open = new Set(files)
+  const circles: string[] = []
+  const visit = (file: string, path: readonly string[]): void => {
+    if (path.includes(file)) circles.push([...path.slice(path.indexOf(file)), file].join(' > '))
+    else if (open.has(file)) {
+      for (const next of importsOf(file)) visit(next, [...path, file])
+      open.delete(file)
+    }
+  }
+  for (const file of files) visit(file, [])
+  expect(circles).toEqual([])
+})
+
 test('bcrypt is loaded only when a rotation secret is there', () => {
   expect(files.filter((file) => importsOf(file).includes('bcrypt'))).toEqual([])
   const loads = files.filter((file) => readFileSync(join(SRC, file), 'utf8').includes("import('bcrypt')"))

@@ -1,10 +1,10 @@
-import { dropOldest } from '../drop-oldest.js'
 import type { EventRow, EventType, JsonObject, KeyRow, Store, StoreTransaction } from '../store/store.js'
 import { operatorOf } from './actor.js'
 import type { Actor, Origin } from './api-keys.js'
 import type { Background } from './background.js'
 import type { Clock } from './clock.js'
 import { timeOrderedId } from './id.js'
+import { onceIn } from './once-in.js'
 import { redactSecrets } from './secret.js'
 import { semaphore } from './semaphore.js'
 import { endedBecause } from './verify/verdict.js'
@@ -49,8 +49,7 @@ const MAX_QUEUED = 1_000
 export function auditTrail({ store, clock, tell, background }: AuditParts): AuditTrail {
   // What is written in the background takes one connection, however much there is of it.
   const inTurn = semaphore(1, MAX_QUEUED, 'More lines are waiting for the audit trail than it can take.')
-  /** When each subject was last written about. */
-  const lastWritten = new Map<string, number>()
+  const isDue = onceIn(ONCE_IN_MS, MAX_SUBJECTS, () => clock.monotonicMs())
 
   return {
     transaction,
@@ -89,16 +88,6 @@ export function auditTrail({ store, clock, tell, background }: AuditParts): Audi
       const details = { generation: generation.generation, reason }
       await write(now, { type: 'key.retired_secret_refused', key, actor: `key:${key.id}`, origin, details })
     })
-  }
-
-  function isDue(subject: string): boolean {
-    const now = clock.monotonicMs()
-    const last = lastWritten.get(subject)
-    if (last !== undefined && now - last < ONCE_IN_MS) return false
-    lastWritten.delete(subject)
-    lastWritten.set(subject, now)
-    dropOldest(lastWritten, MAX_SUBJECTS)
-    return true
   }
 }
 

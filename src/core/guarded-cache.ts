@@ -1,17 +1,19 @@
 import type { Cache, Counters, Hit } from '../cache/cache.js'
 import { inTime } from '../in-time.js'
 import { monotonicMs } from '../real-time.js'
+import { onceIn } from './once-in.js'
 
-/** A cache gives no answer when it takes this much longer than its own limit. */
+/** A cache that takes this much longer than its own limit gives no answer. */
 const ANSWER_MS = 1_000
-/** Trouble is reported once in this time for each method: a cache that is away fails every request. */
+/** Trouble is reported once in this time for each method: a cache that is away fails at every request. */
 const REPORT_MS = 60_000
+const MAX_METHODS = 10
 
 type Limit = { readonly max: number; readonly windowMs: number }
 type Attempt = <T>(method: string, work: () => Promise<T>, makesSense?: (answer: T) => boolean) => Promise<T>
 
 /**
- * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, be silent or talk nonsense.
+ * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, hang or answer nonsense.
  */
 export function guardedCache(cache: Cache, report: (error: unknown) => void): Cache {
   const attempt = reportingAttempt(ANSWER_MS + (cache.timeoutMs ?? 0), report)
@@ -49,7 +51,7 @@ export function guardedCache(cache: Cache, report: (error: unknown) => void): Ca
 function guardedCounters(cache: Cache, limit: Limit, attempt: Attempt): Counters {
   let made: Counters | undefined
   const counters = (): Counters => {
-    // Not before they are wanted: the application starts without them too.
+    // Made when they are first used: the application starts without them too.
     made ??= cache.counters?.(limit)
     return made as Counters
   }
@@ -65,21 +67,18 @@ function guardedCounters(cache: Cache, limit: Limit, attempt: Attempt): Counters
 }
 
 function reportingAttempt(limitMs: number, report: (error: unknown) => void): Attempt {
-  const reportedAt = new Map<string, number>()
+  const isDue = onceIn(REPORT_MS, MAX_METHODS, monotonicMs)
   return async (method, work, makesSense = () => true) => {
     try {
       return await sensible(work, limitMs, makesSense)
     } catch (error) {
-      if (monotonicMs() - (reportedAt.get(method) ?? Number.NEGATIVE_INFINITY) >= REPORT_MS) {
-        reportedAt.set(method, monotonicMs())
-        report(error)
-      }
+      if (isDue(method)) report(error)
       throw error
     }
   }
 }
 
-/** What a cache answers, in time; rejects where it throws, is silent, or says what makes no sense. */
+/** What the cache answers; rejects where it throws, hangs, or answers what makes no sense. */
 async function sensible<T>(work: () => Promise<T>, limitMs: number, makesSense: (answer: T) => boolean): Promise<T> {
   const answer = await inTime(limitMs, work(), () => new Error(`The cache gave no answer within ${limitMs} ms.`))
   if (!makesSense(answer)) throw new Error('The cache gave an answer that makes no sense.')

@@ -131,7 +131,7 @@ export function iso(ms: number): string {
 }
 
 function deepFreeze<T>(value: T): T {
-  // What is no object counts as frozen.
+  // A primitive counts as frozen.
   if (!Object.isFrozen(value)) {
     Object.freeze(value)
     for (const part of Object.values(value as object)) deepFreeze(part)

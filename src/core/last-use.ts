@@ -18,7 +18,7 @@ export interface Uses {
 const ONCE_IN_MS = 60_000
 /** Uses of many keys go out in one write. */
 const GATHER_MS = 1_000
-/** A process that serves more keys than this in a minute writes some of them more often. */
+/** A process that serves more keys than this in a minute writes the use of some of them more often. */
 const MAX_NOTED = 50_000
 const AT_ONCE = 200
 
@@ -66,7 +66,7 @@ export function keyUses(store: Store, clock: Clock, report: (error: unknown) => 
         await store.recordUses(uses.slice(from, from + AT_ONCE).map(({ at, ...use }) => ({ ...use, agoMs: now - at })))
       }
     } catch (error) {
-      // Lost: the next use in a minute's time is written again.
+      // These uses are lost. The next use of each key, a minute later, is written again.
       report(error)
     }
   }

@@ -25,19 +25,19 @@ export interface RouteOf<A extends Action> {
   readonly path: string
   readonly action: A
   /**
-   * Who may do this to a key, where the path names one: only a key of the same owner that has `api_keys:write`, or also the key itself.
+   * Who may do this to the key that the path names: only a key of the same owner that has `api_keys:write`, or also the key itself.
    * Only for `rotate`. Default `writer or self`.
    */
   readonly caller?: 'writer' | 'writer or self'
-  /** What a request has to bring; without it the answer is 400. Default nothing but the credential. */
+  /** What a request must bring besides the credential; without it the answer is 400. Default nothing. */
   readonly requires?: readonly ('idempotencyKey' | 'rotationSecret')[]
   /** The fields that the JSON body may have; any other is refused. Default none. */
   readonly fields?: readonly Field[]
   /** Whether a rotated key keeps its id, or a new key takes its place and the old one is revoked. Default `same`. */
   readonly identity?: 'same' | 'successor'
-  /** Whether `success` hands out a new rotation secret where the key has one. Where it does not, the old one stays good. Default false. */
+  /** Whether `success` hands out the new rotation secret of a key that has one. If not, the old one stays good. Default false. */
   readonly rotatesRotationSecret?: boolean
-  /** How often this may be asked for. Answers that were lost can be asked for beyond it. Default: see `DEFAULT_LIMIT`. */
+  /** How many requests the route takes. Asking for a lost answer does not count against it. Default 120 a minute with one credential. */
   readonly limit?: Limit
   /** The status of a success. */
   readonly status: number
@@ -71,27 +71,28 @@ export interface Limit {
 export type Schema = { readonly [keyword: string]: unknown }
 
 /**
- * The wire shape of a rotate API, as a plain value: routes, success bodies and failure bodies. What happens behind it is the
- * same for all. See docs/contracts.md.
+ * The wire shape of a rotate API, as a plain value: routes, success bodies and failure bodies. Behind it, all contracts do the same.
+ * See docs/contracts.md.
  */
 export interface Contract {
-  /** One word, for documents and counters. */
+  /** One word, for OpenAPI documents and counters. */
   readonly name: string
-  /** Where it is usually mounted. */
+  /** Where the router is usually mounted. */
   readonly path: string
-  /** In the order they are tried. */
+  /** In the order in which they are tried. */
   readonly routes: readonly Route[]
   /** Whether `Authorization: <key>` without a scheme is taken too. Default false. */
   readonly bareToken?: boolean
   /** Whether operators may call, where the router has `operators`. Default false. */
   readonly operators?: boolean
-  /** Whether every answer has an `X-Request-Id`, taken from the request when it sends a sane one. Default false. */
+  /** Whether every answer has an `X-Request-Id`: that of the request, if it is sane, or a new one. Default false. */
   readonly requestId?: boolean
   /**
    * How far `api_keys:write` reaches. `bounded`: a key creates, changes and rotates only what it could be itself; `open`: any key of its owner and
    * environment, as some published pages have it. Default `bounded`.
    */
   readonly delegation?: 'bounded' | 'open'
+  /** What a failure looks like. The error has the status and headers of the answer, and neither `cause`, `reason` nor `keyId`. */
   failure(error: ApiKeyError, request: { readonly requestId: string }): Failure
   /** The schema of the failure bodies, for the OpenAPI document. */
   readonly failureSchema?: Schema
@@ -99,7 +100,7 @@ export interface Contract {
 
 /** How a failure looks on the wire. */
 export interface Failure {
-  /** Default: the status of the error's code, `error.status`. */
+  /** Default `error.status`. The headers follow it: a challenge with 401, `Retry-After` with 429 and 503. */
   readonly status?: number
   /** Default `application/json`. */
   readonly contentType?: string

@@ -5,9 +5,9 @@ import { ADMIN_SCOPE } from '../core/scope.js'
 import { ApiKeyError } from '../errors.js'
 import { integerOption, refuseUnknown } from '../options.js'
 
-/** Tells an operator by the access token that it presents. */
+/** Authenticates operators by their access tokens. */
 export interface Operators {
-  /** @throws ApiKeyError `invalid_key` when the token is not good. */
+  /** @throws ApiKeyError `invalid_key` if the token is not good. */
   authenticate(token: string): Operator
 }
 
@@ -16,17 +16,20 @@ export interface OperatorJwtOptions {
   issuer: string
   /** The `aud` that a token must have, alone or among others. */
   audience: string
-  /** The algorithms that a token may be signed with: of one family, and never `none`. */
+  /** The algorithms that a token may be signed with, all of one family, and never `none`. */
   algorithms: readonly OperatorAlgorithm[]
   /** A public key in PEM, or for HS256, HS384 and HS512 a shared secret of at least 32 bytes. Instead of `keys`. */
   key?: OperatorKey
-  /** Keys by their `kid`, which every token must then name. Put the next one in before it signs, and take an old one out when its tokens are over. */
+  /** Keys by their `kid`, which every token must then name. Add the next key before it signs, and remove an old one once its tokens have expired. */
   keys?: { readonly [kid: string]: OperatorKey }
-  /** The claim that lists the owners whose keys the operator may see and change; `["*"]` is all of them. Default `owners`. */
+  /** The claim that lists the owners whose keys the operator may see and change. `["*"]` means all of them. Default `owners`. */
   ownersClaim?: string
-  /** The claim that holds what the operator may hand out, as `{ "scopes": [], "environments": [] }`; every token must then have it. Default: no claim, and everything. */
+  /**
+   * The claim with what the operator may hand out, as `{ "scopes": [], "environments": [] }`. Every token must then have it. Default: no claim, and the
+   * operator may hand out everything.
+   */
   grantsClaim?: string
-  /** A token that is good for longer than this from now is refused, in milliseconds. Default 86,400,000 (a day). */
+  /** The longest that a token may still be good for, in milliseconds. Default 86,400,000 (a day). */
   maxLifetimeMs?: number
 }
 
@@ -44,14 +47,14 @@ const EVERYTHING: Grants = { scopes: ['*', ADMIN_SCOPE], environments: ['live', 
 const MIN_SECRET_BYTES = 32
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it refuses
 const SUBJECT = /^[^\u0000-\u001f\u007f-\u009f]{1,255}$/u
-/** What the clocks of two machines may be apart. */
+/** How far the clocks of two machines may be apart. */
 const TOLERANCE_SECONDS = 5
 
 /**
  * Lets people and back offices call the standard routes with a signed JWT: `keyRouter(keys, { operators: operatorJwt({ … }) })`. A token needs `exp`, `iss`,
  * `aud`, `sub`, the scopes in `scope` (space-separated) and the owners in `owners`.
  *
- * @throws ApiKeyError `invalid_option` when a key does not fit the algorithms, or anything is missing or unknown.
+ * @throws ApiKeyError `invalid_option` if a key does not fit the algorithms, or anything is missing or unknown.
  * @see RFC 8725 (JWT best current practices), RFC 9068 (the profile of access tokens)
  */
 export function operatorJwt(options: OperatorJwtOptions): Operators {
@@ -76,11 +79,11 @@ export function operatorJwt(options: OperatorJwtOptions): Operators {
       try {
         const { header } = jwt.decode(token, { complete: true }) ?? {}
         const key = keyFor(header)
-        if (key === undefined) throw refused('The token names no key that is known here.')
+        if (key === undefined) throw refused('The token does not name a known key.')
         const payload = jwt.verify(token, key, { algorithms, issuer, audience, clockTolerance: TOLERANCE_SECONDS })
         return operatorOf(payload)
       } catch (cause) {
-        // Neither the library's message nor its cause: both quote what the token says.
+        // Neither the library's message nor its cause, since both quote the token.
         if (cause instanceof ApiKeyError) throw cause
         throw refused('The access token is not valid.')
       }
@@ -88,7 +91,7 @@ export function operatorJwt(options: OperatorJwtOptions): Operators {
   }
 
   function keyFor(header: JwtHeader | undefined): KeyObject | undefined {
-    // An extension that has to be understood, and is not. @see RFC 7515 §4.1.11
+    // An extension that must be understood, and is not. @see RFC 7515 §4.1.11
     if (header === undefined || 'crit' in header) return undefined
     return only ?? (typeof header.kid === 'string' ? byKid.get(header.kid) : undefined)
   }
@@ -117,7 +120,7 @@ export function operatorJwt(options: OperatorJwtOptions): Operators {
   }
 
   function grantsOf(payload: JwtPayload): Grants {
-    // Its issuer is trusted with what an operator may do, and may leave that to the scopes of the token.
+    // The issuer decides what an operator may do, and may leave it to the scopes of the token.
     if (grantsClaim === undefined) return EVERYTHING
     const grants: unknown = Object.hasOwn(payload, grantsClaim) ? payload[grantsClaim] : undefined
     const { scopes, environments } = (grants ?? {}) as { scopes?: unknown; environments?: unknown }
@@ -134,7 +137,7 @@ export function operatorJwt(options: OperatorJwtOptions): Operators {
   }
 }
 
-/** A key of the one kind that the algorithms need: a public key must never be taken for a shared secret. */
+/** A key of the kind that the algorithms need: a public key must never pass for a shared secret. */
 function keyObject(key: OperatorKey, keyType: string): KeyObject {
   let made: KeyObject
   try {

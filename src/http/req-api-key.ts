@@ -5,10 +5,10 @@ import { ApiKeyError } from '../errors.js'
 import type { JsonObject } from '../store/store.js'
 
 /**
- * The key that `bearerAuth` let this request in with, for TypeScript: `req.apiKey` may be undefined by its type, and this cannot. `Metadata` is the type
- * that `createApiKeys<Metadata>` was given.
+ * Returns the key that let this request in. By its type, `req.apiKey` may be undefined; this cannot. `Metadata` is the type that
+ * `createApiKeys<Metadata>` was given.
  *
- * @throws ApiKeyError `internal_error` where the request has no key, since no `bearerAuth` stands before this handler.
+ * @throws ApiKeyError `internal_error` if the request has no key, since no `bearerAuth` stands before this handler.
  */
 export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly apiKey?: ApiKey | undefined }): ApiKey<Metadata> {
   if (req.apiKey !== undefined) return req.apiKey as ApiKey<object> as ApiKey<Metadata>
@@ -17,16 +17,16 @@ export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly a
 
 /** The key of each request, by its `identityOf`. */
 const keyOf = new WeakMap<object, ApiKey | undefined>()
-/** Prototypes of requests that have been looked at. */
+/** Prototypes of requests that `extend` has seen. */
 const prepared = new WeakSet<object>()
 /** Prototypes that have the property defined below. */
 const extended = new WeakSet<object>()
 
 /**
- * Sets `req.apiKey`. Express gives each request another prototype, and from then on V8 makes a hidden class of its own, that lives until the next
- * major collection, for each property that is added: that would cost more than checking the key. So `apiKey` is a property of
- * `express.request`, the prototype of all requests that Express documents as the place for more. And assigning to it would have V8 look
- * the property up for the hidden class of this request, and remember what it found long after: so the key goes where the setter would put it.
+ * Sets `req.apiKey`. Express replaces the prototype of each request. Each property that is then added gives the request a hidden class of its own
+ * in V8, which lives until the next major collection: that would cost more than checking the key. So `apiKey` is a property of
+ * `express.request`, the prototype of all requests, which Express documents as the place for additions. Assigning to it would still make V8 look
+ * the property up for the hidden class of this request, and cache the result: so the key goes directly where the setter would put it.
  */
 export function setApiKey(req: Request, key: ApiKey): void {
   const prototype: object = Object.getPrototypeOf(req)
@@ -39,8 +39,8 @@ export function setApiKey(req: Request, key: ApiKey): void {
 }
 
 /**
- * What a request shares with a proxy around it and with an object derived from it, and with no other request: the state of its stream. Its list of
- * headers will not do, since an adapter may give all its requests the same empty one.
+ * What a request shares with a proxy around it and with an object derived from it, but with no other request: the state of its stream. Its
+ * headers will not do: an adapter may give all its requests the same empty object.
  */
 function identityOf(req: object): object | undefined {
   return (req as { _readableState?: object })._readableState
@@ -50,7 +50,7 @@ function hasIdentity(req: object): boolean {
   return Object.hasOwn(req, '_readableState') && typeof identityOf(req) === 'object'
 }
 
-/** Whether `req.apiKey` is the property defined below, and none that somebody put before it. */
+/** Whether `req.apiKey` is the property defined below, and not one that somebody put in front of it. */
 function inherits(req: Request): boolean {
   if (!hasIdentity(req)) return false
   for (let at: object | null = req; at !== null; at = Object.getPrototypeOf(at)) {
@@ -60,21 +60,21 @@ function inherits(req: Request): boolean {
   return false
 }
 
-/** Leaves alone what is no request of Express, and what has an `apiKey` already, such as that of another copy of this module. */
+/** Leaves a prototype alone if it is not Express's, or has an `apiKey` already, such as that of another copy of this module. */
 function extend(prototype: object): void {
   let root: object | undefined
   let next: object | null = prototype
   for (; next !== null && next !== IncomingMessage.prototype; next = Object.getPrototypeOf(next)) root = next
   if (next === null || root === undefined || 'apiKey' in prototype || !Object.isExtensible(root)) return
   Object.defineProperty(root, 'apiKey', {
-    // For good: `inherits` need not look again.
+    // Never removed, so `inherits` need not look again.
     configurable: false,
     enumerable: true,
     get(this: Request) {
       return keyOf.get(identityOf(this) as object)
     },
     set(this: Request, key: ApiKey | undefined) {
-      // A derived object gets a property of its own, as it always did: another key on it is not to become the request's.
+      // A derived object gets a property of its own: another key on it must not become the request's.
       if (hasIdentity(this)) keyOf.set(identityOf(this) as object, key)
       else Object.defineProperty(this, 'apiKey', { value: key, writable: true, enumerable: true, configurable: true })
     },

@@ -140,7 +140,7 @@ function isRateLimited(error: unknown): boolean {
   return error instanceof ApiKeyError && error.code === 'rate_limited'
 }
 
-/** Whether another process may have carried out the same request by now: only if the secret is still good here, since its end and the answer are recorded together. */
+/** Waits for another process that may be carrying out the same request. Only while the secret is good: its end and the answer are recorded together. */
 async function twinCameElsewhere({ internals, twins }: Service, { identified }: Incoming, { only }: Allowance): Promise<boolean> {
   if (only !== 'replay' || !('caller' in identified) || familiarKey(internals, identified.caller) === undefined) return false
   return twins.waitForTwinElsewhere()
@@ -153,7 +153,7 @@ async function act(service: Service, incoming: Incoming, { only, takeBack }: All
   const { delegation = 'bounded', operators = false } = contract
   const command = commandOf(req, caller, checked, { delegation, ...(only === 'replay' ? { replayOnly: true } : {}) })
   const asked: Asked = { req, res, route, caller, ...checked, takesOwner: operators, command, retryFrom: again?.retryFrom }
-  // Also asked beforehand: a key that rotates itself is no longer known by the secret it came with.
+  // Looked up before too: once a key has rotated itself, its old secret no longer leads to it.
   const usedBefore = familiarKey(internals, caller)
   const result = await carryOut(keys, internals, asked)
   const used = usedBefore ?? familiarKey(internals, caller)

@@ -8,7 +8,7 @@ export interface MemoryStoreOptions {
   now?: () => number
 }
 
-/** Names the data behind a store object, for those who count the users of it. */
+/** Names the data behind a store object: instances over the same data are counted. */
 const DATA = Symbol.for('express-api-keys.data')
 
 /**

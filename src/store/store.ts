@@ -231,11 +231,11 @@ export interface Store {
   settleLease(version: number): Promise<void>
 
   /**
-   * Hears of trouble that no call tells of, such as an idle connection that was lost; returns a function that ends it.
+   * Listens for trouble that no call reports, such as a lost idle connection; returns a function that stops that.
    */
   onFault?(listener: (fault: ApiKeyError) => void): () => void
 
-  /** Lets go of what the store itself opened; a pool or handle that was handed in stays open. */
+  /** Closes what the store itself opened; a pool or handle that was passed in stays open. */
   close(): Promise<void>
 }
 

@@ -5,9 +5,9 @@ import { monotonicMs, nextTurn } from '../real-time.js'
 export interface TurnedClock extends Clock {
   /** As in `Clock`; it can be handed on by itself, as in `memoryStore({ now: clock.wallMs })`. */
   readonly wallMs: () => number
-  /** Lets `ms` milliseconds pass, and wakes whoever has slept enough. What they then do goes on in the background: await it. */
+  /** Lets `ms` milliseconds pass, and ends every sleep that is over. What then goes on does so in the background: await it. */
   advance(ms: number): void
-  /** Lets `ms` milliseconds pass as on a machine that is suspended: the wall clock goes on, the monotonic one does not, and nobody wakes. */
+  /** Lets `ms` milliseconds pass as on a suspended machine: the wall clock goes on, the monotonic one does not, and no sleep ends. */
   suspend(ms: number): void
   /** Sets the wall clock `by` milliseconds forward or, where negative, back. */
   setWall(by: number): void

@@ -1,21 +1,18 @@
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { Client, Pool } from 'pg'
-import { child } from '../support/child.js'
-import { freePort } from '../support/port.js'
-import { initCluster, postgresPrograms } from '../support/postgres-programs.js'
+import { initCluster, postgresFolder, postgresPrograms, postgresServer } from '../support/postgres-server.js'
 
 /** A PostgreSQL of one run, whose COMMITs can be made to wait and whose clock can be set. */
 export interface OwnDatabase {
   readonly url: string
-  /** For whoever looks on and does harm: what it writes waits for no standby, and `endSessions` lets its sessions be. */
+  /** For the checks and the faults: its commits wait for no standby, and `endSessions` leaves its sessions alone. */
   readonly pool: Pool
-  /** Ends every session but those of `pool`, and says how many there were. */
+  /** Ends every session but those of `pool`, and returns how many there were. */
   endSessions(): Promise<number>
-  /** From now on every COMMIT waits for a standby that is not there; or no longer, and then those that have waited go on. */
+  /** Makes every COMMIT wait for a standby that does not exist, or ends that, for those that are waiting too. */
   awaitStandby(away: boolean): Promise<void>
-  /** Sets the clock, as every statement of the store hears it, to so much more than it is. */
+  /** Moves the clock that the statements of the store read by so much. */
   setClock(byMs: number): Promise<void>
   close(): Promise<void>
 }
@@ -36,23 +33,14 @@ const CLOCK = `
     as $$ select pg_catalog.clock_timestamp() + (select ms from clock.offset_ms) * interval '1 millisecond' $$;
   alter database postgres set search_path = clock, pg_catalog, public;`
 
-/** Starts one with the programs of the server that is there already. */
+/** Starts one with the programs of the server that is already running. */
 export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
   const programs = await postgresPrograms(serverUrl)
-  const folder = mkdtempSync(join(tmpdir(), 'api-keys-chaos-postgres-'))
-  chmodSync(folder, 0o777)
+  const folder = postgresFolder()
   const data = join(folder, 'data')
   initCluster(programs, data)
-  const port = await freePort()
-  const settings = ['listen_addresses=127.0.0.1', 'unix_socket_directories=', 'fsync=off', 'max_connections=300']
-  const server = child(() => ({
-    command: programs.postgres,
-    args: ['-D', data, '-p', String(port), ...settings.flatMap((setting) => ['-c', setting])],
-    ready: /ready to accept connections/,
-    owner: programs.owner,
-  }))
-  await server.start()
-  const url = `postgres://postgres@127.0.0.1:${port}/postgres`
+  const { url, start, stop } = await postgresServer(programs, data)
+  await start()
   const client = new Client({ connectionString: url })
   await client.connect()
   await client.query(CLOCK)
@@ -83,7 +71,7 @@ export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
     },
     async close() {
       await pool.end()
-      await server.kill('SIGQUIT')
+      await stop('immediate')
       rmSync(folder, { recursive: true, force: true })
     },
   }

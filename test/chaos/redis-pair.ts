@@ -11,12 +11,12 @@ export interface RedisPair {
   command(name: string, ...args: string[]): Promise<unknown>
   /** Has the primary write a snapshot. */
   save(): Promise<void>
-  /** Stops the primary in its tracks, as a machine that hangs. */
+  /** Suspends the primary, like a machine that hangs. */
   freeze(): void
   thaw(): void
   /** Kills the primary and starts it again from the last snapshot that was saved. */
   restart(downMs: number): Promise<void>
-  /** The replica hears no more of the primary. */
+  /** Cuts the replica off from the primary. */
   lag(): void
   /** Makes the lagging replica the primary, kills the old one and gives the new one an empty replica. Resolves with the new port. */
   promote(): Promise<number>
@@ -34,7 +34,7 @@ export async function redisPair(): Promise<RedisPair> {
     command: (name, ...args) => send(primary.port, name, ...args),
     async save() {
       for (let saved = false; !saved; ) {
-        // A replica that is new has it write one already, and two at once it refuses.
+        // For a new replica it writes one already, and it refuses two at once.
         saved = await send(primary.port, 'SAVE').then(
           () => true,
           (error: Error) => {

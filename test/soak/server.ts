@@ -27,6 +27,6 @@ app.get('/holds', (_req, res) => {
   res.json({ heapUsed, rss, handles: process.getActiveResourcesInfo().length })
 })
 const server = app.listen(0, '127.0.0.1', () => process.send?.((server.address() as AddressInfo).port))
-// A connection that is kept alive is never closed from here: whoever sends on it at that moment would take it for a failure.
+// A connection that is kept alive is never closed from here: a client that sends on it at that moment would take it for a failure.
 server.keepAliveTimeout = 0
 process.once('disconnect', () => process.exit())

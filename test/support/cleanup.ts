@@ -1,6 +1,6 @@
 const closers: (() => Promise<unknown>)[] = []
 
-/** Closes something when the tests of this file have ended, also when they failed; the last opened goes first. */
+/** Closes something after the tests of this file, even when they fail. What was opened last is closed first. */
 export function atEnd(close: () => Promise<unknown>): void {
   closers.push(close)
 }

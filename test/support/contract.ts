@@ -1,6 +1,4 @@
-import { once } from 'node:events'
 import { request } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import express from 'express'
 import {
   type ApiKeys,
@@ -16,6 +14,7 @@ import {
 import type { Contract } from 'express-api-keys/contract'
 import { atEnd } from './cleanup.js'
 import { documentOf } from './document.js'
+import { listen } from './listen.js'
 import { SERVER_SECRET } from './process.js'
 import { stores } from './stores.js'
 
@@ -77,14 +76,8 @@ export async function serveContract(
   app.get('/data', bearerAuth(keys, { failuresPerMinute, deprecation: true }), (req, res) => {
     res.json({ id: req.apiKey?.id })
   })
-  const server = app.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  atEnd(async () => {
-    server.closeAllConnections()
-    await new Promise((resolve) => server.close(resolve))
-    await keys.close()
-  })
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  atEnd(() => keys.close())
+  const url = await listen(app)
   const { check } = documentOf(contract)
   return {
     keys,

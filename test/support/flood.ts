@@ -1,11 +1,11 @@
-// A process of its own that presents well-formed secrets that nobody has, FLOOD_RATE of them a second. It says on stdout what it was answered.
+// A process that presents unknown, well-formed secrets, FLOOD_RATE of them a second. It prints how often it got each status.
 import { randomBytes } from 'node:crypto'
 import { Agent, request } from 'node:http'
 import { secretFormat } from '../../src/core/secret.js'
 
 const { FLOOD_URL = '', FLOOD_RATE = '2000', FLOOD_ADDRESSES } = process.env
 const TICK_MS = 5
-/** Connections. What they cannot take in time is left out, and what was left out is not made up for later in one burst. */
+/** Connections. Requests that they cannot take in time are skipped, and never made up for in one burst. */
 const AT_ONCE = 100
 
 const { port } = new URL(FLOOD_URL)

@@ -1,5 +1,3 @@
-import { once } from 'node:events'
-import type { AddressInfo } from 'node:net'
 import express from 'express'
 import {
   type ApiKeys,
@@ -13,6 +11,7 @@ import {
 import type { Contract } from 'express-api-keys/contract'
 import { atEnd } from './cleanup.js'
 import { type Checked, exchange, type Sent } from './contract.js'
+import { listen } from './listen.js'
 import { SERVER_SECRET } from './process.js'
 
 export interface Losing {
@@ -53,14 +52,8 @@ export async function serveLosing(
   app.get('/data', bearerAuth(keys), (req, res) => {
     res.json({ id: req.apiKey?.id })
   })
-  const server = app.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  atEnd(async () => {
-    server.closeAllConnections()
-    await new Promise((resolve) => server.close(resolve))
-    await keys.close()
-  })
-  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`
+  atEnd(() => keys.close())
+  const url = await listen(app)
   return {
     keys,
     url,

@@ -2,9 +2,9 @@ import { randomInt } from 'node:crypto'
 import { createServer } from 'node:net'
 
 /**
- * A port that was free a moment ago, and with it the one 10,000 higher, where a Redis of a cluster talks to the others. Below those that the
- * system gives to clients: whoever dials a server that is away over and over is at some time given its port, meets itself there, and is in its
- * way when it comes back.
+ * Returns a port that was free a moment ago. The port 10,000 higher was free too: a Redis of a cluster talks to the others there. Both are below the
+ * ports that the system gives to clients: a client that dials a stopped server over and over would at some time get the server's own port, connect to
+ * itself, and keep the server from coming back.
  */
 export async function freePort(): Promise<number> {
   for (;;) {

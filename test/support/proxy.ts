@@ -166,11 +166,11 @@ export class FaultProxy {
   #cut(link: Link): void {
     if (!this.#links.delete(link)) return
     for (const end of [link.client, link.server]) if (!end.destroyed && !end.writableEnded) end.resetAndDestroy()
-    // One that was ended closes when the other side has read to its end.
+    // An ended socket closes when the other side has read to its end.
     link.server.resume()
   }
 
-  /** Whether this piece has met its fate, so that nothing more is to be done with it. */
+  /** Whether this piece has met its fate, and goes no further. */
   #struck(link: Link, bytes: Buffer): boolean {
     const strike = this.#strike
     if (strike === undefined || link.broken) return false
@@ -197,7 +197,7 @@ export class FaultProxy {
     return true
   }
 
-  /** Passes bytes on by the trouble of the moment; delayed ones keep their order. */
+  /** Passes bytes on as the current trouble says. Delayed ones keep their order. */
   #forward(link: Link, direction: Direction, to: Socket): (bytes: Buffer) => void {
     let left: number | undefined
     const late: { bytes: Buffer; dueAt: number }[] = []
@@ -240,7 +240,7 @@ export class FaultProxy {
     }
   }
 
-  /** The reply of TIME wherever it stands in a reply, moved; seconds since 2001 have ten digits, so the length stays. */
+  /** Moves the reply of TIME, wherever it is in a reply. Seconds since 2001 have ten digits, so the length stays. */
   #skewed(bytes: Buffer): Buffer {
     const moved = bytes
       .toString('latin1')

@@ -21,7 +21,7 @@ export function redisBinary(): string | undefined {
 /**
  * Starts a Redis server on a free port. It writes nothing to disk unless told to, and then to a folder of its own.
  *
- * @param args more arguments, asked for at each start.
+ * @param args returns more arguments, at each start.
  * @param config the lines of a configuration file, where it needs one.
  */
 export async function redisServer({
@@ -41,7 +41,7 @@ export async function redisServer({
   const server = child(() => ({
     command: binary,
     args: [...(config === undefined ? [] : [file]), ...usual, ...args()],
-    // A Sentinel is ready when it says its name.
+    // A Sentinel is ready when it prints its id.
     ready: /ready to accept connections|sentinel id is/i,
   }))
   await server.start()

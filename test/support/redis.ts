@@ -6,7 +6,7 @@ import { type RedisServer, redisBinary, redisServer } from './redis-server.js'
 
 export interface TestRedis {
   readonly url: string
-  /** Kills the server (SIGKILL), or cuts the way to it. */
+  /** Kills the server (SIGKILL), or cuts the connections to it. */
   stop(): Promise<void>
   /** Starts it again on the same port, empty. */
   start(): Promise<void>
@@ -17,8 +17,8 @@ export interface TestRedis {
 }
 
 /**
- * A Redis that a test may kill: a server of its own where there is one on PATH, or else a proxy before the one at REDIS_URL, on
- * which it touches this package's entries only.
+ * Starts a Redis that a test may kill: a server of its own if there is one on PATH, or else a proxy to the one at REDIS_URL, where only this package's
+ * entries are touched.
  */
 export async function startRedis(): Promise<TestRedis> {
   const isOwn = redisBinary() !== undefined
@@ -47,14 +47,14 @@ export async function startRedis(): Promise<TestRedis> {
   }
 }
 
-/** A server that a test may turn into something else, until the end of the test. */
+/** Starts a server that a test may turn into something else. */
 export async function ownRedis(how: Parameters<typeof redisServer>[0] = {}): Promise<RedisServer> {
   const server = await redisServer(how)
   atEnd(server.close)
   return server
 }
 
-/** For tests that need servers of their own, which a REDIS_URL cannot give. */
+/** Returns `test`, or `test.skip` where there is no redis-server: some tests need servers that a REDIS_URL cannot give. */
 export function ifServer(): typeof test.skip {
   return spawnSync('redis-server', ['--version']).status === 0 ? test : test.skip
 }

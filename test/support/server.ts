@@ -1,5 +1,5 @@
-// A real process that serves keys, for tests that kill one or need two. Its environment says over which store and Redis; the header
-// `crash` of a request says at which step of it the process is killed.
+// A process that serves keys, for tests that kill one or need two. Its environment names the store and Redis. The header `crash` of a
+// request names the step at which the process is killed.
 import type { AddressInfo } from 'node:net'
 import express, { type Request, type Response } from 'express'
 import express4 from 'express4'
@@ -38,7 +38,7 @@ const server = app.listen(0, '127.0.0.1', () => {
   console.log(`ready ${(server.address() as AddressInfo).port}`)
 })
 
-/** Reads which step is the last, and kills around the answer of that request. */
+/** Reads at which step to kill the process, and does so around the answer of that request. */
 function crashing(req: Request, res: Response, next: () => void): void {
   crashAt = req.get('crash') ?? crashAt
   if (req.get('crash') === undefined) {
@@ -59,7 +59,7 @@ function reached(step: string): void {
   if (crashAt === step) process.kill(process.pid, 'SIGKILL')
 }
 
-/** The same, with a place to be killed at before and after each of its methods. */
+/** The same part, which can be killed before and after each of its methods. */
 function mortal<T extends object>(name: string, part: T): T {
   return new Proxy(part, {
     get(target, method) {
@@ -87,7 +87,7 @@ function mortalStore(store: Store): Store {
   return mortal('store', Object.assign(Object.create(store) as Store, { transaction }))
 }
 
-/** Connections that may be the last thing to be heard of this process: with COMMIT sent, and its answer not yet there. */
+/** Connections on which the process can be killed with COMMIT sent, and its answer not yet there. */
 function mortalPool(): Pool {
   const pool = new Pool({ connectionString: STORE_URL })
   pool.on('error', () => {})
@@ -105,7 +105,7 @@ function mortalPool(): Pool {
   return pool
 }
 
-/** For somebody else to kill. */
+/** Waits to be killed from outside. */
 function stalled(): Promise<never> {
   console.log('stalled')
   return new Promise(() => {})

@@ -20,7 +20,7 @@ export function smallDisk(megabytes: number): SmallDisk | undefined {
   }
   const mounted = asRoot('mount', '-t', 'tmpfs', '-o', `size=${megabytes}m,mode=777`, 'tmpfs', folder)
   atEnd(async () => {
-    // Lazily: a driver may let go of its files a little later.
+    // Lazily: a driver may close its files a little later.
     if (mounted) asRoot('umount', '-l', folder)
     rmSync(folder, { recursive: true, force: true })
   })

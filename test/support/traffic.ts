@@ -30,7 +30,7 @@ export async function call(url: string, { method = 'GET', secret, idempotencyKey
   return { status: response.status, body: text === '' ? undefined : JSON.parse(text), headers: response.headers }
 }
 
-/** What a protected route says of a secret. A 503 is no verdict: on a machine that is busy enough, an answer can come after its lease. */
+/** The status of a protected route for a secret. A 503 tells nothing: on a busy machine an answer can come after its lease. */
 export async function verdict(url: string, secret: string): Promise<number> {
   for (;;) {
     const { status } = await call(`${url}/data`, { secret })

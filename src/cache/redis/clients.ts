@@ -33,7 +33,7 @@ export interface Link {
   close(): void
 }
 
-/** The client behind what the application gave, or undefined where it is none that is known here. */
+/** How to use what the application gave; undefined where it is not a client of a known make. */
 export function clientOf(given: unknown): Client | undefined {
   const { duplicate, defineCommand } = (given ?? {}) as Partial<Redis>
   return typeof duplicate === 'function' && typeof defineCommand === 'function' ? ioredisClient(given as Redis | Cluster) : undefined

@@ -89,10 +89,12 @@ local function slot(at)
   return max > ${SLOTS} and math.floor(at * ${SLOTS} / window) or at
 end
 
-local slots, hits = {}, 0
+local slots, hits, taken = {}, 0, false
 for last, count in string.gmatch(redis.call('GET', KEYS[1]) or '', '(%d+):(%d+)') do
   last, count = math.min(tonumber(last), now), tonumber(count)
-  if back and slot(last) == slot(back) then count = count - 1 end
+  if back and not taken and slot(last) == slot(back) then
+    count, taken = count - 1, true
+  end
   if count > 0 and last + window > now then
     slots[#slots + 1] = { last, count }
     hits = hits + count
@@ -124,7 +126,7 @@ end
 return { counted and 1 or 0, math.min(hits, max), math.ceil(wait or window), now }`,
 }
 
-/** Takes nothing on trust, like its neighbours: a reply of another shape is no answer. */
+/** Takes nothing on trust, like its neighbors: a reply of another shape is not an answer. */
 export function readEntries(reply: unknown, count: number): ({ value: string | null; timeMs: number } | undefined)[] | undefined {
   if (!Array.isArray(reply) || reply.length !== 2) return undefined
   const [values, time] = reply as unknown[]

@@ -44,7 +44,7 @@ export function authenticator({ format, leases, rotationSecrets, seals, readReco
       const { at, found } = await leases.look(digest)
       if (found === undefined) {
         await takeAsLongAsDead(command)
-        throw firstRefusal(REFUSAL_ORDER.identity, { secret: 'unknown' })
+        throw firstRefusal(REFUSAL_ORDER.identity, { presented: 'unknown' })
       }
       const { key, generation } = found
       const own = change.target === 'self' || change.target === key.id

@@ -49,7 +49,7 @@ export function authorise(attempt: AuthorisationCase): ApiKeyError | undefined {
 function beyondCaller({ caller, target, after, delegation }: AuthorisationCase): ApiKeyError | undefined {
   if (caller === undefined || caller.scopes.includes(ADMIN_SCOPE)) return undefined
   if (after === undefined) {
-    // A revocation hands nothing out, and is not bounded by scopes. But what is for trying things out ends nothing that is live.
+    // A revocation hands nothing out, so scopes do not bound it. But a test key must not end a live one.
     const ends = target?.environment === 'live' && caller.environment === 'test'
     return ends ? forbidden('A test key handles test keys only.') : undefined
   }

@@ -29,7 +29,7 @@ export function preparer(parts: PrepareParts): (planned: PlannedChange) => Promi
       const facts = {
         change,
         command,
-        secret: presented,
+        presented,
         proof: undefined,
         target: undefined,
         overLimit: command.replayOnly === true,

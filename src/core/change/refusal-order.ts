@@ -19,7 +19,7 @@ export interface Facts {
   readonly change: Change
   readonly command: Pick<ChangeCommand, 'as' | 'delegation'>
   /** The secret that is presented, where one is. */
-  readonly secret: 'unknown' | KnownSecret | undefined
+  readonly presented: 'unknown' | KnownSecret | undefined
   /** What came of comparing the rotation secret that is presented; undefined where none is, and where a seal proves it. */
   readonly proof: Proof | undefined
   /** The key to change; undefined where one is made or where there is none of that id. */
@@ -47,7 +47,7 @@ export interface RefusalOrder {
   /** How the credentials are written. Nothing is read for this. */
   readonly form: readonly Check<Credentials>[]
   /** Whose secret it is. After this a recorded answer is looked for, and may be given whatever stands below: see replay-decision.ts. */
-  readonly identity: readonly Check<Pick<Facts, 'secret'>>[]
+  readonly identity: readonly Check<Pick<Facts, 'presented'>>[]
   /** Whether the secret is still accepted. */
   readonly life: readonly Check<Facts>[]
   /** Whether the caller has the second credential, where it presents one. */
@@ -65,16 +65,16 @@ export const REFUSAL_ORDER: RefusalOrder = {
     rotationSecretWithoutSecret,
     selfWithoutSecret,
     malformedSecret,
-    // Told like a wrong one: which of two credentials is bad is for nobody to know.
+    // Refused like a wrong one: the answer must not tell which of two credentials is bad.
     malformedRotationSecret,
   ],
   identity: [unknownSecret],
   life: [
-    // 403, since it is no reason to delete the key, and told to nobody but the holder of both credentials.
+    // Told only to the holder of both credentials, and with 403: clients delete their key on 401.
     revokedForBothCredentials,
-    // The same for a key whose secret is the only credential.
+    // The same for a key that has no second credential.
     revokedWithoutRotationSecret,
-    // One refusal, whatever ended it. Before the limit: a limit is no reason to tell a dead secret anything else.
+    // The same 401 whatever ended it, over the limit too.
     endedSecret,
     // Before anything is compared: that costs bcrypt.
     secretOverLimit,
@@ -129,48 +129,48 @@ function malformedRotationSecret({ rotationSecret }: Credentials): ApiKeyError |
   return rotationSecret === 'malformed' ? invalidKey() : undefined
 }
 
-function unknownSecret({ secret }: Pick<Facts, 'secret'>): ApiKeyError | undefined {
-  return secret === 'unknown' ? invalidKey('unknown') : undefined
+function unknownSecret({ presented }: Pick<Facts, 'presented'>): ApiKeyError | undefined {
+  return presented === 'unknown' ? invalidKey('unknown') : undefined
 }
 
-function revokedForBothCredentials({ secret, proof }: Facts): ApiKeyError | undefined {
-  return isKnown(secret) && secret.ended === 'revoked' && isHash(proof) ? keyRevoked() : undefined
+function revokedForBothCredentials({ presented, proof }: Facts): ApiKeyError | undefined {
+  return isKnown(presented) && presented.ended === 'revoked' && isHash(proof) ? keyRevoked() : undefined
 }
 
-function revokedWithoutRotationSecret({ secret, proof }: Facts): ApiKeyError | undefined {
-  return isKnown(secret) && secret.ended === 'revoked' && proof === 'not configured' ? noRotationSecret() : undefined
+function revokedWithoutRotationSecret({ presented, proof }: Facts): ApiKeyError | undefined {
+  return isKnown(presented) && presented.ended === 'revoked' && proof === 'not configured' ? noRotationSecret() : undefined
 }
 
-function endedSecret({ secret }: Facts): ApiKeyError | undefined {
-  return isKnown(secret) && secret.ended !== undefined ? invalidKey(secret.ended, secret.key.id) : undefined
+function endedSecret({ presented }: Facts): ApiKeyError | undefined {
+  return isKnown(presented) && presented.ended !== undefined ? invalidKey(presented.ended, presented.key.id) : undefined
 }
 
 function secretOverLimit(facts: Facts): ApiKeyError | undefined {
-  return facts.secret === undefined ? undefined : overLimit(facts)
+  return facts.presented === undefined ? undefined : overLimit(facts)
 }
 
 function rotationSecretNotConfigured({ proof }: Facts): ApiKeyError | undefined {
   return proof === 'not configured' ? noRotationSecret() : undefined
 }
 
-function wrongRotationSecret({ secret, proof }: Facts): ApiKeyError | undefined {
-  return proof === 'wrong' ? invalidKey('rotation_secret', isKnown(secret) ? secret.key.id : undefined) : undefined
+function wrongRotationSecret({ presented, proof }: Facts): ApiKeyError | undefined {
+  return proof === 'wrong' ? invalidKey('rotation_secret', isKnown(presented) ? presented.key.id : undefined) : undefined
 }
 
-function rotationSecretComparedWithAnotherHash({ secret, proof }: Facts): ApiKeyError | undefined {
-  return isKnown(secret) && isHash(proof) && proof.hash !== secret.generation.rotationSecretHash ? invalidKey() : undefined
+function rotationSecretComparedWithAnotherHash({ presented, proof }: Facts): ApiKeyError | undefined {
+  return isKnown(presented) && isHash(proof) && proof.hash !== presented.generation.rotationSecretHash ? invalidKey() : undefined
 }
 
-function secretInGrace({ secret }: Facts): ApiKeyError | undefined {
-  if (!isKnown(secret) || secret.generation.retiredAt === null) return undefined
+function secretInGrace({ presented }: Facts): ApiKeyError | undefined {
+  if (!isKnown(presented) || presented.generation.retiredAt === null) return undefined
   return new ApiKeyError(
     'secret_in_grace',
     'This secret has been replaced. Until it ends it can be used, but it can change nothing; use the new one.',
   )
 }
 
-function unauthorised({ change, command: { as, delegation = 'bounded' }, secret, target }: Facts): ApiKeyError | undefined {
-  const caller = isKnown(secret) ? secret.key : undefined
+function unauthorised({ change, command: { as, delegation = 'bounded' }, presented, target }: Facts): ApiKeyError | undefined {
+  const caller = isKnown(presented) ? presented.key : undefined
   return authorise({
     caller,
     operator: operatorOf(as),
@@ -182,8 +182,9 @@ function unauthorised({ change, command: { as, delegation = 'bounded' }, secret,
   })
 }
 
-function missingRotationSecret({ change, secret, proof }: Facts): ApiKeyError | undefined {
-  const guarded = change.rotationSecretGuards === true && isKnown(secret) && secret.own && secret.generation.rotationSecretHash !== null
+function missingRotationSecret({ change, presented, proof }: Facts): ApiKeyError | undefined {
+  const guarded =
+    change.rotationSecretGuards === true && isKnown(presented) && presented.own && presented.generation.rotationSecretHash !== null
   if (!guarded || proof !== undefined) return undefined
   return new ApiKeyError('rotation_secret_required', 'This key has a rotation secret, and needs it to rotate itself.')
 }
@@ -192,8 +193,8 @@ function overLimit(facts: Facts): ApiKeyError | undefined {
   return facts.overLimit ? new ApiKeyError('rate_limited', 'Too many requests; try again later.') : undefined
 }
 
-function isKnown(secret: Facts['secret']): secret is KnownSecret {
-  return typeof secret === 'object'
+function isKnown(presented: Facts['presented']): presented is KnownSecret {
+  return typeof presented === 'object'
 }
 
 function isHash(proof: Facts['proof']): proof is { readonly hash: string } {

@@ -19,7 +19,7 @@ export const COMMIT_ALLOWANCE_MS = 600_000
 
 /** What a replay is decided by. */
 export interface ReplayCase extends Pick<Facts, 'change' | 'command' | 'target'> {
-  readonly secret: KnownSecret | undefined
+  readonly presented: KnownSecret | undefined
   readonly record: ReplayRow
   /** The generation that the recorded change made; undefined where it made none. */
   readonly made: GenerationRow | undefined
@@ -47,9 +47,10 @@ export type ReplayDecision =
  * any number of answers. The window, the first use of the new secret and the next change close a record.
  */
 export function decideReplay(about: ReplayCase): ReplayDecision {
-  const { change, command, secret, target } = about
+  const { change, command, presented, target } = about
   // A change of the caller's own key was lawful when it was made. The answer of one to another key is given only while the caller may still make it.
-  const forbidden = secret?.own === true ? undefined : refusalOf({ change, command, secret, target, proof: undefined, overLimit: false })
+  const forbidden =
+    presented?.own === true ? undefined : refusalOf({ change, command, presented, target, proof: undefined, overLimit: false })
   if (forbidden !== undefined) return { kind: 'refused', error: forbidden, audited: false }
   const answer = openedAnswer(about)
   if (answer instanceof ApiKeyError) {
@@ -64,8 +65,8 @@ export function decideReplay(about: ReplayCase): ReplayDecision {
   return { kind: 'given', answer }
 }
 
-function openedAnswer({ secret, record, made, now, sameRequest, allowanceMs, open }: ReplayCase): SealedAnswer | ApiKeyError {
-  if (secret !== undefined && isDead(secret, record.id, now)) return invalidKey(secret.ended, secret.key.id)
+function openedAnswer({ presented, record, made, now, sameRequest, allowanceMs, open }: ReplayCase): SealedAnswer | ApiKeyError {
+  if (presented !== undefined && isDead(presented, record.id, now)) return invalidKey(presented.ended, presented.key.id)
   if (!sameRequest) {
     return new ApiKeyError('idempotency_key_mismatch', 'This Idempotency-Key was used for another request; a new request needs a new one.')
   }
@@ -75,7 +76,7 @@ function openedAnswer({ secret, record, made, now, sameRequest, allowanceMs, ope
   const opened = closed || record.sealed === null ? undefined : open(record.sealed)
   if (opened !== undefined) return JSON.parse(opened) as SealedAnswer
   // A live caller must not be told 401: clients delete their key on it.
-  return secret?.ended === undefined ? spent() : invalidKey()
+  return presented?.ended === undefined ? spent() : invalidKey()
 }
 
 /** The one thing that a dead secret is still good for is the answer of the very change that retired it, and not once its key has expired. */

@@ -43,7 +43,7 @@ export function replayer(parts: ReplayParts): (planned: PlannedChange, recorded:
     const decision = decideReplay({
       change,
       command,
-      secret: presented,
+      presented,
       target: await targetOf(planned),
       record,
       made,

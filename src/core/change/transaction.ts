@@ -95,9 +95,9 @@ async function readUnderLocks(
 }
 
 function factsOf({ change, command, presented, proof }: PreparedChange, { caller, target, generation, now }: ReadUnderLocks): Facts {
-  const known: Facts['secret'] =
+  const known: Facts['presented'] =
     caller === undefined || generation === undefined
       ? 'unknown'
       : { key: caller, generation, ended: endedBecause(caller, generation, now), own: target?.id === caller.id }
-  return { change, command, secret: presented === undefined ? undefined : known, proof, target, overLimit: false }
+  return { change, command, presented: presented === undefined ? undefined : known, proof, target, overLimit: false }
 }

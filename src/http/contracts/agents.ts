@@ -3,10 +3,10 @@ import type { ApiKeyErrorCode } from '../../errors.js'
 import { type Contract, object, text } from '../contract.js'
 import { publishedStatus } from './published.js'
 
-/** One answer for everything that is wrong with either credential: which one it was is nobody's business. */
+/** One answer for everything that is wrong with either credential: nobody learns which one it was. */
 const UNAUTHORIZED = { code: 'invalid_key', message: 'Invalid API key or invalid rotation secret' }
 
-/** Told to nobody but the holder of the exact key. */
+/** Only the holder of the exact key gets these. */
 const FORBIDDEN: { readonly [code in ApiKeyErrorCode]?: { readonly code: string; readonly message: string } } = {
   key_revoked: { code: 'agent_revoked', message: 'The agent is revoked.' },
   rotation_secret_not_configured: {
@@ -15,7 +15,7 @@ const FORBIDDEN: { readonly [code in ApiKeyErrorCode]?: { readonly code: string;
   },
 }
 
-/** The rotate API of an agent registry: an agent rotates its own key, and proves itself with a second secret that is rotated together with it. */
+/** The rotate API of an agent registry: an agent rotates its own key, with a second secret that is rotated together with it. */
 export const agents: Contract = {
   name: 'agents',
   path: '/v1/agents',
@@ -27,7 +27,7 @@ export const agents: Contract = {
       rotatesRotationSecret: true,
       requires: ['rotationSecret'],
       fields: ['rotationSecret'],
-      // Whoever guesses at the second secret is told no after the third attempt, wherever the first one comes from.
+      // Guessing the second secret ends after three attempts, whichever key they come with.
       limit: { max: 3, windowMs: 15 * 60_000, by: 'ip' },
       status: 200,
       success: ({ key, secret, rotationSecret }) => ({
@@ -49,7 +49,7 @@ export const agents: Contract = {
   failureSchema: object({ error: object({ code: text, message: text }) }),
 }
 
-/** The one that the metadata names: an owner may have several agents. */
+/** The one in the metadata, since an owner may have several agents. */
 function agentIdOf({ metadata, ownerId }: ApiKey): string {
   return typeof metadata.agentId === 'string' ? metadata.agentId : ownerId
 }

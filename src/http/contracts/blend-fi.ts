@@ -1,7 +1,7 @@
 import { type Contract, instant, object, text, texts, uuid } from '../contract.js'
 import { publishedStatus } from './published.js'
 
-/** The rotate API of BlendFi: a new key takes the old one's place. */
+/** The rotate API of BlendFi: a new key replaces the old one. */
 export const blendFi: Contract = {
   name: 'blendFi',
   path: '/v1/api-keys',

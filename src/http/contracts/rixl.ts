@@ -14,7 +14,7 @@ const FIELDS = {
   secret: text,
 }
 
-/** The rotate API of Rixl: every field a string and optional, and a token that may come without a scheme. */
+/** The rotate API of Rixl: every field is an optional string, and the token may come without a scheme. */
 export const rixl: Contract = {
   name: 'rixl',
   path: '/platform/api-keys',
@@ -45,7 +45,7 @@ export const rixl: Contract = {
   failureSchema: object({ error: object({ code: text, message: text }) }),
 }
 
-/** Those members of the metadata that are strings. */
+/** The members of the metadata that are strings. */
 function fromMetadata({ metadata }: ApiKey, ...names: readonly string[]): object {
   return Object.fromEntries(names.flatMap((name) => (typeof metadata[name] === 'string' ? [[name, metadata[name]]] : [])))
 }

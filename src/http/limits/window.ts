@@ -2,10 +2,10 @@
  * The hits of a sliding window, oldest first, gathered in slots that each remember the last of their hits. Pure: the caller hands in the time,
  * in whole milliseconds of a clock that never goes back.
  *
- * No stretch of `windowMs`, wherever it begins, ever has more than `max` counted hits. The error is on the strict side: a hit counts for at most
+ * No stretch of `windowMs`, wherever it begins, has more than `max` counted hits. The error is on the strict side: a hit counts for at most
  * one slot (a twentieth of the window) longer than the window. With a `max` of up to 20 each millisecond has a slot of its own, so there is no error.
  *
- * These are the sliding window counters of Figma, with a slot dated by its last hit, so that nobody ever waits longer than a window. (Two weighted
+ * These are the sliding window counters of Figma, but with each slot dated by its last hit, so that nobody waits longer than a window. (Two weighted
  * buckets, or GCRA, let almost twice the limit through in a window that begins with a burst.)
  * @see https://www.figma.com/blog/an-alternative-approach-to-rate-limiting/
  */
@@ -60,7 +60,7 @@ export function waitMs(window: Window, { max, windowMs }: WindowLimit, now: numb
   return windowMs
 }
 
-/** Keeps the window of a name, as the newest. The oldest goes when there are too many. */
+/** Keeps what is known of a name, as the newest. The oldest goes when there are too many. */
 export function keep<T>(table: Map<string, T>, name: string, value: T): void {
   table.delete(name)
   table.set(name, value)

@@ -10,6 +10,6 @@ export interface Database {
   readonly places: Places
   readonly dialect: Dialect
   readonly timeouts: Timeouts
-  /** Hears of a failure whose call had been given up already. */
+  /** Takes a failure whose call was given up before. */
   missed(error: unknown): void
 }

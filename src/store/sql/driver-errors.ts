@@ -4,9 +4,9 @@ import { ApiKeyError, type ApiKeyErrorCode } from '../../errors.js'
 export interface DriverErrors {
   /** What an error means that has a code or words of this database; undefined for any other. */
   verdict(error: unknown): Verdict | undefined
-  /** Whether the database itself refused: then what it was told to do has not happened. */
-  refused(error: unknown): boolean
-  /** Whether somebody else holds a lock for which one waits without a connection. */
+  /** Whether the database itself answered with this error: then it has not done what it was told. */
+  answered(error: unknown): boolean
+  /** Whether another connection holds the write lock; the store then waits without a connection of its own, and tries again. */
   isBusy(error: unknown): boolean
 }
 

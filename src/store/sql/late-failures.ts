@@ -2,7 +2,7 @@ import type { ApiKeyError } from '../../errors.js'
 
 type Listener = (fault: ApiKeyError) => unknown
 
-/** Those who hear of trouble that no call tells of. */
+/** Listeners for trouble that no call reports. */
 export interface Faults {
   on(listener: Listener): () => void
   tell(fault: ApiKeyError): void
@@ -18,7 +18,7 @@ export function faults(): Faults {
       return () => void listening.delete(heard)
     },
     tell(fault) {
-      // What a listener throws has nobody to go to, and must neither keep the others from hearing of it nor end the process.
+      // An error that a listener throws must neither keep the fault from the other listeners nor end the process.
       for (const each of [...listening]) Promise.resolve(fault).then(each).catch(ignored)
     },
   }

@@ -9,8 +9,8 @@ import { type TimeoutOptions, timeouts } from './timeouts.js'
 
 /** What the store needs of a `pg` Pool. */
 export interface PgPool {
-  /** Calls back; what returns a promise instead will do, but see `connected`. */
-  // biome-ignore lint/suspicious/noExplicitAny: a pool that calls back returns nothing, one that somebody wrapped may return a promise
+  /** Calls back. A pool that returns a promise instead works too, but see `connected`. */
+  // biome-ignore lint/suspicious/noExplicitAny: a pool that calls back returns nothing, a wrapped one may return a promise
   connect(callback: (error: Error | undefined, client: PgClient | undefined) => void): any
   on?(event: 'error', listener: (error: Error) => void): unknown
 }
@@ -29,7 +29,7 @@ export type PostgresStoreOptions = TimeoutOptions
 
 /**
  * Keeps keys in PostgreSQL, through a `pg` Pool that stays the application's: `close()` does not end it. Give it at least ten
- * connections, all to the primary. The store listens for the pool's `error` events, so that an idle connection that is lost does not end
+ * connections, all to the primary. The store listens for the pool's `error` events, so that a lost idle connection does not end
  * the process.
  *
  * @throws ApiKeyError `invalid_option` for anything but a pool, and for options out of range.
@@ -56,7 +56,7 @@ export function postgresStore(pool: PgPool, options: PostgresStoreOptions = {}):
   }
 }
 
-/** What marks something that has `connect` and is no pool: clients of `pg`, MySQL, Redis and MongoDB, a data source, a socket. */
+/** Properties of things that have `connect` but are not a pool: clients of `pg`, MySQL, Redis and MongoDB, a data source, a socket. */
 const NOT_A_POOL = [
   'release',
   'connectionParameters',
@@ -80,10 +80,10 @@ function instead(given: { [name: string]: unknown }): string {
   if (typeof given.selectFrom === 'function') return ' A Kysely instance goes to sqlStore(db).'
   if (typeof given.prepare === 'function') return ' An SQLite handle goes to sqliteStore(database).'
   if (given.connectionParameters === undefined) return ''
-  return ' One client cannot serve requests at the same time: they would fall into the transactions of each other.'
+  return ' One client cannot serve requests at the same time: each would run inside the transactions of the others.'
 }
 
-/** One for each pool, however many stores share it, and for as long as the pool lives: an `error` that nobody listens for ends the process. */
+/** One for each pool, however many stores share it, for as long as the pool lives: an `error` event without a listener ends the process. */
 const LOST_CONNECTIONS = new WeakMap<PgPool, Faults>()
 
 function lostConnections(pool: PgPool): Faults {
@@ -98,9 +98,8 @@ function lostConnections(pool: PgPool): Faults {
 }
 
 /**
- * Takes the connection in the pool's callback and not from its promise: what comes in the same piece of data as the end of the
- * greeting, such as that an administrator ends this session, comes before a promise is heard of, and an `error` that nobody listens for
- * ends the process.
+ * Takes the connection in the pool's callback, not from its promise. The end of a session can arrive in the same packet as the end of its greeting,
+ * before a promise settles, and an `error` event without a listener ends the process.
  */
 function connected(pool: PgPool, ms: number): Promise<PgClient> {
   return new Promise((resolve, reject) => {
@@ -114,7 +113,7 @@ function connected(pool: PgPool, ms: number): Promise<PgClient> {
 }
 
 /**
- * Gives a connection that does not answer up, and has the pool destroy it: a black hole must not keep a place in the pool until the
+ * Gives up a connection that does not answer, and has the pool destroy it: a black hole must not keep a place in the pool until the
  * operating system notices, and nobody may get a connection with a transaction still open on it.
  */
 function bounded(client: PgClient, ms: number): PgClient {
@@ -138,8 +137,8 @@ function bounded(client: PgClient, ms: number): PgClient {
         }, ms)
         timer.unref()
         const failed = (error: Error): void => {
-          // Such as the `query_timeout` of the pool: what this connection is doing is not known any more.
-          if (!postgresErrors.refused(error)) note(error)
+          // Such as the pool's `query_timeout`: nobody knows what this connection is doing now.
+          if (!postgresErrors.answered(error)) note(error)
           reject(error)
         }
         Promise.resolve(answer)
@@ -156,7 +155,7 @@ function bounded(client: PgClient, ms: number): PgClient {
   }
 }
 
-/** A pool that somebody wrapped may answer with promises of a library or of another realm, which are no `Promise` of ours. */
+/** A wrapped pool may answer with promises of a library or of another realm, which `instanceof Promise` does not know. */
 function isThenable(answer: unknown): answer is PromiseLike<unknown> {
   return typeof (answer as { then?: unknown } | null | undefined)?.then === 'function'
 }

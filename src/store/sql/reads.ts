@@ -124,8 +124,8 @@ async function events(database: Database, { keyId, after, limit }: Parameters<Re
 }
 
 /**
- * The rows of a read. Where some are missing and row-level security may be what hides them, it is asked again with what is hidden in the
- * same statement: between two, somebody could let the role see them, and a live key would pass for one that never was.
+ * The rows of a read. Where some are missing and row-level security may hide them, one statement reads them again together with what is hidden:
+ * between two statements somebody could let the role see them, and a live key would pass for one that never was.
  */
 async function complete<Row extends Answered>(
   database: Database,
@@ -142,7 +142,7 @@ async function complete<Row extends Answered>(
   return again
 }
 
-/** What is not there may only be hidden. */
+/** What is not found may only be hidden. */
 function refuseMissing({ db, dialect }: Database): Promise<void> {
   return dialect.rowSecurity.refuseHidden(db)
 }

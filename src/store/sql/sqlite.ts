@@ -21,7 +21,7 @@ const BUSY_MS = 50
 
 /**
  * Keeps keys in an SQLite file, through a handle of libsql or better-sqlite3 (SQLite 3.35 or later). Give it a handle of its own: a
- * transaction spans several turns of the event loop, and any other statement on the same handle would fall into it.
+ * transaction spans several turns of the event loop, and any other statement on the same handle would become part of it.
  * `close()` leaves the handle open.
  *
  * @throws ApiKeyError `invalid_option` for anything but such a handle, and for options out of range.
@@ -47,7 +47,7 @@ export function sqliteStore(database: SqliteHandle, options: SqliteStoreOptions 
 
 function refuseOtherThanHandle(database: unknown): void {
   const { prepare, exec, each, selectFrom, connect } = (database ?? {}) as { [name: string]: unknown }
-  // The package sqlite3, and what is built upon it, has `each`; it calls back.
+  // The package sqlite3, and what is built on it, has `each`; it calls back.
   if (typeof prepare === 'function' && typeof exec === 'function' && typeof each !== 'function') return
   const instead =
     typeof selectFrom === 'function'
@@ -59,8 +59,8 @@ function refuseOtherThanHandle(database: unknown): void {
 }
 
 /**
- * Makes the file one for several processes; FULL is what makes COMMIT durable in WAL mode. The switch to WAL needs the file for itself for
- * a moment, and SQLite does not always wait for that. Without a statement of its own: one that was busy once counts as "in progress" in libsql.
+ * Prepares the file for several processes; FULL is what makes COMMIT durable in WAL mode. The switch to WAL needs the file for itself for
+ * a moment, and SQLite does not always wait for that. Runs without a prepared statement: in libsql, one that was busy once counts as "in progress".
  */
 async function setUp(database: SqliteHandle, ms: number): Promise<void> {
   const end = monotonicMs() + ms
@@ -78,14 +78,14 @@ async function setUp(database: SqliteHandle, ms: number): Promise<void> {
   }
 }
 
-/** What a driver says of a closed handle differs: libsql goes on giving answers to statements that it has prepared. */
+/** Drivers differ about closed handles: libsql goes on answering statements that it has prepared. */
 function refuseClosed(database: SqliteHandle): void {
   const { open, isOpen } = database as { open?: unknown; isOpen?: unknown }
   if (open === false || isOpen === false) throw new ApiKeyError('store_unavailable', 'The SQLite handle has been closed.')
 }
 
 /**
- * Runs what opens and ends a transaction without a statement of its own: in libsql 0.5 a prepared BEGIN that met SQLITE_BUSY counts as "in progress"
+ * Runs what opens and ends a transaction without a prepared statement: in libsql 0.5 a prepared BEGIN that met SQLITE_BUSY counts as "in progress"
  * until it is collected, and no COMMIT goes through beside it.
  */
 function executed(database: SqliteHandle, source: string): { reader: boolean; run(): object; all(): unknown[] } {

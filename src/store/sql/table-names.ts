@@ -36,8 +36,8 @@ const LONGEST_NAME = 63
 const LONGEST_SUFFIX = '_by_expiry'.length
 
 /**
- * Asks the plugins of a Kysely instance where they move the tables, by sending each through them: `withSchema` and plugins that
- * prefix tables are honoured for every statement, and nothing else of what plugins do is.
+ * Asks the plugins of a Kysely instance where they move the tables, by sending each through them: every statement honors `withSchema` and plugins that
+ * prefix tables, and nothing else that plugins do.
  *
  * @throws ApiKeyError `invalid_option` where a plugin makes something else of a table, or names that cannot be.
  */
@@ -45,7 +45,7 @@ const LONGEST_SUFFIX = '_by_expiry'.length
 export function placesOf(database: Kysely<any>): Places {
   const places = Object.fromEntries(TABLES.map((table) => [table, placeOf(database, table)])) as Places
   const names = TABLES.map((table) => quoted(places[table]))
-  if (new Set(names).size < names.length) throw refused('give several tables of the keys one name', undefined)
+  if (new Set(names).size < names.length) throw unusable('give several tables of the keys one name', undefined)
   return places
 }
 
@@ -75,23 +75,23 @@ function placeOf(database: Kysely<any>, table: TableName): Place {
   try {
     node = database.selectFrom(table).selectAll().toOperationNode()
   } catch (error) {
-    throw refused(`fail over the table "${table}"`, error)
+    throw unusable(`fail over the table "${table}"`, error)
   }
   const [from, ...more] = SelectQueryNode.is(node) ? (node.from?.froms ?? []) : []
   const target = from !== undefined && AliasNode.is(from) ? from.node : from
   if (target === undefined || more.length > 0 || !TableNode.is(target))
-    throw refused(`make something else of the table "${table}"`, undefined)
+    throw unusable(`make something else of the table "${table}"`, undefined)
   const place = { schema: target.table.schema?.name, name: target.table.identifier.name }
   for (const part of [place.schema, place.name]) {
-    if (part === '' || part?.includes('\0')) throw refused('give a schema or a table an empty name, or one with U+0000', undefined)
+    if (part === '' || part?.includes('\0')) throw unusable('give a schema or a table an empty name, or one with U+0000', undefined)
   }
   if (Buffer.byteLength(place.schema ?? '') > LONGEST_NAME || Buffer.byteLength(place.name) > LONGEST_NAME - LONGEST_SUFFIX) {
-    throw refused(`give the table "${table}" a name or schema that is too long for PostgreSQL`, undefined)
+    throw unusable(`give the table "${table}" a name or schema that is too long for PostgreSQL`, undefined)
   }
   return place
 }
 
-function refused(what: string, cause: unknown): ApiKeyError {
+function unusable(what: string, cause: unknown): ApiKeyError {
   return new ApiKeyError(
     'invalid_option',
     `The plugins of this Kysely instance ${what}; give sqlStore an instance without them: sqlStore(db.withoutPlugins().withSchema('auth')).`,

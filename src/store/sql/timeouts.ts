@@ -24,7 +24,7 @@ export function timeouts(options: TimeoutOptions, more: readonly string[] = []):
   }
 }
 
-/** Rejects after `ms` with what `late` returns. The work itself goes on, and if it fails later, `missed` hears of it. */
+/** Rejects after `ms` with what `late` returns. The work itself goes on; if it fails later, `missed` is called. */
 export function within<T>(ms: number, work: Promise<T>, late: () => ApiKeyError, missed: (error: unknown) => void): Promise<T> {
   return new Promise((resolve, reject) => {
     let over = false
@@ -41,7 +41,7 @@ export function within<T>(ms: number, work: Promise<T>, late: () => ApiKeyError,
   })
 }
 
-/** Between two tries to get a lock; at random, so that those who wait do not all come back at once. */
+/** The pause between two tries to get a lock. Random, so that the waiting do not all try again at once. */
 export function moment(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 2 + Math.random() * 8))
 }

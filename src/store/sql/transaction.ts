@@ -12,7 +12,7 @@ import { moment, tooLate, within } from './timeouts.js'
 export function inTransaction<T>(database: Database, work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
   const { db, dialect, timeouts, missed } = database
   const progress: Progress = { stage: 'waiting' }
-  // Whoever waits for a write lock gives the connection back meanwhile, so that readers are not in the queue.
+  // A transaction that waits for the write lock returns its connection meanwhile, so that readers do not queue behind it.
   const running = (async () => {
     for (;;) {
       const result = await db.connection().execute((on) => attempt(database, on, progress, work))
@@ -22,7 +22,7 @@ export function inTransaction<T>(database: Database, work: (on: Kysely<Tables>) 
   })()
   const late = (): ApiKeyError => {
     if (progress.stage === 'committing') return outcomeUnknown(undefined)
-    // From here on no step of it goes through, and COMMIT is never sent.
+    // From here on each of its steps fails, and COMMIT is never sent.
     progress.stage = 'abandoned'
     return tooLate()
   }
@@ -31,7 +31,7 @@ export function inTransaction<T>(database: Database, work: (on: Kysely<Tables>) 
   })
 }
 
-/** A transaction whose every failure is the database's. */
+/** A transaction of the store's own: every failure in it is the database's. */
 export function inOwnTransaction<T>(database: Database, work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
   return inTransaction(database, work).catch((error) => Promise.reject(storeError(error, database.dialect.errors)))
 }
@@ -40,7 +40,7 @@ interface Progress {
   stage: 'waiting' | 'open' | 'committing' | 'abandoned'
 }
 
-/** What an attempt at a transaction says when somebody else holds the write lock. */
+/** The result of an attempt that met the write lock of another connection. */
 const BUSY: unique symbol = Symbol('busy')
 
 async function attempt<T>(
@@ -70,7 +70,7 @@ async function attempt<T>(
   try {
     await commit(on)
   } catch (error) {
-    if (!errors.refused(error)) throw outcomeUnknown(error)
+    if (!errors.answered(error)) throw outcomeUnknown(error)
     await rollback(on)
     throw storeError(error, errors)
   }

@@ -70,7 +70,7 @@ async function recordUses(database: Database, uses: readonly KeyUse[]): Promise<
     )
     return dialect.recordUses(on, [...latest.values()])
   })
-  // One transaction each: these wait for a key that somebody is changing, and hold no other meanwhile.
+  // One transaction each: it waits for a key that somebody is changing, and holds no other meanwhile.
   for (const use of left) await inOwnTransaction(database, (on) => recordUse(on, use))
 }
 

@@ -220,7 +220,7 @@ describe('a counter', () => {
     expect(await two.hit(digest())).toMatchObject({ counted: true, hits: 1 })
   })
 
-  test.each([3, 40])('of %i lets no more through in any stretch of time as long as its window, whoever asks', async (max) => {
+  test.each([3, 40])('of %i lets no more through in any stretch of time as long as its window, to two instances', async (max) => {
     const windowMs = 300
     const all = [countersOf(await open(redis.url), max, windowMs), countersOf(await open(redis.url), max, windowMs)]
     const it = digest()
@@ -234,7 +234,7 @@ describe('a counter', () => {
     for (const [n, at] of instants.slice(max).entries()) expect(at - (instants[n] ?? 0)).toBeGreaterThanOrEqual(windowMs)
   })
 
-  test('lets in whoever waits as long as it says', async () => {
+  test('lets in a client that waits as long as it says', async () => {
     const counters = countersOf(await open(redis.url), 2, 200)
     const it = digest()
     for (let n = 0; n < 2; n++) expect((await counters.hit(it))?.counted).toBe(true)
@@ -274,6 +274,11 @@ describe('a counter', () => {
       // Dated as of now, or it would stay full for an hour.
       expect(await admin.pttl(keyOf(it))).toBeLessThanOrEqual(LONG_MS)
     }
+    // Two slots that are of one instant now: one hit is taken back, not one of each.
+    const [it, slow] = [digest(), countersOf(await open(redis.url), 40, 600_000)]
+    await admin.set(keyOf(it), `${now + 3_600_000}:1 ${now + 7_200_000}:1`)
+    await slow.takeBack(it, await serverTime())
+    expect((await slow.hit(it))?.hits).toBe(2)
     const list = digest()
     await admin.rpush(keyOf(list), 'x')
     expect(await counters.hit(list)).toBeUndefined()

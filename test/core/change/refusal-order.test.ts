@@ -47,49 +47,49 @@ const command = { as: { secret: 'sk' } } as const
 
 /** Everything that can be wrong is; each step puts right what the step before it was refused for. */
 const LADDER: readonly (readonly [refusal: string, facts: Partial<Facts>])[] = [
-  ['invalid_key (unknown)', { secret: 'unknown', proof: { hash: 'other' }, overLimit: true }],
-  ['key_revoked', { secret: { ...inGrace, ended: 'revoked' }, proof: { hash: 'other' }, overLimit: true }],
-  ['rotation_secret_not_configured', { secret: { ...inGrace, ended: 'revoked' }, proof: 'not configured', overLimit: true }],
-  ['invalid_key (revoked, key)', { secret: { ...inGrace, ended: 'revoked' }, proof: 'wrong', overLimit: true }],
-  ['invalid_key (rotated, key)', { secret: { ...inGrace, ended: 'rotated' }, proof: 'wrong', overLimit: true }],
-  ['invalid_key (expired, key)', { secret: { ...inGrace, ended: 'expired' }, proof: undefined, overLimit: true }],
-  ['rate_limited', { secret: inGrace, proof: 'not configured', overLimit: true }],
-  ['rotation_secret_not_configured', { secret: inGrace, proof: 'not configured' }],
-  ['invalid_key (rotation_secret, key)', { secret: inGrace, proof: 'wrong' }],
-  ['invalid_key', { secret: inGrace, proof: { hash: 'other' } }],
-  ['secret_in_grace', { secret: inGrace }],
-  ['key_not_found', { secret: withHash, target: undefined }],
-  ['insufficient_scope', { secret: withHash }],
-  ['rotation_secret_required', { secret: writer }],
-  ['nothing', { secret: writer, proof: { hash: 'hash' } }],
-  ['insufficient_scope', { command: { as: { operator } }, secret: undefined, overLimit: true }],
-  ['rate_limited', { command: { as: 'application' }, secret: undefined, overLimit: true }],
-  ['nothing', { command: { as: 'application' }, secret: undefined }],
+  ['invalid_key (unknown)', { presented: 'unknown', proof: { hash: 'other' }, overLimit: true }],
+  ['key_revoked', { presented: { ...inGrace, ended: 'revoked' }, proof: { hash: 'other' }, overLimit: true }],
+  ['rotation_secret_not_configured', { presented: { ...inGrace, ended: 'revoked' }, proof: 'not configured', overLimit: true }],
+  ['invalid_key (revoked, key)', { presented: { ...inGrace, ended: 'revoked' }, proof: 'wrong', overLimit: true }],
+  ['invalid_key (rotated, key)', { presented: { ...inGrace, ended: 'rotated' }, proof: 'wrong', overLimit: true }],
+  ['invalid_key (expired, key)', { presented: { ...inGrace, ended: 'expired' }, proof: undefined, overLimit: true }],
+  ['rate_limited', { presented: inGrace, proof: 'not configured', overLimit: true }],
+  ['rotation_secret_not_configured', { presented: inGrace, proof: 'not configured' }],
+  ['invalid_key (rotation_secret, key)', { presented: inGrace, proof: 'wrong' }],
+  ['invalid_key', { presented: inGrace, proof: { hash: 'other' } }],
+  ['secret_in_grace', { presented: inGrace }],
+  ['key_not_found', { presented: withHash, target: undefined }],
+  ['insufficient_scope', { presented: withHash }],
+  ['rotation_secret_required', { presented: writer }],
+  ['nothing', { presented: writer, proof: { hash: 'hash' } }],
+  ['insufficient_scope', { command: { as: { operator } }, presented: undefined, overLimit: true }],
+  ['rate_limited', { command: { as: 'application' }, presented: undefined, overLimit: true }],
+  ['nothing', { command: { as: 'application' }, presented: undefined }],
 ]
 
 test.each(LADDER)('the first refusal is the answer: %s', (expected, more) => {
-  const facts: Facts = { change, command, secret: undefined, proof: undefined, target: key, overLimit: false, ...more }
+  const facts: Facts = { change, command, presented: undefined, proof: undefined, target: key, overLimit: false, ...more }
   expect(told(refusalOf(facts)).replace(/: .*/, '')).toBe(expected)
 })
 
 test.each<[string, Partial<Facts>]>([
-  ['for a key that has none', { secret: { ...secret, key: writer.key } }],
-  ['for another key', { secret: { ...writer, own: false } }],
-  ['for a change that it does not guard', { secret: writer, change: { ...change, rotationSecretGuards: false } }],
+  ['for a key that has none', { presented: { ...secret, key: writer.key } }],
+  ['for another key', { presented: { ...writer, own: false } }],
+  ['for a change that it does not guard', { presented: writer, change: { ...change, rotationSecretGuards: false } }],
 ])('a rotation secret is not asked for %s', (_what, more) => {
-  expect(refusalOf({ change, command, secret, proof: undefined, target: key, overLimit: false, ...more })).toBeUndefined()
+  expect(refusalOf({ change, command, presented: secret, proof: undefined, target: key, overLimit: false, ...more })).toBeUndefined()
 })
 
 test('a key that is made belongs to the owner of the caller where none is named', () => {
   const making: Change = { ...change, target: null, reach: () => key }
-  const facts: Facts = { change: making, command, secret: writer, proof: undefined, target: undefined, overLimit: false }
+  const facts: Facts = { change: making, command, presented: writer, proof: undefined, target: undefined, overLimit: false }
   expect(refusalOf({ ...facts, change: { ...making, rotationSecretGuards: false } })).toBeUndefined()
   expect(told(refusalOf({ ...facts, change: { ...making, ownerId: 'globex' } }))).toContain('insufficient_scope')
 })
 
 test('an open delegation is passed on', () => {
   const target = { ...key, scopes: ['reports:read'] }
-  const facts: Facts = { change, command, secret: { ...writer, own: false }, proof: undefined, target, overLimit: false }
+  const facts: Facts = { change, command, presented: { ...writer, own: false }, proof: undefined, target, overLimit: false }
   expect(told(refusalOf(facts))).toContain('insufficient_scope')
   expect(refusalOf({ ...facts, command: { ...command, delegation: 'open' } })).toBeUndefined()
 })

@@ -154,11 +154,11 @@ test('an error of ours passes as it is', () => {
 })
 
 test('only what the database itself has said counts as an answer', () => {
-  for (const code of ['40001', '23505', '0A000']) expect(postgresErrors.refused(thrown(code))).toBe(true)
-  for (const code of ['SQLITE_BUSY', 'SQLITE_FULL']) expect(sqliteErrors.refused(thrown(code))).toBe(true)
-  for (const code of ['08006', '57P01']) expect(postgresErrors.refused(thrown(code))).toBe(false)
-  expect(sqliteErrors.refused(thrown('SQLITE_IOERR_FSYNC'))).toBe(false)
-  for (const { refused } of [postgresErrors, sqliteErrors]) {
-    for (const code of ['EPIPE', 'ECONNRESET', undefined]) expect(refused(thrown(code))).toBe(false)
+  for (const code of ['40001', '23505', '0A000']) expect(postgresErrors.answered(thrown(code))).toBe(true)
+  for (const code of ['SQLITE_BUSY', 'SQLITE_FULL']) expect(sqliteErrors.answered(thrown(code))).toBe(true)
+  for (const code of ['08006', '57P01']) expect(postgresErrors.answered(thrown(code))).toBe(false)
+  expect(sqliteErrors.answered(thrown('SQLITE_IOERR_FSYNC'))).toBe(false)
+  for (const { answered } of [postgresErrors, sqliteErrors]) {
+    for (const code of ['EPIPE', 'ECONNRESET', undefined]) expect(answered(thrown(code))).toBe(false)
   }
 })

@@ -39,7 +39,7 @@ export const postgresErrors: DriverErrors = {
   },
 
   // Class 08 is a lost connection; 57P0x is a server that is going down and may have committed before.
-  refused(error) {
+  answered(error) {
     const { code } = fieldsOf(error)
     return isSqlState(code) && !code.startsWith('08') && !code.startsWith('57P')
   },
@@ -86,7 +86,7 @@ const LOCK_TIMEOUT_MS = 2_000
 function begin(places: Places, transactionTimeoutMs: number, together: boolean): (on: Kysely<Tables>) => Promise<void> {
   const { mayHide, refuseHidden } = rowSecurity(places)
   const opening = 'begin isolation level read committed read write'
-  // All limits of time that a role may have are replaced by our own. The last one exists from PostgreSQL 17 on.
+  // Our own time limits replace those of the role. The last one exists from PostgreSQL 17 on.
   const limits = sql<{ hidden: string }>`select set_config('statement_timeout', '${sql.raw(`${STATEMENT_TIMEOUT_MS}`)}', true),
     set_config('lock_timeout', '${sql.raw(`${LOCK_TIMEOUT_MS}`)}', true),
     set_config('idle_in_transaction_session_timeout', '${sql.raw(`${transactionTimeoutMs}`)}', true),
@@ -96,20 +96,20 @@ function begin(places: Places, transactionTimeoutMs: number, together: boolean):
 
   return async (on) => {
     try {
-      // At once where that can be, so that there is no time between them for a session to be ended in.
+      // Together where possible, so that the session cannot end between the two.
       if (!together) await sql.raw(opening).execute(on)
       const { rows } = await (together ? sql<{ hidden: string }>`${sql.raw(opening)}; ${limits}` : limits).execute(on)
       if (rows[0]?.hidden !== '') await refuseHidden(on)
     } catch (error) {
-      // What a standby says to READ WRITE.
+      // A standby's answer to READ WRITE.
       throw fieldsOf(error).code === '0A000' ? standbyAnswered(error) : error
     }
   }
 }
 
 /**
- * Where `pg` has given up waiting for an answer (`query_timeout`), it takes ROLLBACK back too, and nobody else may get a connection with this
- * transaction still open on it.
+ * Repeats ROLLBACK where `pg` has stopped waiting for an answer (`query_timeout`): it then withdraws ROLLBACK too, and nobody else may get a connection
+ * with this transaction still open on it.
  */
 async function rollback(on: Kysely<Tables>, ms: number): Promise<void> {
   const end = monotonicMs() + ms
@@ -126,7 +126,7 @@ async function rollback(on: Kysely<Tables>, ms: number): Promise<void> {
 
 /** One statement, which passes over the keys that somebody has locked. */
 async function recordUses(on: Kysely<Tables>, uses: readonly LastUse[]): Promise<readonly LastUse[]> {
-  // As text first, since some drivers make JSON of what they are told is JSON.
+  // As text first, since some drivers encode a parameter that is declared as JSON.
   const given = JSON.stringify(uses.map(({ keyId, at, ip, userAgent }) => ({ id: keyId, at, ip, user_agent: userAgent })))
   const free = await on
     .with(
@@ -159,7 +159,7 @@ async function recordUses(on: Kysely<Tables>, uses: readonly LastUse[]): Promise
   return uses.filter(({ keyId }) => !done.has(keyId))
 }
 
-/** What a driver must read back as it was sent: every byte of it is one that is no text by itself. */
+/** A driver must read this back as it was sent. None of its bytes is text by itself. */
 const NUMBER = 0x80_81_fe_ff
 
 const schema: SchemaDialect = {
@@ -169,7 +169,7 @@ const schema: SchemaDialect = {
     const { rows } = await sql<{ encoding: string; number: unknown }>`select current_setting('server_encoding') as encoding,
       ${NUMBER}::bigint as number`.execute(on)
     const encoding = String(rows[0]?.encoding)
-    // Names and metadata are any text. In another encoding some of it has no form, and an answer that was given could not be kept.
+    // Names and metadata are any text. Another encoding cannot hold some of it, and the store could not keep an answer that was given.
     if (encoding !== 'UTF8') {
       throw new ApiKeyError(
         'store_misconfigured',
@@ -249,10 +249,10 @@ const VERDICTS: { readonly [state: string]: Verdict } = {
 }
 
 function verdict(state: string, { routine, where }: ErrorFields): Verdict {
-  // PostgreSQL itself, of a statement that it knows by another number of parameters. A pooler says 08P01 of all its own troubles.
+  // PostgreSQL itself, of a statement that it knows by another number of parameters. A pooler answers 08P01 to everything that goes wrong in it.
   if (state === '08P01' && typeof routine === 'string' && routine.startsWith('exec_')) return POOLER
   const found = VERDICTS[state] ?? VERDICTS[state.slice(0, 2)] ?? REFUSED
-  // What is said inside of a function is about the function's tables and rights, not ours.
+  // An error inside a function is about the function's tables and rights, not ours.
   return found[0] === 'store_misconfigured' && typeof where === 'string' && where !== '' ? TRIGGER : found
 }
 

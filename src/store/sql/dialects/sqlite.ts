@@ -37,7 +37,7 @@ export const sqliteErrors: DriverErrors = {
     return code?.startsWith('SQLITE_') ? verdict(code.slice('SQLITE_'.length), message) : undefined
   },
 
-  refused(error) {
+  answered(error) {
     const code = resultCode(error)
     return code?.startsWith('SQLITE_') === true && !code.startsWith('SQLITE_IOERR')
   },
@@ -48,10 +48,10 @@ export const sqliteErrors: DriverErrors = {
   },
 }
 
-/** One write lock, which `begin` takes, keeps everybody else out: rows and names need no locks of their own. */
+/** SQLite has one write lock, which `begin` takes: rows and names need no locks of their own. */
 export const sqliteDialect: MakeDialect = (): Dialect => ({
   now: async () => wallMs(),
-  // All who share a file share a clock.
+  // All processes that share a file share a clock.
   readClock: sql`null`,
   standby: sql`0`,
 
@@ -59,7 +59,7 @@ export const sqliteDialect: MakeDialect = (): Dialect => ({
   forShare: (query) => query,
   async lockName() {},
 
-  // A transaction that begins to write halfway fails where it meets the lock.
+  // A transaction that takes the lock only later fails where another one holds it.
   begin: (on) => sql`begin immediate`.execute(on).then(() => {}),
   commit: (on) => sql`commit`.execute(on).then(() => {}),
   rollback: (on) =>
@@ -106,7 +106,7 @@ const schema: SchemaDialect = {
 
 const FILE_PATH = misconfigured('The SQLite file cannot be opened; check its path, and let the process write in its folder.')
 const FILE_CONTENT = misconfigured('The file is damaged or no SQLite database; restore it from a backup.')
-const SHARED_HANDLE = misconfigured('A transaction of somebody else is open on the SQLite handle; give the store a handle of its own.')
+const SHARED_HANDLE = misconfigured('Another transaction is open on the SQLite handle; give the store a handle of its own.')
 
 /** By the name without `SQLITE_`, or by its first word: extended codes are longer. */
 const VERDICTS: { readonly [name: string]: Verdict } = {

@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { readFlags, refuse, wholeNumber } from './command-line.mjs'
+import { readFlags, refuse, wholeNumber } from './command-line.ts'
 
 const HELP = `npm run mutants -- [options]
 
@@ -16,8 +16,13 @@ Ends with 1 when fewer than ${90} of 100 changes turn a test red.
   --survivors        list the changes that no test noticed
   --help`
 
-/** What is changed, and the tests that have to notice. They are the unit tests of the file itself: nobody else's are asked to. */
-const GROUPS = {
+interface Group {
+  readonly mutate: readonly string[]
+  readonly tests: readonly string[]
+}
+
+/** What is changed, and the tests that have to notice: the unit tests of the file itself. */
+const GROUPS: { readonly [name: string]: Group } = {
   secret: { mutate: ['src/core/secret.ts'], tests: ['test/core/secret.test.ts'] },
   sealing: {
     mutate: ['src/core/change/replay-seal.ts', 'src/core/keyed-hash.ts'],
@@ -44,6 +49,18 @@ const GROUPS = {
 }
 const ENOUGH = 90
 
+interface Caught {
+  readonly all: number
+  readonly caught: number
+}
+
+/** As Stryker's report tells of a change. */
+interface Mutant {
+  readonly status: string
+  readonly replacement: string
+  readonly location: { readonly [end in 'start' | 'end']: { readonly line: number; readonly column: number } }
+}
+
 const flags = readFlags(HELP, {
   only: { type: 'string', default: Object.keys(GROUPS).join(',') },
   concurrency: { type: 'string', default: '2' },
@@ -60,7 +77,9 @@ if (!existsSync(join(installed, '.package-lock.json')))
   run('npm', ['ci', '--prefix', 'mutants', '--no-audit', '--no-fund', '--loglevel', 'error'])
 mkdirSync('.tmp', { recursive: true })
 
-const rows = names.flatMap((name) => tried(name, GROUPS[name]))
+const rows = Object.entries(GROUPS)
+  .filter(([name]) => names.includes(name))
+  .flatMap(([name, group]) => tried(name, group))
 const total = rows.reduce((sum, row) => ({ caught: sum.caught + row.caught, all: sum.all + row.all }), { caught: 0, all: 0 })
 console.log('\n| file | changes | caught | of which by time-out | not caught | share |\n|---|---:|---:|---:|---:|---:|')
 for (const { file, all, caught, timeouts } of rows)
@@ -69,7 +88,7 @@ console.log(`| together | ${total.all} | ${total.caught} | | ${total.all - total
 process.exitCode = rows.every((row) => share(row) >= ENOUGH) ? 0 : 1
 
 /** Runs Stryker on one group, on the Node that it needs, and counts for each file. */
-function tried(name, { mutate, tests }) {
+function tried(name: string, { mutate, tests }: Group): (Caught & { file: string; timeouts: number })[] {
   const report = `.tmp/mutants-${name}.json`
   const config = {
     mutate,
@@ -96,7 +115,7 @@ function tried(name, { mutate, tests }) {
     PATH: `${bin}${delimiter}${process.env.PATH}`,
     MUTANTS_TESTS: tests.join(','),
   })
-  const { files } = JSON.parse(readFileSync(report, 'utf8'))
+  const { files } = JSON.parse(readFileSync(report, 'utf8')) as { files: { [file: string]: { mutants: Mutant[]; source: string } } }
   return Object.entries(files).map(([file, { mutants, source }]) => {
     // What does not compile or load at all says nothing about the tests.
     const counted = mutants.filter(({ status }) => !['RuntimeError', 'CompileError', 'Ignored', 'Pending'].includes(status))
@@ -106,18 +125,18 @@ function tried(name, { mutate, tests }) {
   })
 }
 
-function show(file, source, { location: { start, end }, replacement, status }) {
+function show(file: string, source: string, { location: { start, end }, replacement, status }: Mutant): void {
   const lines = source.split('\n').slice(start.line - 1, end.line)
   const before = lines.join('\n')
   const after = before.slice(0, start.column - 1) + replacement + (lines.at(-1) ?? '').slice(end.column - 1)
   console.log(`\n${file}:${start.line}:${start.column} ${status}\n- ${before.trim()}\n+ ${after.trim()}`)
 }
 
-function share({ all, caught }) {
+function share({ all, caught }: Caught): number {
   return all === 0 ? 100 : Math.round((1_000 * caught) / all) / 10
 }
 
-function run(command, args, env = process.env) {
+function run(command: string, args: readonly string[], env: NodeJS.ProcessEnv = process.env): void {
   const { status } = spawnSync(command, args, { stdio: ['ignore', 2, 2], env })
   if (status !== 0) process.exit(status ?? 1)
 }

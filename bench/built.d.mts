@@ -1,0 +1,6 @@
+export { redisCache } from '../src/cache/redis/redis-cache.js'
+export { replaySeals } from '../src/core/change/replay-seal.js'
+export { digestOf, secretFormat } from '../src/core/secret.js'
+export { bearerAuth, createApiKeys, memoryStore } from '../src/index.js'
+export { postgresStore } from '../src/store/sql/postgres.js'
+export { sqliteStore } from '../src/store/sql/sqlite.js'
