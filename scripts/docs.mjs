@@ -31,7 +31,11 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
 }
 run(process.execPath, `${HOME}/node_modules/vitepress/bin/vitepress.js`, option === '--dev' ? 'dev' : 'build', HOME)
 
-function run(/** @type {string} */ command, /** @type {string[]} */ ...args) {
+/**
+ * @param {string} command
+ * @param {string[]} args
+ */
+function run(command, ...args) {
   const { status } = spawnSync(command, args, { stdio: 'inherit', shell: process.platform === 'win32' && command === 'npm' })
   if (status !== 0) process.exit(status ?? 1)
 }
