@@ -12,14 +12,16 @@ const run = (command, ...args) => {
 
 const wanted = readFileSync(`${HOME}/package-lock.json`, 'utf8')
 if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
-  run('npm', 'ci', '--prefix', HOME, '--no-audit', '--no-fund')
+  // Install scripts would download what the tests do without.
+  run('npm', 'ci', '--prefix', HOME, '--no-audit', '--no-fund', '--ignore-scripts')
   writeFileSync(STAMP, wanted)
 }
 
-// The clients in Python and curl are the system's. Without Python the tests leave its clients out, and say so.
+// The clients in Python, curl and the browser are the system's. Without Python or Chromium the tests leave theirs out, and say so.
 const there = (command, ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
+  ...(['chromium', 'chromium-browser', 'google-chrome'].some((name) => there(name, '--version')) ? [] : ['chromium']),
   ...(['python3', '/usr/bin/python3'].some((python) => there(python, '-c', 'import requests, urllib3'))
     ? []
     : ['python3-requests', 'python3-urllib3']),

@@ -72,17 +72,14 @@ export interface Command {
   delegation?: 'bounded' | 'open'
 }
 
-/** Which key a command is about: `id`, or, left out, the key that the presented secret belongs to. */
-interface Target {
-  id?: string
-}
-
 export interface CreateCommand<Metadata extends object = JsonObject> extends Command, Omit<CreateInput<Metadata>, 'ownerId'> {
   /** 1 to 255 characters. A key makes keys for its own owner, and may leave it out. */
   ownerId?: string
 }
 
-export interface RotateCommand extends Command, Target, RotateOptions {
+export interface RotateCommand extends Command, RotateOptions {
+  /** Which key it is about. Default: the key that the presented secret belongs to. */
+  id?: string
   /**
    * For a rotation of the presented key itself without an Idempotency-Key: the network that the request came from. The answer can then be asked for again
    * with the same secret from the same network, for 60 s at most and until the new secret is first used. Whoever holds a leaked key in the same
@@ -129,12 +126,16 @@ export interface Grants {
   readonly environments: readonly Environment[]
 }
 
-export interface RevokeCommand extends Command, Target {
+export interface RevokeCommand extends Command {
+  /** Which key it is about. Default: the key that the presented secret belongs to. */
+  id?: string
   /** 1 to 255 characters. */
   reason?: string
 }
 
-export interface UpdateCommand<Metadata extends object = JsonObject> extends Command, Target {
+export interface UpdateCommand<Metadata extends object = JsonObject> extends Command {
+  /** Which key it is about. Default: the key that the presented secret belongs to. */
+  id?: string
   changes: KeyChanges<Metadata>
 }
 

@@ -4,9 +4,9 @@ import type { JsonObject, Store } from '../store/store.js'
 import { secretOf } from './actor.js'
 import type { ApiKeys, ApiKeysOptions } from './api-keys.js'
 import { alteration, creation, revocation, rotation } from './change/changes.js'
-import { hmac, replaySeals, subkey } from './change/replay-seal.js'
+import { replaySeals } from './change/replay-seal.js'
 import { type RotationSecrets, rotationSecrets as rotationSecretsOf } from './change/rotation-secret.js'
-import { type Mutations, mutations } from './change/run-change.js'
+import { type ChangeRunner, changeRunner } from './change/run-change.js'
 import { badRequest, checkedCommand, presentedWith, rotationPlan, targetOf, withoutCommon } from './command.js'
 import { guardedStore } from './failures.js'
 import { guardedCache } from './guarded-cache.js'
@@ -14,6 +14,7 @@ import { changedFields, createFields, reasonText } from './input.js'
 import { INTERNALS, type Internals } from './internals.js'
 import { changedKey, issuedKey } from './issued-key.js'
 import type { KeyChanges } from './key.js'
+import { hmac, subkey } from './keyed-hash.js'
 import { keyUses } from './last-use.js'
 import { type Lifecycle, lifecycle } from './lifecycle.js'
 import { keyListeners, LISTENERS } from './listeners.js'
@@ -21,7 +22,8 @@ import { keyQueries } from './queries.js'
 import { reports } from './report.js'
 import { digestOf } from './secret.js'
 import { type Settings, settingsFrom } from './settings.js'
-import { type Leases, leases as leaseTable, malformed } from './verify/lease.js'
+import { type Leases, leases as leaseTable } from './verify/lease.js'
+import { malformed } from './verify/verdict.js'
 
 /**
  * Makes API keys over a store: issue, verify, rotate, revoke. It connects to nothing and starts nothing by itself.
@@ -85,7 +87,7 @@ interface Engine {
   readonly leases: Leases
   readonly listeners: ReturnType<typeof keyListeners>
   readonly rotationSecrets: RotationSecrets
-  readonly mutate: Mutations
+  readonly runner: ChangeRunner
   readonly life: Lifecycle
   readonly internals: Internals
 }
@@ -102,7 +104,7 @@ function engineOf(settings: Settings): Engine {
   const uses = keyUses(store, clock, report)
   const rotationSecrets = rotationSecretsOf(settings.environmentInSecret, clock)
   const { replayWindowMs, replayGraceMs, waitForLease } = settings
-  const mutate = mutations({
+  const runner = changeRunner({
     ...{ store, clock, format, leases, rotationSecrets, othersHoldLeases, report },
     ...{ replayWindowMs, replayGraceMs, waitForLease },
     seals: replaySeals(serverSecrets),
@@ -116,7 +118,7 @@ function engineOf(settings: Settings): Engine {
     eraseSeals: () => store.eraseSeals().catch(report),
     begin: () => leases.close(),
     async end() {
-      await mutate.idle()
+      await runner.idle()
       await leases.idle()
       await uses.close()
       instances.leave()
@@ -130,19 +132,19 @@ function engineOf(settings: Settings): Engine {
     denied: (denial) => listeners.deny(denial),
     refused(secret, origin) {
       if (!format.wellFormed(secret)) return
-      life.command(() => mutate.auditRefusedSecret(digestOf(secret), origin)).catch(report)
+      life.command(() => runner.auditRefusedSecret(digestOf(secret), origin)).catch(report)
     },
     familiar: (secret) => (format.wellFormed(secret) ? leases.familiar(digestOf(secret)) : undefined),
     report,
     clock,
     counters: countersOf(cache, serverSecrets[0]),
   }
-  return { store, leases, listeners, rotationSecrets, mutate, life, internals }
+  return { store, leases, listeners, rotationSecrets, runner, life, internals }
 }
 
 function commandsOf(
   { format }: Settings,
-  { mutate, rotationSecrets, life: { command } }: Engine,
+  { runner, rotationSecrets, life: { command } }: Engine,
 ): Pick<ApiKeys, 'create' | 'rotate' | 'revoke' | 'update'> {
   return {
     create: (asked) =>
@@ -151,7 +153,7 @@ function commandsOf(
         const fields = createFields(withoutCommon(asked))
         if (fields.ownerId === undefined && secretOf(checked.as) === undefined) throw badRequest('Say whose key it is: give its ownerId.')
         const start = asked.rotationSecret === true ? rotationSecrets.startFor(fields.environment) : undefined
-        return issuedKey(await mutate.run(creation(format, fields, start), checked))
+        return issuedKey(await runner.run(creation(format, fields, start), checked))
       }),
 
     rotate: (asked) =>
@@ -159,21 +161,21 @@ function commandsOf(
         const checked = checkedCommand(asked, 'rotate')
         const presented = presentedWith(asked)
         const change = rotation(format, targetOf(asked), rotationPlan(asked))
-        return issuedKey(await mutate.run(change, { ...checked, ...presented }))
+        return issuedKey(await runner.run(change, { ...checked, ...presented }))
       }),
 
     revoke: (asked) =>
       command(async () => {
         const checked = checkedCommand(asked, 'revoke')
         const reason = asked.reason === undefined ? null : reasonText(asked.reason)
-        return changedKey(await mutate.run(revocation(targetOf(asked), reason), checked))
+        return changedKey(await runner.run(revocation(targetOf(asked), reason), checked))
       }),
 
     update: (asked) =>
       command(async () => {
         const checked = checkedCommand(asked, 'update')
         if (asked.changes === undefined) throw badRequest('update takes the changes as an object: { as, id, changes: { name } }.')
-        return changedKey(await mutate.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
+        return changedKey(await runner.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
       }),
   }
 }
@@ -205,10 +207,10 @@ function countersOf(cache: Settings['cache'], serverSecret: Uint8Array): Interna
   if (shared === undefined) return undefined
   const key = subkey(serverSecret, 'counters')
   const namespace = hmac(key, []).slice(0, 16)
-  return (name, windowMs): Counters => {
-    const counters = shared(windowMs)
-    const hidden = (one: string): string => `${namespace}:${name}:${hmac(key, [one])}`
-    return { increment: (one) => counters.increment(hidden(one)), decrement: (one) => counters.decrement(hidden(one)) }
+  return (name, limit): Counters => {
+    const counters = shared(limit)
+    const hidden = (one: string): string => `${namespace}:${hmac(key, [name, one])}`
+    return { hit: (one) => counters.hit(hidden(one)), takeBack: (one, at) => counters.takeBack(hidden(one), at) }
   }
 }
 

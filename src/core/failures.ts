@@ -1,22 +1,14 @@
 import { ApiKeyError } from '../errors.js'
 import type { Store, StoreTransaction } from '../store/store.js'
 
-/** What a store threw, as one of our errors: its own, or `store_unavailable` with the cause. A mistake in its program is no reason to try again. */
-function storeFault(error: unknown): ApiKeyError {
-  if (error instanceof ApiKeyError) return error
-  const name = nameOf(error)
-  if (name === 'TypeError' || name === 'RangeError' || name === 'ReferenceError') return unforeseen(error)
-  return new ApiKeyError('store_unavailable', 'The store could not be asked.', { cause: error })
-}
-
-/** Any failure of a command as one of our errors. What does not come from the store (see `guardedStore`) is a bug, and nothing to be tried again. */
+/** Any failure of a command as one of our errors. What does not come from the store (see `guardedStore`) is a bug: `internal_error`. */
 export function failureOf(error: unknown): ApiKeyError {
   return error instanceof ApiKeyError ? error : unforeseen(error)
 }
 
 /**
- * The same store, where every method answers with a promise, and whatever it throws or rejects with is an `ApiKeyError`. So a failure of the store and one of
- * our own can be told apart: what the work of a transaction throws itself comes out as it is.
+ * The same store, where every method answers with a promise, and whatever it throws or rejects with is an `ApiKeyError`. This tells a failure of the store from one of
+ * our own: what the work of a transaction throws comes out as it is.
  */
 export function guardedStore(store: Store): Store {
   const guarded = guard(store)
@@ -46,7 +38,7 @@ function guard<T extends object>(part: T): T {
       if (typeof value !== 'function') return value
       if (name === 'onFault') return value.bind(target)
       const known = methods.get(name)
-      // Asked anew each time: a method may have been replaced since.
+      // Read each time: a method may have been replaced since.
       if (known !== undefined && known.value === value) return known.method
       const method = async (...args: unknown[]): Promise<unknown> => {
         try {
@@ -59,6 +51,14 @@ function guard<T extends object>(part: T): T {
       return method
     },
   })
+}
+
+/** What a store threw, as one of our errors: its own, or `store_unavailable` with the cause. For a mistake in its program, trying again would not help. */
+function storeFault(error: unknown): ApiKeyError {
+  if (error instanceof ApiKeyError) return error
+  const name = nameOf(error)
+  if (name === 'TypeError' || name === 'RangeError' || name === 'ReferenceError') return unforeseen(error)
+  return new ApiKeyError('store_unavailable', 'The store could not be asked.', { cause: error })
 }
 
 function nameOf(error: unknown): unknown {

@@ -21,7 +21,7 @@ export interface Internals {
   /** The clock that was given, or the machine's. */
   readonly clock: Clock
   /** Makes counters that every instance with this server secret shares, where the cache has some; `name` tells them apart. */
-  readonly counters: ((name: string, windowMs: number) => Counters) | undefined
+  readonly counters: ((name: string, limit: { readonly max: number; readonly windowMs: number }) => Counters) | undefined
 }
 
 /** Registered, so that the router of one installed copy of the package serves the keys of another. Its number names the shape of `Internals`. */

@@ -1,15 +1,15 @@
 import { inspect } from 'node:util'
 import { ApiKeyError } from '../errors.js'
 import type { IssuedKey, MutationResult } from './api-keys.js'
-import type { Done } from './change/run-change.js'
+import type { FinishedChange } from './change/change.js'
 import { type ApiKey, apiKey, iso } from './key.js'
 
-export function issuedKey(done: Done): IssuedKey {
-  return new Issued(done)
+export function issuedKey(change: FinishedChange): IssuedKey {
+  return new Issued(change)
 }
 
 /** The answer of a change that issues no secret. */
-export function changedKey({ key, replayed, acceptedUntil }: Done): MutationResult {
+export function changedKey({ key, replayed, acceptedUntil }: FinishedChange): MutationResult {
   return { key: apiKey(key), replayed, ...(acceptedUntil === undefined ? {} : { acceptedUntil: iso(acceptedUntil) }) }
 }
 
@@ -24,7 +24,7 @@ class Issued implements IssuedKey {
   readonly #secret: string
   readonly #rotationSecret: string | undefined
 
-  constructor({ key, secret, rotationSecret, replayed, acceptedUntil }: Done) {
+  constructor({ key, secret, rotationSecret, replayed, acceptedUntil }: FinishedChange) {
     if (secret === undefined) throw new ApiKeyError('internal_error', 'A recorded answer lacks its secret.')
     this.key = apiKey(key)
     this.replayed = replayed

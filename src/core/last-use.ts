@@ -1,7 +1,8 @@
+import { dropOldest } from '../drop-oldest.js'
 import { clearInterval, clearTimeout, setInterval, setTimeout } from '../real-time.js'
 import type { KeyUse, Store } from '../store/store.js'
 import type { Origin } from './api-keys.js'
-import { originText } from './change/run-change.js'
+import { originText } from './audit.js'
 import type { Clock } from './clock.js'
 
 /** Writes the last use of keys behind the requests that made it. */
@@ -17,7 +18,7 @@ export interface Uses {
 const ONCE_IN_MS = 60_000
 /** Uses of many keys go out in one write. */
 const GATHER_MS = 1_000
-/** A process that serves more keys than this in a minute writes some of them more often. */
+/** A process that serves more keys than this in a minute writes the use of some of them more often. */
 const MAX_NOTED = 50_000
 const AT_ONCE = 200
 
@@ -36,7 +37,7 @@ export function keyUses(store: Store, clock: Clock, report: (error: unknown) => 
       const at = clock.monotonicMs()
       const { ip, userAgent } = origin()
       noted.set(keyId, at)
-      if (noted.size > MAX_NOTED) noted.delete(noted.keys().next().value ?? keyId)
+      dropOldest(noted, MAX_NOTED)
       pending.push({ keyId, at, ip: originText(ip), userAgent: originText(userAgent) })
       gathering ??= setTimeout(flush, GATHER_MS).unref()
       sweeping ??= setInterval(sweep, ONCE_IN_MS / 4).unref()
@@ -65,7 +66,7 @@ export function keyUses(store: Store, clock: Clock, report: (error: unknown) => 
         await store.recordUses(uses.slice(from, from + AT_ONCE).map(({ at, ...use }) => ({ ...use, agoMs: now - at })))
       }
     } catch (error) {
-      // Lost: the next use in a minute's time is written again.
+      // These uses are lost. The next use of each key, a minute later, is written again.
       report(error)
     }
   }

@@ -1,8 +1,9 @@
 import type { ApiKeyError, ApiKeyErrorCode } from '../errors.js'
 import type { Clock } from './clock.js'
 import { failureOf } from './failures.js'
+import { onceIn } from './once-in.js'
 
-/** Faults that last, and that every request meets: one line for each cause and minute says it. */
+/** Faults that last and that every request meets. Each cause is reported once a minute. */
 const LASTING: readonly ApiKeyErrorCode[] = ['store_unavailable', 'store_misconfigured', 'outcome_unknown']
 const ONCE_IN_MS = 60_000
 const MAX_CAUSES = 100
@@ -18,8 +19,7 @@ export interface Reports {
 
 /** `onError` as in `ApiKeysOptions`. */
 export function reports(onError: (error: ApiKeyError) => unknown, clock: Clock): Reports {
-  /** When each cause was last told of. */
-  const told = new Map<string, number>()
+  const isDue = onceIn(ONCE_IN_MS, MAX_CAUSES, () => clock.monotonicMs())
   return {
     report,
     reportStoreFault(error) {
@@ -31,22 +31,11 @@ export function reports(onError: (error: ApiKeyError) => unknown, clock: Clock):
     try {
       const known = failureOf(error)
       if (LASTING.includes(known.code) && !isDue(causeOf(known))) return
-      // An async function may be handed over, and its failure must not end the process.
+      // `onError` may be an async function, and its failure must not end the process.
       Promise.resolve(onError(known)).catch(complain)
     } catch (failure) {
       complain(failure)
     }
-  }
-
-  function isDue(cause: string): boolean {
-    const now = clock.monotonicMs()
-    const last = told.get(cause)
-    if (last !== undefined && now - last < ONCE_IN_MS) return false
-    told.delete(cause)
-    told.set(cause, now)
-    const [oldest = cause] = told.keys()
-    if (told.size > MAX_CAUSES) told.delete(oldest)
-    return true
   }
 }
 
@@ -59,13 +48,15 @@ function complain(failure: unknown): void {
   try {
     console.error(`express-api-keys: onError has failed:${causes(failure)}`)
   } catch {
-    // Nobody is left to tell: even the console throws, or the failure when it is looked at.
+    // There is nothing left to report to: the console throws, or the failure does when it is read.
   }
 }
 
 function causeOf({ code, message, cause }: ApiKeyError): string {
-  const { code: said, message: text } = (cause ?? {}) as { code?: unknown; message?: unknown }
-  return [code, typeof said === 'string' ? said : typeof text === 'string' ? text.replaceAll(/\d+/g, '') : message].join(' ')
+  const inner = (cause ?? {}) as { code?: unknown; message?: unknown }
+  if (typeof inner.code === 'string') return `${code} ${inner.code}`
+  // Without its numbers, which may be of one request.
+  return `${code} ${typeof inner.message === 'string' ? inner.message.replaceAll(/\d+/g, '') : message}`
 }
 
 /** What lies behind an error, on one line: names, codes and messages; never the errors themselves, which carry statements and their values. */

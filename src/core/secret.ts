@@ -56,7 +56,7 @@ export function secretFormat(prefix: string, environmentInSecret: boolean, accep
 /** A prefix, and what is as long as the random part and the checksum. */
 const SECRET_IN_TEXT = /[a-z][a-z0-9_]*_[0-9A-Za-z]{49}(?![0-9A-Za-z])/g
 
-/** Whether a text holds what looks like a secret of this package, of any prefix, and would keep it where it is kept. */
+/** Whether a text holds what looks like a secret of this package, of any prefix. */
 export function holdsSecret(text: string): boolean {
   return text.search(SECRET_IN_TEXT) >= 0
 }
@@ -75,7 +75,7 @@ export function digestOf(secret: string): string {
   return hash('sha256', secret, 'base64url')
 }
 
-/** The number that the rest of a string writes in base62; the other way round than `checksum`, and cheaper. */
+/** Reads the rest of a string as a number in base62, which is cheaper than writing the checksum to compare the two. */
 function base62Value(text: string, from: number): number {
   let value = 0
   for (let i = from; i < text.length; i++) {

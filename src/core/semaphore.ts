@@ -1,6 +1,6 @@
 import { ApiKeyError } from '../errors.js'
 
-/** Runs at most `size` of some work at a time; whoever comes when `maxQueued` wait already is refused with `busy` (`store_unavailable`). */
+/** Runs at most `size` pieces of work at a time. Where `maxQueued` wait already, the next is refused: `store_unavailable` with the message `busy`. */
 export function semaphore(size: number, maxQueued: number, busy: string): <T>(work: () => Promise<T>) => Promise<T> {
   let free = size
   const queue: (() => void)[] = []

@@ -1,7 +1,7 @@
 import type { Request } from 'express'
 import type { AnyApiKeys, Operator } from '../core/api-keys.js'
-import { invalidKey } from '../core/change/replay-decision.js'
 import type { Internals } from '../core/internals.js'
+import { invalidKey } from '../core/refusals.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
 import type { Operators } from './operator-jwt.js'

@@ -18,7 +18,8 @@ export type Action = keyof Answers
 /** One route: where it is, who may call it, what it does, and what its success looks like. */
 export type Route = { readonly [A in Action]: RouteOf<A> }[Action]
 
-interface RouteOf<A extends Action> {
+/** A route for one action. */
+export interface RouteOf<A extends Action> {
   readonly method: 'get' | 'post' | 'patch'
   /** Relative to where the router is mounted. Its one parameter (`:id`) names the target; without one the caller's own key is the target. */
   readonly path: string
@@ -59,7 +60,7 @@ export type Field =
   | 'reason'
 
 export interface Limit {
-  /** Requests in a window that begins with the first of them. */
+  /** Requests in any stretch of time as long as the window, wherever it begins. */
   readonly max: number
   readonly windowMs: number
   /** Whose requests are counted together: those from one address (IPv6: one /56 network), or with one credential. */

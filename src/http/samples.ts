@@ -1,6 +1,6 @@
-import { invalidKey } from '../core/change/replay-decision.js'
 import { pageLimitInvalid } from '../core/input.js'
 import type { ApiKey, KeyEvent } from '../core/key.js'
+import { invalidKey } from '../core/refusals.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
 import type { Action, Answers } from './contract.js'
 
@@ -68,11 +68,20 @@ const KEY: ApiKey = {
   rotatedTo: null,
   secretStart: 'sk_live_',
   secretLast4: '0000',
+  secretCreatedAt: '2026-06-30T12:00:00.000Z',
   lastUsedAt: '2026-06-30T11:59:00.000Z',
   lastUsedIp: '192.0.2.1',
   lastUsedUserAgent: 'curl/8.5.0',
 }
-const NEW_KEY: ApiKey = { ...KEY, generation: 1, updatedAt: KEY.createdAt, lastUsedAt: null, lastUsedIp: null, lastUsedUserAgent: null }
+const NEW_KEY: ApiKey = {
+  ...KEY,
+  generation: 1,
+  secretCreatedAt: KEY.createdAt,
+  updatedAt: KEY.createdAt,
+  lastUsedAt: null,
+  lastUsedIp: null,
+  lastUsedUserAgent: null,
+}
 const EVENT: KeyEvent = {
   id: '0198c3f2-5e7b-7abc-9def-0123456789ab',
   keyId: KEY.id,

@@ -1,15 +1,16 @@
 import type { Request, RequestHandler, Response } from 'express'
 import type { AnyApiKeys, Command, MutationResult } from '../core/api-keys.js'
-import { READ_SCOPE, WRITE_SCOPE } from '../core/change/authorise.js'
 import type { Internals } from '../core/internals.js'
 import { isKeyId } from '../core/key.js'
+import { READ_SCOPE, WRITE_SCOPE } from '../core/scope.js'
 import { ApiKeyError } from '../errors.js'
 import { type Asked, carryOut } from './actions.js'
 import { type BodyRead, beginBody } from './body.js'
 import { type Caller, countedAs, familiarKey, type Identified, identify } from './caller.js'
 import type { Action, Answers, Contract, Route } from './contract.js'
 import { readIdempotencyKey } from './idempotency-key.js'
-import { type Bucket, DEFAULT_LIMIT, type FailureGuard, network, routeBucket } from './limits/route-limits.js'
+import type { FailureGuard } from './limits/failure-guard.js'
+import { type Bucket, DEFAULT_LIMIT, network, routeBucket } from './limits/route-limits.js'
 import type { Operators } from './operator-jwt.js'
 import { originOf } from './origin.js'
 import { type FailureContext, synchronous } from './problem.js'
@@ -124,9 +125,9 @@ async function allowanceOf(
 ): Promise<Allowance> {
   if (limit === undefined) return UNLIMITED
   const name = limit.by === 'ip' || !('caller' in identified) ? network(req) : countedAs(internals, identified.caller)
-  const { within, retryAfterSeconds } = await limit.bucket.hit(req, res, name)
+  const { within, retryAfterSeconds, takeBack } = await limit.bucket.hit(req, res, name)
   if (!within && again === undefined) throw tooMany(retryAfterSeconds)
-  return { only: within ? undefined : 'replay', retryAfterSeconds, takeBack: () => limit.bucket.takeBack(name) }
+  return { only: within ? undefined : 'replay', retryAfterSeconds, takeBack }
 }
 
 const UNLIMITED: Allowance = { only: undefined, retryAfterSeconds: 1, takeBack: async () => {} }

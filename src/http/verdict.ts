@@ -1,10 +1,10 @@
 import type { Request } from 'express'
 import type { Verified, VerifyResult } from '../core/api-keys.js'
-import { invalidKey } from '../core/change/replay-decision.js'
 import type { Internals } from '../core/internals.js'
+import { invalidKey } from '../core/refusals.js'
 import { ApiKeyError, failureHeaders } from '../errors.js'
 import { integerOption } from '../options.js'
-import { DEFAULT_FAILURES_PER_MINUTE, type FailureGuard } from './limits/route-limits.js'
+import { DEFAULT_FAILURES_PER_MINUTE, type FailureGuard } from './limits/failure-guard.js'
 import { originOf } from './origin.js'
 
 /** The option `failuresPerMinute`, checked. */

@@ -1,5 +1,5 @@
+import { redisBinary } from '../support/redis-server.js'
 import { kinds } from './nemesis.js'
-import { redisBinary } from './redis-pair.js'
 import { run, saveHistory } from './run.js'
 
 const postgresUrl = process.env.TEST_POSTGRES_URL ?? ''

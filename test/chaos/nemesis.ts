@@ -1,7 +1,7 @@
 import { setTimeout } from 'node:timers/promises'
+import { COMMIT, type Direction, type Fate, type FaultProxy } from '../support/proxy.js'
 import { type ClockSet, type Fault, LONGEST_LEASE_MS } from './check.js'
 import type { OwnDatabase } from './own-database.js'
-import type { CommitTrouble, Direction, FaultProxy } from './proxy.js'
 import type { Random } from './random.js'
 import type { RedisPair } from './redis-pair.js'
 
@@ -166,7 +166,7 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
       }
     }
     const directions: readonly Direction[] = ['up', 'down']
-    const commits: readonly CommitTrouble[] = ['cut-answer', 'lose-answer', 'cut-request']
+    const commits = ['cut-answer', 'lose-answer', 'cut-request'] as const satisfies readonly Fate[]
     return [
       [
         'partition',
@@ -215,11 +215,11 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
         },
       ],
       ...commits.map(
-        (commit): Kind => [
-          `commit: ${commit}`,
+        (fate): Kind => [
+          `commit: ${fate}`,
           (chance) => {
             const { proxies, target } = some(chance, ['postgres'])
-            return on(proxies, target, chance.between(leaseMs, 4 * leaseMs), (proxy) => proxy.troubleCommits(commit))
+            return on(proxies, target, chance.between(leaseMs, 4 * leaseMs), (proxy) => proxy.strike({ at: COMMIT, fate }))
           },
         ],
       ),

@@ -2,9 +2,9 @@ import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Client, Pool } from 'pg'
+import { child } from '../support/child.js'
 import { freePort } from '../support/port.js'
 import { initCluster, postgresPrograms } from '../support/postgres-programs.js'
-import { child } from './children.js'
 
 /** A PostgreSQL of one run, whose COMMITs can be made to wait and whose clock can be set. */
 export interface OwnDatabase {

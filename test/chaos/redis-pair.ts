@@ -1,12 +1,7 @@
-import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Redis } from 'ioredis'
-import { freePort } from '../support/port.js'
-import { type Child, child } from './children.js'
-import { type FaultProxy, faultProxy } from './proxy.js'
+import { faultProxy } from '../support/proxy.js'
+import { type RedisServer, redisServer } from '../support/redis-server.js'
 
 /** A Redis with a replica, both of which can be treated badly. */
 export interface RedisPair {
@@ -30,12 +25,9 @@ export interface RedisPair {
 
 /** Starts both on free ports of this machine. */
 export async function redisPair(): Promise<RedisPair> {
-  const binary = redisBinary()
-  if (binary === undefined) throw new Error('A chaos run needs redis-server or valkey-server on PATH.')
-  const folder = mkdtempSync(join(tmpdir(), 'api-keys-chaos-'))
-  let primary = await node(binary, folder)
-  const replication: FaultProxy = await faultProxy(primary.port)
-  let replica = await node(binary, folder, replication.port)
+  let primary = await node()
+  const replication = await faultProxy(primary.port)
+  let replica = await node(replication.port)
 
   return {
     port: () => primary.port,
@@ -66,61 +58,31 @@ export async function redisPair(): Promise<RedisPair> {
       primary = replica
       replication.redirect(primary.port)
       replication.heal()
-      await old.kill()
-      replica = await node(binary, folder, replication.port)
+      await old.close()
+      replica = await node(replication.port)
       return primary.port
     },
     async close() {
-      await Promise.all([primary.kill(), replica.kill()])
+      await Promise.all([primary.close(), replica.close()])
       await replication.close()
-      rmSync(folder, { recursive: true, force: true })
     },
   }
 }
 
-/** Which of the two names a Redis server has here; undefined where there is none. */
-export function redisBinary(): string | undefined {
-  return ['redis-server', 'valkey-server'].find((name) => spawnSync(name, ['--version']).status === 0)
-}
-
-interface Node extends Child {
-  readonly port: number
+interface Node extends RedisServer {
   promote(): Promise<void>
 }
 
-let nodes = 0
-
-async function node(binary: string, folder: string, replicaOf?: number): Promise<Node> {
-  const port = await freePort()
-  const own = join(folder, String(nodes++))
-  mkdirSync(own)
-  const settings = [
-    '--port',
-    String(port),
-    '--bind',
-    '127.0.0.1',
-    '--dir',
-    own,
-    '--save',
-    '',
-    '--appendonly',
-    'no',
-    '--repl-diskless-sync-delay',
-    '0',
-  ]
+async function node(replicaOf?: number): Promise<Node> {
   let primary = replicaOf
-  const server = child(() => ({
-    command: binary,
-    args: [...settings, ...(primary === undefined ? [] : ['--replicaof', `127.0.0.1 ${primary}`])],
-    ready: /ready to accept connections/i,
-  }))
-  await server.start()
+  const server = await redisServer({
+    args: () => ['--repl-diskless-sync-delay', '0', ...(primary === undefined ? [] : ['--replicaof', `127.0.0.1 ${primary}`])],
+  })
   return {
     ...server,
-    port,
     async promote() {
       primary = undefined
-      await send(port, 'REPLICAOF', 'NO', 'ONE')
+      await send(server.port, 'REPLICAOF', 'NO', 'ONE')
     },
   }
 }

@@ -6,14 +6,14 @@ import type { Pool } from 'pg'
 import { createApiKeys } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import { bundle } from '../support/bundle.js'
+import { child } from '../support/child.js'
 import { freePort } from '../support/port.js'
+import { faultProxy } from '../support/proxy.js'
 import { type Counts, check, count, type Op, type Rule, type Violation } from './check.js'
-import { child } from './children.js'
 import { type ClientKey, digestOf, startTraffic } from './clients.js'
 import { startNemesis, type Victim } from './nemesis.js'
 import { ownDatabase } from './own-database.js'
 import type { Plant } from './plants.js'
-import { faultProxy } from './proxy.js'
 import { random } from './random.js'
 import { redisPair } from './redis-pair.js'
 import type { Ports } from './requests.js'
@@ -146,16 +146,16 @@ async function startServer(
 ): Promise<Victim & Ports & { crash(): string | undefined }> {
   const url = new URL(postgresUrl)
   const postgres = await faultProxy(Number(url.port))
-  atEnd(postgres.close)
+  atEnd(() => postgres.close())
   const redis = await faultProxy(redisPort)
-  atEnd(redis.close)
+  atEnd(() => redis.close())
   const port = await freePort()
   const clients = await faultProxy(port)
-  atEnd(clients.close)
+  atEnd(() => clients.close())
   // One byte of each answer, and then the end.
   const losing = await faultProxy(clients.port)
   losing.trouble('down', { kind: 'truncate', bytes: 1 })
-  atEnd(losing.close)
+  atEnd(() => losing.close())
   url.port = String(postgres.port)
   const env = (leaseMs: number): NodeJS.ProcessEnv => ({
     ...process.env,

@@ -187,6 +187,7 @@ export interface operations {
                      *           "rotatedTo": null,
                      *           "secretStart": "sk_live_",
                      *           "secretLast4": "0000",
+                     *           "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *           "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *           "lastUsedIp": "192.0.2.1",
                      *           "lastUsedUserAgent": "curl/8.5.0"
@@ -221,6 +222,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -443,6 +446,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-01-31T12:00:00.000Z",
                      *         "lastUsedAt": null,
                      *         "lastUsedIp": null,
                      *         "lastUsedUserAgent": null
@@ -477,6 +481,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -814,6 +820,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -848,6 +855,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -1186,6 +1195,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1220,6 +1230,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -1577,6 +1589,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1609,6 +1622,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -2184,6 +2199,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -2216,6 +2232,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
@@ -2455,6 +2473,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -2487,6 +2506,8 @@ export interface operations {
                             rotatedTo: string | null;
                             secretStart: string;
                             secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
                             /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;

@@ -295,7 +295,13 @@ describe.each([
         expiresAt,
       })
       const { key, secret } = await here.keys.rotate({ as: { secret: made.secret } })
-      expect(key).toEqual({ ...made.key, generation: 2, updatedAt: key.updatedAt, secretLast4: secret.slice(-4) })
+      expect(key).toEqual({
+        ...made.key,
+        generation: 2,
+        updatedAt: key.updatedAt,
+        secretLast4: secret.slice(-4),
+        secretCreatedAt: key.secretCreatedAt,
+      })
       expect(secret).toMatch(/^sk_test_/)
     })
 

@@ -1,8 +1,9 @@
 import { once } from 'node:events'
-import { type AddressInfo, connect, createServer } from 'node:net'
+import { connect } from 'node:net'
 import { atEnd } from '../support/cleanup.js'
 import { serve } from '../support/instance.js'
 import { SERVER_SECRET, startServer } from '../support/process.js'
+import { faultProxy } from '../support/proxy.js'
 import { stores } from '../support/stores.js'
 import { type Answer, call } from '../support/traffic.js'
 
@@ -58,7 +59,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const { store, query } = await makeStore()
     const { keys, url } = await serve(store)
     const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'behind a bad line' })
-    const line = await badLine(Number(new URL(url).port), 3)
+    const line = await badLine(url, 3)
     const answers: Answer[] = []
     for (let tries = 0; answers.length === 0 && tries < 10; tries++) {
       await call(`${line.url}/keys/self/rotate`, { method: 'POST', secret, idempotencyKey: 'bad-line' }).then(
@@ -250,24 +251,18 @@ async function rotatedByAdmin(makeStore: (typeof stores)[number][1]): Promise<{
 }
 
 /** A way to a server on which so many answers are lost, whole, after the server has sent them. */
-async function badLine(port: number, losses: number): Promise<{ url: string; dropped: string[] }> {
+async function badLine(server: string, losses: number): Promise<{ url: string; dropped: string[] }> {
   const dropped: string[] = []
-  const line = createServer((client) => {
-    const server = connect(port, '127.0.0.1')
-    for (const end of [client, server]) end.on('error', () => end.destroy())
-    client.pipe(server)
-    server.on('data', (bytes) => {
-      if (dropped.length >= losses) return void client.write(bytes)
-      dropped.push(String(bytes))
-      client.destroy()
-      server.destroy()
-    })
-    server.on('close', () => client.destroy())
+  const line = await faultProxy(new URL(server))
+  atEnd(() => line.close())
+  line.trouble('down', {
+    kind: 'truncate',
+    bytes: 0,
+    lost(bytes) {
+      if (dropped.push(String(bytes)) === losses) line.heal()
+    },
   })
-  line.listen(0, '127.0.0.1')
-  await once(line, 'listening')
-  atEnd(async () => line.close())
-  return { url: `http://127.0.0.1:${(line.address() as AddressInfo).port}`, dropped }
+  return { url: `http://127.0.0.1:${line.port}`, dropped }
 }
 
 async function refusal(answer: Promise<Answer>): Promise<[number, string | undefined]> {

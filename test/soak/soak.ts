@@ -1,6 +1,6 @@
 // npm run soak: mixed traffic at full speed over real servers, PostgreSQL and Redis, until it is clear that nothing grows.
 
-import { type ChildProcess, fork, spawn, spawnSync } from 'node:child_process'
+import { type ChildProcess, fork } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { Agent, request } from 'node:http'
@@ -14,7 +14,7 @@ import { createApiKeys } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import setUp from '../support/global-setup.ts'
 import tearDown from '../support/global-teardown.ts'
-import { freePort } from '../support/port.ts'
+import { type RedisServer, redisBinary, redisServer } from '../support/redis-server.ts'
 
 const HELP = `npm run soak -- [options]
 
@@ -53,6 +53,7 @@ interface Sample {
 }
 
 const children: ChildProcess[] = []
+let ownRedis: RedisServer | undefined
 const agent = new Agent({ keepAlive: true })
 /** `unavailable` counts answers of 503, which are right where the machine is too busy for the store to answer in time; each is repeated. */
 const counts = { requests: 0, rotations: 0, replays: 0, created: 0, revoked: 0, unavailable: 0 }
@@ -356,26 +357,16 @@ async function startServer(env: Record<string, string>): Promise<string> {
 
 /** A server of its own where there is one on PATH, or else the one at REDIS_URL. */
 async function startRedis(): Promise<string> {
-  const binary = ['redis-server', 'valkey-server'].find((name) => spawnSync(name, ['--version']).status === 0)
-  if (binary === undefined && process.env.REDIS_URL !== undefined) return process.env.REDIS_URL
-  const port = await freePort()
-  const child = spawn(binary ?? 'redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  children.push(child)
-  let said = ''
-  for await (const chunk of child.stdout) {
-    said += String(chunk)
-    if (/ready to accept connections/i.test(said)) break
-  }
-  child.stdout.resume()
-  return `redis://127.0.0.1:${port}`
+  if (redisBinary() === undefined && process.env.REDIS_URL !== undefined) return process.env.REDIS_URL
+  ownRedis = await redisServer()
+  return ownRedis.url
 }
 
 async function end(): Promise<void> {
   running = false
   agent.destroy()
   for (const child of children) child.kill('SIGKILL')
+  await ownRedis?.close()
   await tearDown()
 }
 

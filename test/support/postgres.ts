@@ -3,6 +3,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Client, Pool } from 'pg'
 import { atEnd } from './cleanup.js'
+import { type FaultProxy, faultProxy } from './proxy.js'
 
 export interface TestDatabase {
   readonly url: string
@@ -23,6 +24,18 @@ export async function freshDatabase(): Promise<TestDatabase> {
     await administer(server, `drop database ${name} with (force)`)
   })
   return { url, pool }
+}
+
+/** A way to a database on which things go wrong when told to, and a pool that takes it. */
+export async function throughProxy(url: string): Promise<{ readonly pool: Pool; readonly proxy: FaultProxy }> {
+  const proxy = await faultProxy(new URL(url))
+  const pool = new Pool({ connectionString: Object.assign(new URL(url), { host: `127.0.0.1:${proxy.port}` }).href })
+  pool.on('error', () => {})
+  atEnd(async () => {
+    await proxy.close()
+    await pool.end()
+  })
+  return { pool, proxy }
 }
 
 /** The file of the write-ahead log that is being written. */

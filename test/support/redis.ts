@@ -1,9 +1,8 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
-import { connect, createServer, type Server, type Socket } from 'node:net'
+import { spawnSync } from 'node:child_process'
 import { Redis } from 'ioredis'
 import { atEnd } from './cleanup.js'
-import { freePort } from './port.js'
+import { type FaultProxy, faultProxy } from './proxy.js'
+import { type RedisServer, redisBinary, redisServer } from './redis-server.js'
 
 export interface TestRedis {
   readonly url: string
@@ -22,17 +21,13 @@ export interface TestRedis {
  * which it touches this package's entries only.
  */
 export async function startRedis(): Promise<TestRedis> {
-  const binary = ['redis-server', 'valkey-server'].find((name) => spawnSync(name, ['--version']).status === 0)
-  const port = await freePort()
-  const gate = binary === undefined ? proxy(port) : server(binary, port)
-  const url = `redis://127.0.0.1:${port}`
-  atEnd(gate.stop)
-  await gate.start()
+  const isOwn = redisBinary() !== undefined
+  const { url, start, stop } = isOwn ? await ownGate() : await wayTo(process.env.REDIS_URL)
 
   return {
     url,
-    stop: gate.stop,
-    start: gate.start,
+    stop,
+    start,
     flush: () =>
       withClient(url, async (client) => {
         const keys = await client.keys('express-api-keys:*')
@@ -45,11 +40,18 @@ export async function startRedis(): Promise<TestRedis> {
           const type = await client.type(key)
           if (type === 'string') lines.push(`${key} ${(await client.getBuffer(key))?.toString('latin1')}`)
           // An entry may end between the list and the look.
-          else if (binary !== undefined && type !== 'none') throw new Error(`An entry of type ${type} under ${key} was not expected.`)
+          else if (isOwn && type !== 'none') throw new Error(`An entry of type ${type} under ${key} was not expected.`)
         }
         return lines.join('\n')
       }),
   }
+}
+
+/** A server that a test may turn into something else, until the end of the test. */
+export async function ownRedis(how: Parameters<typeof redisServer>[0] = {}): Promise<RedisServer> {
+  const server = await redisServer(how)
+  atEnd(server.close)
+  return server
 }
 
 /** For tests that need servers of their own, which a REDIS_URL cannot give. */
@@ -58,61 +60,33 @@ export function ifServer(): typeof test.skip {
 }
 
 interface Gate {
+  readonly url: string
   start(): Promise<void>
   stop(): Promise<void>
 }
 
-function server(binary: string, port: number): Gate {
-  let child: ChildProcess | undefined
-  return {
-    async start() {
-      child = spawn(binary, ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no'], {
-        stdio: ['ignore', 'pipe', 'inherit'],
-      })
-      const { stdout } = child
-      let said = ''
-      for await (const chunk of stdout ?? []) {
-        said += String(chunk)
-        if (/ready to accept connections/i.test(said)) break
-      }
-      if (!/ready to accept connections/i.test(said)) throw new Error(`${binary} did not start: ${said}`)
-    },
-    async stop() {
-      if (child === undefined || child.exitCode !== null || child.signalCode !== null) return
-      const exited = once(child, 'exit')
-      child.kill('SIGKILL')
-      await exited
-    },
-  }
+async function ownGate(): Promise<Gate> {
+  const { url, start, kill } = await ownRedis()
+  return { url, start, stop: kill }
 }
 
-function proxy(port: number): Gate {
-  const url = process.env.REDIS_URL
+async function wayTo(url: string | undefined): Promise<Gate> {
   if (url === undefined) throw new Error('No redis-server on PATH and no REDIS_URL: run the tests with npm test.')
   const target = new URL(url)
-  const open = new Set<Socket>()
-  let listening: Server | undefined
+  target.port ||= '6379'
+  let proxy: FaultProxy | undefined = await faultProxy(target)
+  const { port } = proxy
+  const stop = async (): Promise<void> => {
+    await proxy?.close()
+    proxy = undefined
+  }
+  atEnd(stop)
   return {
+    url: `redis://127.0.0.1:${port}`,
     async start() {
-      listening = createServer((socket) => {
-        const onward = connect(Number(target.port || 6379), target.hostname)
-        for (const end of [socket, onward]) {
-          open.add(end)
-          end.on('error', () => end.destroy()).on('close', () => open.delete(end))
-        }
-        socket.pipe(onward).pipe(socket)
-      })
-      listening.listen(port, '127.0.0.1')
-      await once(listening, 'listening')
+      proxy = await faultProxy(target, port)
     },
-    async stop() {
-      if (listening === undefined) return
-      const closed = once(listening, 'close')
-      listening.close()
-      for (const socket of open) socket.destroy()
-      listening = undefined
-      await closed
-    },
+    stop,
   }
 }
 

@@ -22,7 +22,7 @@ import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
 import { sqlStore } from 'express-api-keys/sql'
 import { sqliteStore } from 'express-api-keys/sqlite'
-import { storeContract, turnedClock } from 'express-api-keys/testing'
+import { cacheContract, storeContract, type TestApiKeys, type TestKey, testApiKeys, turnedClock } from 'express-api-keys/testing'
 import { Redis } from 'ioredis'
 
 interface Plan {
@@ -31,7 +31,7 @@ interface Plan {
 }
 
 const secret = 'x'.repeat(32)
-export const entries: readonly unknown[] = [postgresStore, sqliteStore, sqlStore, operatorJwt, storeContract]
+export const entries: readonly unknown[] = [postgresStore, sqliteStore, sqlStore, operatorJwt, storeContract, cacheContract]
 export const shared: ApiKeys = createApiKeys({ store: memoryStore(), cache: redisCache(new Redis()), serverSecret: secret })
 export const store: Store = memoryStore({ now: turnedClock().wallMs })
 const keys = createApiKeys({ store, serverSecret: secret, leaseMs: 500, clock: turnedClock() })
@@ -90,6 +90,14 @@ export async function use(): Promise<string> {
     return reason
   }
   return (await keys.rotate({ as: 'application', id: result.key.id })).secret
+}
+
+export async function tested(): Promise<string> {
+  const { clock, issue, close }: TestApiKeys<Plan> = await testApiKeys<Plan>({ leaseMs: 250 })
+  const { key, headers }: TestKey<Plan> = await issue({ metadata: { plan: 'free' } })
+  clock.advance(250)
+  await close()
+  return `${headers.Authorization} ${key.metadata.plan satisfies 'free' | 'paid'}`
 }
 
 export const endings: (() => void)[] = [

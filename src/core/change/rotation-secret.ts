@@ -23,15 +23,15 @@ export interface RotationSecrets {
   wellFormed: SecretFormat['wellFormed']
 }
 
-/** 2^10 rounds, some 50 ms. The secret has 256 random bits of its own: this is to slow down nobody, but whoever expects bcrypt finds it. */
+/** 2^10 rounds, some 50 ms. The secret has 256 random bits, so nothing depends on how slow this is; bcrypt is what a reviewer looks for. */
 const COST = 10
 /** bcrypt works on the four threads that files and DNS need too; a flood must leave some of them. */
 const AT_ONCE = 2
 const MAX_QUEUED = 200
-/** How many comparisons are remembered for being feigned, and for how long. */
+/** How many past comparisons `feign` chooses from, and how old they may be. */
 const MAX_REMEMBERED = 64
 const REMEMBERED_MS = 10_000
-/** The hash of nothing that can be presented, compared where there is none, so that both take as long. */
+/** A hash that no rotation secret fits. It is compared where there is no other, so that both take as long. */
 const NO_HASH = `$2b$${COST}$abcdefghijklmnopqrstuuzRrkYDxm2eYXPjVT4FlxZkGoC2pnXsG`
 
 /** `environmentInSecret` as in `ApiKeysOptions`. The bcrypt library is loaded at the first use. */
@@ -54,7 +54,7 @@ export function rotationSecrets(environmentInSecret: boolean, clock: Clock): Rot
       const from = clock.monotonicMs() - REMEMBERED_MS
       while (recent.length > 0 && (recent[0]?.at ?? 0) < from) recent.shift()
       if (recent.length === 0) {
-        // None lately: one real comparison says how long they take now, to all who ask meanwhile.
+        // No recent comparison: one real one measures how long it takes now, for everyone who asks meanwhile.
         measuring ??= matches(rotationSecret, null)
           .catch(() => false)
           .finally(() => {

@@ -10,9 +10,9 @@ export interface Asked<Answer> {
 
 /** One read of the authority answers for this many names. */
 const BATCH = 100
-/** More of one lane waiting for the authority than this means that it cannot keep up: an answer in time is not to be had. */
+/** Where more than this wait in one lane, the authority cannot keep up, and no answer would come in time. */
 const MAX_WAITING = 20_000
-/** So many answers of a read are handed out in one turn of the event loop: a hundred refusals on end would hold up everybody else by some 20 ms. */
+/** This many answers of a read are handed out in one turn of the event loop: a hundred refusals in a row would hold up everything else by some 20 ms. */
 const ANSWERS_A_TURN = 10
 
 interface Waiting<Answer> {
@@ -20,7 +20,7 @@ interface Waiting<Answer> {
   reject(error: unknown): void
 }
 
-/** Who waits for what, in the order of asking; whoever asks for the same is answered together. */
+/** Who waits for which name, in the order of asking. Requests for the same name are answered together. */
 interface Lane<Answer> {
   readonly names: Map<string, Waiting<Answer>[]>
   waiting: number

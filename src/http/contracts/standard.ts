@@ -19,6 +19,7 @@ const keySchema: Schema = object({
   rotatedTo: orNull(uuid),
   secretStart: text,
   secretLast4: text,
+  secretCreatedAt: instant,
   lastUsedAt: orNull(instant),
   lastUsedIp: orNull(text),
   lastUsedUserAgent: orNull(text),

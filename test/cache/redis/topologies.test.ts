@@ -1,38 +1,24 @@
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
-import { once } from 'node:events'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import type { Store } from 'express-api-keys'
+import { spawnSync } from 'node:child_process'
+import type { Cache, Store } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
+import { cacheContract } from 'express-api-keys/testing'
 import { Cluster, Redis } from 'ioredis'
 import { digestOf } from '../../../src/core/secret.js'
 import { atEnd } from '../../support/cleanup.js'
 import { type Instance, serve } from '../../support/instance.js'
-import { freePort } from '../../support/port.js'
 import { freshDatabase } from '../../support/postgres.js'
-import { ifServer } from '../../support/redis.js'
+import { ifServer, ownRedis } from '../../support/redis.js'
+import type { RedisServer } from '../../support/redis-server.js'
 import { call } from '../../support/traffic.js'
 
 /** Longer than a busy machine takes for an answer: one that comes after its lease is no answer. */
 const LEASE_MS = 800
 
 ifServer()('P3, P5: a Cluster of three masters and three replicas moves a slot and loses a master in mid-traffic', async () => {
-  const nodes = await Promise.all(Array.from({ length: 6 }, () => startNode('--cluster-enabled', 'yes', '--cluster-node-timeout', '1000')))
-  const addresses = nodes.map(({ port }) => `127.0.0.1:${port}`)
-  const made = spawnSync('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', '1', '--cluster-yes'], {
-    encoding: 'utf8',
-  })
-  if (made.status !== 0) throw new Error(`The cluster was not made: ${made.stdout}${made.stderr}`)
+  const nodes = await startCluster(1)
   await until(async () => (await Promise.all(nodes.map(knowsAll))).every(Boolean))
-  const clients = [1, 2].map(
-    () =>
-      new Cluster(
-        nodes.map(({ port }) => ({ host: '127.0.0.1', port })),
-        { lazyConnect: true },
-      ),
-  )
+  const clients = [clientOf(nodes), clientOf(nodes)]
   const { one, steadily, goesOn, end } = await startTraffic(clients)
 
   // Two keys that are only looked at, so that they stay in their slots, which belong to two masters.
@@ -94,10 +80,6 @@ ifServer()('P3, P5: a Cluster of three masters and three replicas moves a slot a
     const replication = await node.client.info('replication')
     return (await isWhole(node)) && list.match(/slave [0-9a-f]{40} .* connected/g)?.length === 3 && !/link_status:down/.test(replication)
   }
-
-  async function isWhole(node: Node): Promise<boolean> {
-    return /cluster_state:ok/.test(String(await node.client.call('CLUSTER', 'INFO')))
-  }
 })
 
 ifServer()('P3, P5: Sentinel puts a replica in the place of a killed master in mid-traffic', async () => {
@@ -130,6 +112,62 @@ ifServer()('P3, P5: Sentinel puts a replica in the place of a killed master in m
     return value('num-slaves') === '2' && value('num-other-sentinels') === '2' && value('flags') === 'master'
   }
 })
+
+let cluster: Promise<Node[]> | undefined
+cacheContract({ describe, test: ifServer() }, 'redisCache on a Cluster of three masters', async () => {
+  cluster ??= startCluster(0)
+  const nodes = await cluster
+  await until(async () => (await Promise.all(nodes.map(isWhole))).every(Boolean))
+  return answering(clientOf(nodes), clientOf(nodes))
+})
+
+let sentinel: Promise<Node> | undefined
+cacheContract({ describe, test: ifServer() }, 'redisCache behind Sentinel', async () => {
+  sentinel ??= startNode().then(startSentinel)
+  const options = { sentinels: [{ host: '127.0.0.1', port: (await sentinel).port }], name: 'keys', lazyConnect: true }
+  return answering(new Redis(options), new Redis(options))
+})
+
+/** Caches over these clients, which answer. */
+async function answering(...clients: readonly (Redis | Cluster)[]): Promise<{ cache: Cache; sibling: Cache; close(): Promise<void> }> {
+  const [cache, sibling] = clients.map((client) => redisCache(client, { timeoutMs: 2_000 })) as [Cache, Cache]
+  // In a cluster each node is connected to at its first use.
+  const names = Array.from({ length: 50 }, (_, n) => `name ${n}`)
+  const all = async (): Promise<boolean> =>
+    (await Promise.all([cache, sibling].flatMap((each) => names.map((name) => each.get(name))))).every((reading) => reading !== undefined)
+  await until(all)
+  return {
+    cache,
+    sibling,
+    async close() {
+      for (const each of [cache, sibling]) await each.close()
+    },
+  }
+}
+
+/** Three masters, each with so many replicas. */
+async function startCluster(replicas: number): Promise<Node[]> {
+  const nodes = await Promise.all(
+    Array.from({ length: 3 * (1 + replicas) }, () => startNode('--cluster-enabled', 'yes', '--cluster-node-timeout', '1000')),
+  )
+  const addresses = nodes.map(({ port }) => `127.0.0.1:${port}`)
+  const made = spawnSync('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', String(replicas), '--cluster-yes'], {
+    encoding: 'utf8',
+  })
+  if (made.status !== 0) throw new Error(`The cluster was not made: ${made.stdout}${made.stderr}`)
+  return nodes
+}
+
+function clientOf(nodes: readonly Node[]): Cluster {
+  return new Cluster(
+    nodes.map(({ port }) => ({ host: '127.0.0.1', port })),
+    { lazyConnect: true },
+  )
+}
+
+async function isWhole(node: Node): Promise<boolean> {
+  return /cluster_state:ok/.test(String(await node.client.call('CLUSTER', 'INFO')))
+}
 
 interface Traffic {
   readonly one: Instance
@@ -232,65 +270,36 @@ async function startTraffic(clients: readonly (Redis | Cluster)[]): Promise<Traf
   }
 }
 
-interface Node {
-  readonly port: number
+interface Node extends RedisServer {
   readonly client: Redis
-  isUp(): boolean
-  kill(): Promise<void>
-  start(): Promise<void>
 }
 
-/** A server of its own, in a folder of its own. */
 async function startNode(...args: string[]): Promise<Node> {
-  const port = await freePort()
-  return startServer(port, folderOf(), ['--port', String(port), '--bind', '127.0.0.1', '--save', '', ...args])
+  return node({ args: () => args })
 }
 
 async function startSentinel(master: Node): Promise<Node> {
-  const [port, folder] = [await freePort(), folderOf()]
-  const lines = [
-    `port ${port}`,
-    'bind 127.0.0.1',
-    `sentinel monitor keys 127.0.0.1 ${master.port} 2`,
-    'sentinel down-after-milliseconds keys 1000',
-    'sentinel failover-timeout keys 3000',
-  ]
-  writeFileSync(join(folder, 'sentinel.conf'), lines.join('\n'))
-  return startServer(port, folder, [join(folder, 'sentinel.conf'), '--sentinel'])
-}
-
-async function startServer(port: number, folder: string, args: readonly string[]): Promise<Node> {
-  let child: ChildProcess | undefined
-  const client = new Redis(port, '127.0.0.1', { lazyConnect: true, retryStrategy: () => 50, maxRetriesPerRequest: null })
-  client.on('error', () => {})
-  const isUp = (): boolean => child !== undefined && child.exitCode === null && child.signalCode === null
-  const node: Node = {
-    port,
-    client,
-    isUp,
-    async kill() {
-      if (child === undefined || !isUp()) return
-      const exited = once(child, 'exit')
-      child.kill('SIGKILL')
-      await exited
-    },
-    async start() {
-      child = spawn('redis-server', args, { stdio: 'ignore', cwd: folder })
-      await client.ping()
-    },
-  }
-  atEnd(async () => {
-    client.disconnect()
-    await node.kill()
+  return node({
+    args: () => ['--sentinel'],
+    config: [
+      `sentinel monitor keys 127.0.0.1 ${master.port} 2`,
+      'sentinel down-after-milliseconds keys 1000',
+      'sentinel failover-timeout keys 3000',
+    ],
   })
-  await node.start()
-  return node
 }
 
-function folderOf(): string {
-  const folder = mkdtempSync(join(tmpdir(), 'api-keys-redis-'))
-  atEnd(async () => rmSync(folder, { recursive: true, force: true }))
-  return folder
+async function node(how: Parameters<typeof ownRedis>[0]): Promise<Node> {
+  const server = await ownRedis(how)
+  const client = new Redis(server.port, '127.0.0.1', { lazyConnect: true, retryStrategy: () => 50, maxRetriesPerRequest: null })
+  client.on('error', () => {})
+  atEnd(async () => client.disconnect())
+  await client.ping()
+  const start = async (): Promise<void> => {
+    await server.start()
+    await client.ping()
+  }
+  return { ...server, client, start }
 }
 
 async function until(isSo: () => Promise<boolean>): Promise<void> {

@@ -8,8 +8,7 @@ import { sqliteStore } from 'express-api-keys/sqlite'
 import Database from 'libsql'
 import { Pool, type PoolClient } from 'pg'
 import { atEnd } from '../../support/cleanup.js'
-import { freshDatabase } from '../../support/postgres.js'
-import { throughProxy } from '../../support/proxy.js'
+import { freshDatabase, throughProxy } from '../../support/postgres.js'
 
 test('a connection lost before COMMIT was sent changes nothing, and says so', async () => {
   const { pool, url: direct } = await freshDatabase()
@@ -18,7 +17,7 @@ test('a connection lost before COMMIT was sent changes nothing, and says so', as
   await store.migrate()
   const failed = store.transaction(async (tx) => {
     await tx.now()
-    way.cutAnswerTo('for share')
+    way.proxy.strike({ at: 'for share', fate: 'cut-at-answer', once: true })
     await tx.waitMs()
   })
   await expect(failed).rejects.toMatchObject({ code: 'store_unavailable' })
@@ -66,14 +65,14 @@ test('a black hole is given up in time, its connection is not used again, and no
   const way = await throughProxy(direct)
   const store = postgresStore(way.pool, { transactionTimeoutMs: 300, readTimeoutMs: 300 })
   await store.migrate()
-  way.swallow(true)
+  for (const direction of ['up', 'down'] as const) way.proxy.trouble(direction, { kind: 'swallow' })
   await expect(store.read([])).rejects.toMatchObject({ code: 'store_unavailable' })
   const late = store.transaction(async (tx) => {
     // Whoever ignores that a step failed still cannot get to COMMIT.
     await tx.now().catch(() => 0)
   })
   await expect(late).rejects.toMatchObject({ code: 'store_unavailable' })
-  way.swallow(false)
+  way.proxy.heal()
   await expect(store.read([])).resolves.toMatchObject({ found: [] })
   expect((await pool.query('select count(*)::int as n from express_api_keys')).rows).toEqual([{ n: 0 }])
 })

@@ -12,8 +12,7 @@ import { Client, Pool, type PoolConfig } from 'pg'
 import { atEnd } from '../../support/cleanup.js'
 import { serve } from '../../support/instance.js'
 import { startPostgres, startWithStandby } from '../../support/own-postgres.js'
-import { freshDatabase } from '../../support/postgres.js'
-import { throughProxy } from '../../support/proxy.js'
+import { freshDatabase, throughProxy } from '../../support/postgres.js'
 import { smallDisk } from '../../support/small-disk.js'
 import { type Answer, call, steady, verdict } from '../../support/traffic.js'
 
@@ -185,7 +184,7 @@ test('P3: a standby that answers instead of the primary grants no lease, until i
   // From here on it lags behind for good, and would say that the old secret is active.
   await replica.query('select pg_wal_replay_pause()')
   await until(async () => (await replica.query('select pg_get_wal_replay_pause_state() as it')).rows[0].it === 'paused')
-  way.aim(standby.url)
+  way.proxy.redirect(new URL(standby.url))
   const rotated = await call(`${direct.url}/keys/self/rotate`, { method: 'POST', secret: old, idempotencyKey: 'k' })
   expect(rotated.status).toBe(200)
   expect(await has(key.id, 2)).toBe(false)

@@ -6,6 +6,7 @@ export interface Child {
   /** Starts it, again too, and resolves when it has said that it is ready. */
   start(): Promise<void>
   signal(signal: NodeJS.Signals): void
+  isUp(): boolean
   /** Sends SIGKILL, or another signal that ends it, and waits for the end. */
   kill(signal?: NodeJS.Signals): Promise<void>
   /** What it said last, if it ever ended by itself. */
@@ -33,7 +34,9 @@ export function child(how: () => Start): Child {
   let killed = false
   let said = ''
   let lastWords: string | undefined
+  const isUp = (): boolean => current !== undefined && current.exitCode === null && current.signalCode === null
   return {
+    isUp,
     async start() {
       const { command, args, ready, env, owner } = how()
       const started = spawn(command, args, { stdio: ['pipe', 'pipe', 'pipe'], ...(env === undefined ? {} : { env }), ...owner })
@@ -63,7 +66,7 @@ export function child(how: () => Start): Child {
     },
     signal: (signal) => void current?.kill(signal),
     async kill(signal = 'SIGKILL') {
-      if (current === undefined || current.exitCode !== null || current.signalCode !== null) return
+      if (current === undefined || !isUp()) return
       killed = true
       const gone = once(current, 'exit')
       current.kill(signal)
