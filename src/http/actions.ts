@@ -3,6 +3,7 @@ import type { AnyApiKeys, Command, RotateOptions } from '../core/api-keys.js'
 import type { RequestShape } from '../core/change/replay-seal.js'
 import type { Internals } from '../core/internals.js'
 import type { ApiKey, CreateInput, KeyChanges } from '../core/key.js'
+import { keyNotFound } from '../core/refusals.js'
 import { hasScope, READ_SCOPE } from '../core/scope.js'
 import { ApiKeyError } from '../errors.js'
 import { type Caller, mayActFor, ownerOf } from './caller.js'
@@ -107,6 +108,6 @@ async function readingKey({ keys, internals, req, res }: Call, secret: string): 
 }
 
 function existing<T>(found: T | undefined): T {
-  if (found === undefined) throw new ApiKeyError('key_not_found', 'There is no such key.')
+  if (found === undefined) throw keyNotFound()
   return found
 }

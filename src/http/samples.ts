@@ -1,6 +1,6 @@
 import { pageLimitInvalid } from '../core/input.js'
 import type { ApiKey, KeyEvent } from '../core/key.js'
-import { invalidKey } from '../core/refusals.js'
+import { invalidKey, keyNotFound, keyRevoked } from '../core/refusals.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
 import type { Action, Answers } from './contract.js'
 
@@ -23,8 +23,8 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]: string } = {
   insufficient_scope: 'This needs the scope api_keys:write.',
   rotation_secret_required: 'This key has a rotation secret, and needs it to rotate itself.',
   rotation_secret_not_configured: 'This key has no rotation secret; rotate it without one, or have it rotated for it.',
-  key_not_found: 'There is no such key.',
-  key_revoked: 'The key is revoked; a revoked key cannot be rotated.',
+  key_not_found: keyNotFound().message,
+  key_revoked: keyRevoked().message,
   key_expired: 'The key has expired, and a rotation keeps its expiry; move the expiry first.',
   idempotency_key_spent: 'What this Idempotency-Key stands for was done, and its answer can no longer be given; use a new one.',
   rotation_superseded: 'The key has been rotated again since; the secret of this rotation is no longer active.',

@@ -203,7 +203,7 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
     const issued = await keys.rotate({ as: { secret: other.secret }, rotationSecret: other.rotationSecret })
     secrets.push(issued.secret, issued.rotationSecret ?? '')
     console.log(issued, { issued }, `${issued}`, { ...issued })
-    for (const each of [issued, { ...issued }]) expect(() => JSON.stringify(each)).toThrow('pick what the client gets')
+    for (const each of [issued, { ...issued }]) expect(() => JSON.stringify(each)).toThrow('Pick what the client gets')
   }
 }
 
