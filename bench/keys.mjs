@@ -79,7 +79,7 @@ export async function databaseOf(serverUrl, secrets, others = 0) {
 }
 
 const FROM_DIGESTS = `, clock as (select floor(extract(epoch from clock_timestamp()) * 1000)::bigint as now),
-  keys as (insert into express_api_keys (id, owner_id, name, environment, scopes, metadata, generation, created_at, updated_at)
-    select id, 'acme', 'bench', 'live', '["${SCOPE}"]', '{}', 1, now, now from made, clock)
+  keys as (insert into express_api_keys (id, owner_id, name, environment, scopes, metadata, generation, created_at, updated_at, secret_created_at)
+    select id, 'acme', 'bench', 'live', '["${SCOPE}"]', '{}', 1, now, now, now from made, clock)
   insert into express_api_key_generations (digest, key_id, generation, created_at, first_used_at, secret_start, secret_last4)
     select digest, id, 1, now, now, 'sk_live_', 'xxxx' from made, clock`

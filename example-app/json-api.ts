@@ -1,4 +1,4 @@
-import { type Contract, failureStatus } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 
 /** A contract of our own: credentials are renewed in the words of JSON:API (https://jsonapi.org/format/1.1/). */
 export const jsonApi: Contract = {
@@ -21,8 +21,8 @@ export const jsonApi: Contract = {
       }),
     },
   ],
-  failure: ({ code, message }) => ({
+  failure: ({ code, status, message }) => ({
     contentType: 'application/vnd.api+json',
-    body: { errors: [{ status: String(failureStatus(code)), code, detail: message }] },
+    body: { errors: [{ status: String(status), code, detail: message }] },
   }),
 }

@@ -24,10 +24,18 @@ interface Group {
 /** What is changed, and the tests that have to notice: the unit tests of the file itself. */
 const GROUPS: { readonly [name: string]: Group } = {
   secret: { mutate: ['src/core/secret.ts'], tests: ['test/core/secret.test.ts'] },
-  sealing: { mutate: ['src/core/change/replay-seal.ts'], tests: ['test/core/change/replay-seal.test.ts'] },
+  sealing: {
+    mutate: ['src/core/change/replay-seal.ts', 'src/core/keyed-hash.ts'],
+    tests: ['test/core/change/replay-seal.test.ts', 'test/core/keyed-hash.test.ts'],
+  },
   lease: {
-    mutate: ['src/core/verify/lease.ts', 'src/core/clock.ts'],
-    tests: ['test/core/verify/lease.test.ts', 'test/core/clock.test.ts'],
+    mutate: ['src/core/verify/lease.ts', 'src/core/verify/verdict.ts', 'src/core/verify/cache-entry.ts', 'src/core/clock.ts'],
+    tests: [
+      'test/core/verify/lease.test.ts',
+      'test/core/verify/verdict.test.ts',
+      'test/core/verify/cache-entry.test.ts',
+      'test/core/clock.test.ts',
+    ],
   },
   'rotation-secret': {
     mutate: ['src/core/change/rotation-secret.ts', 'src/core/semaphore.ts'],

@@ -13,15 +13,15 @@ export const FAULTS = [
     promise: 'P1',
     name: 'the replay record is not looked up',
     file: 'src/core/change/run-change.ts',
-    find: 'if (read !== undefined && found.length > 0) return {',
-    replace: 'if (read !== undefined && found.length < 0) return {',
+    find: 'if (read !== undefined && found !== undefined) return {',
+    replace: 'if (read !== undefined && found === null) return {',
     tests: [['test/core/change/run-change.test.ts', 'P2: an answer can be asked for again']],
   },
   {
     promise: 'P1',
     name: 'a duplicate that has waited for its twin does not look for the record again',
-    file: 'src/core/change/run-change.ts',
-    find: `    if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return { kind: 'recorded' }
+    file: 'src/core/change/transaction.ts',
+    find: `  if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return 'recorded'
 `,
     replace: '',
     tests: [['test/promises/p1-at-most-one-rotation.test.ts', 'on PostgreSQL P1: fifty concurrent rotations with one Idempotency-Key']],
@@ -29,58 +29,60 @@ export const FAULTS = [
   {
     promise: 'P1',
     name: 'a retry is not compared with the request that it repeats',
-    file: 'src/core/change/run-change.ts',
-    find: 'sameRequest: seals.fingerprint(index, requestOf(mutation, command)) === record.fingerprint,',
+    file: 'src/core/change/replay.ts',
+    find: 'sameRequest: seals.fingerprint(index, requestOf(change, command)) === record.fingerprint,',
     replace: 'sameRequest: true,',
     tests: [['test/http/http.test.ts', 'on Express 5 POST /:id/rotate and /self/rotate refuse a path or body']],
   },
   {
     promise: 'P1',
     name: 'a duplicate goes by what it read before it had the lock',
-    file: 'src/core/change/run-change.ts',
-    find: `    const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
-    const caller = locked.find(({ id }) => id === callerId)
-    const target = locked.find(({ id }) => id === targetId)
-    if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return { kind: 'recorded' }
-    const generation = presented === undefined ? undefined : await tx.generation(presented.digest)`,
-    replace: `    const generation = presented === undefined ? undefined : await tx.generation(presented.digest)
-    const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
-    const caller = locked.find(({ id }) => id === callerId)
-    const target = locked.find(({ id }) => id === targetId)
-    if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return { kind: 'recorded' }`,
+    file: 'src/core/change/transaction.ts',
+    find: `  const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
+  const caller = locked.find(({ id }) => id === callerId)
+  const target = locked.find(({ id }) => id === targetId)
+  if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return 'recorded'
+  const generation = presented === undefined ? undefined : await tx.generation(presented.digest)`,
+    replace: `  const generation = presented === undefined ? undefined : await tx.generation(presented.digest)
+  const locked = await tx.lockKeys([...new Set([callerId, targetId])].filter((id) => id !== undefined))
+  const caller = locked.find(({ id }) => id === callerId)
+  const target = locked.find(({ id }) => id === targetId)
+  if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return 'recorded'`,
     tests: [['test/promises/p1-at-most-one-rotation.test.ts', 'on PostgreSQL P1: of fifty rotations by the key itself with no']],
   },
   {
     promise: 'P1',
     name: 'the row of a key is read without being locked',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'return (await (postgres ? query.forUpdate() : query).execute()).map(keyRow)',
+    file: 'src/store/sql/steps.ts',
+    find: 'return (await dialect.forUpdate(query).execute()).map(keyRow)',
     replace: 'return (await query.execute()).map(keyRow)',
     tests: [['test/store/contract.test.ts', 'postgresStore, two stores on one database twenty transactions that each add a generation']],
   },
   {
     promise: 'P1',
     name: 'duplicates of an operator do not queue',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'if (postgres) await sql`select pg_advisory_xact_lock(hashtextextended(',
-    replace: 'if (name === null) await sql`select pg_advisory_xact_lock(hashtextextended(',
+    file: 'src/store/sql/dialects/postgres.ts',
+    find: `async lockName(on, name) {
+        await`,
+    replace: `async lockName(on, name) {
+        if (name === null) await`,
     tests: [['test/store/contract.test.ts', 'postgresStore, two stores on one database a name is held by one transaction']],
   },
   {
     promise: 'P1',
     name: 'the Idempotency-Key of the application is ignored',
-    file: 'src/core/change/run-change.ts',
+    file: 'src/core/change/replay-record.ts',
     find: `if (idempotencyKey !== undefined) {
-      return { ...withKey, ids`,
-    replace: `if (idempotencyKey !== undefined && as !== 'application') {
-      return { ...withKey, ids`,
+    return { ...withKey, ids`,
+    replace: `if (idempotencyKey !== undefined && command.as !== 'application') {
+    return { ...withKey, ids`,
     tests: [['test/promises/recovery.test.ts', 'P1: the application that repeats a rotation']],
   },
   {
     promise: 'P1',
     name: 'a transaction that was given up goes on to COMMIT',
-    file: 'src/store/sql/sql-store.ts',
-    find: "      stage = 'abandoned'\n",
+    file: 'src/store/sql/transaction.ts',
+    find: "    progress.stage = 'abandoned'\n",
     replace: '',
     tests: [['test/store/sql/faults.test.ts', 'P1: a transaction that was given up is never committed']],
   },
@@ -113,7 +115,7 @@ export const FAULTS = [
   {
     promise: 'P2',
     name: 'whose secret it is is asked among the active ones only',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/read-query.ts',
     find: "(join) => join.on('g.digest', 'in', parameters)",
     replace: "(join) => join.on('g.digest', 'in', parameters).on('g.retired_at', 'is', null)",
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: a client whose response was cut off']],
@@ -121,7 +123,7 @@ export const FAULTS = [
   {
     promise: 'P2',
     name: 'the secret that died of a rotation does not open its answer',
-    file: 'src/core/change/run-change.ts',
+    file: 'src/core/change/replay-decision.ts',
     find: 'return generation.retiredBy !== recordId || (key.expiresAt !== null && key.expiresAt <= at)',
     replace: 'return generation.retiredBy !== recordId || key.createdAt <= at',
     tests: [['test/core/change/run-change.test.ts', 'P2: an answer can be asked for again']],
@@ -129,78 +131,80 @@ export const FAULTS = [
   {
     promise: 'P2',
     name: 'a lost answer to COMMIT is told as "nothing changed"',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'if (!answered(error)) throw outcomeUnknown(error)',
-    replace: 'if (!answered(error)) throw storeError(error)',
+    file: 'src/store/sql/transaction.ts',
+    find: 'if (!errors.refused(error)) throw outcomeUnknown(error)',
+    replace: 'if (!errors.refused(error)) throw storeError(error, errors)',
     tests: [['test/crash/commit.test.ts', 'every mutation answers 503 outcome_unknown']],
   },
   {
     promise: 'P2',
     name: 'whoever knows the Idempotency-Key has the answer erased',
-    file: 'src/core/change/run-change.ts',
-    find: `      throw decision
-    }
-    const owners`,
-    replace: `      if (unopened) await store.transaction((tx) => tx.eraseReplays(record.keyId, null))
-      throw decision
-    }
-    const owners`,
+    file: 'src/core/change/replay.ts',
+    find: `      throw decision.error
+`,
+    replace: `      if (decision.audited) await store.transaction((tx) => tx.eraseReplays(record.keyId, null))
+      throw decision.error
+`,
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: the new secret with the same Idempotency-Key']],
   },
   {
     promise: 'P2',
     name: 'count-replays: an answer is refused after it was given five times',
-    file: 'src/core/change/run-change.ts',
-    find: `    auditReplay(command, decision.key, record.id, plan)
+    file: 'src/core/change/replay.ts',
+    find: `    auditReplay(planned, answer.key, record.id)
 `,
     replace: `    const given = ((parts as { given?: Map<string, number> }).given ??= new Map())
     given.set(record.id, (given.get(record.id) ?? 0) + 1)
-    if ((given.get(record.id) ?? 0) > 5) throw invalidKey()
-    auditReplay(command, decision.key, record.id, plan)
+    if ((given.get(record.id) ?? 0) > 5) throw new ApiKeyError('invalid_key', 'The API key is not valid.')
+    auditReplay(planned, answer.key, record.id)
 `,
     tests: [['test/promises/recovery.test.ts', 'P2: an answer that was lost forty times']],
   },
   {
     promise: 'P2',
     name: 'an answer that was given is asked for in vain for a while',
-    file: 'src/core/change/run-change.ts',
-    find: `    auditReplay(command, decision.key, record.id, plan)
+    file: 'src/core/change/replay.ts',
+    find: `    auditReplay(planned, answer.key, record.id)
 `,
-    replace: `    if (!auditIsDue(\`given \${record.id}\`)) throw new ApiKeyError('rate_limited', 'Too often.')
-    auditReplay(command, decision.key, record.id, plan)
+    replace: `    const given = ((parts as { given?: Map<string, number> }).given ??= new Map())
+    if (clock.monotonicMs() - (given.get(record.id) ?? Number.NEGATIVE_INFINITY) < 60_000) throw new ApiKeyError('rate_limited', 'Too often.')
+    given.set(record.id, clock.monotonicMs())
+    auditReplay(planned, answer.key, record.id)
 `,
     tests: [['test/promises/recovery.test.ts', 'P2: an answer that was lost forty times']],
   },
   {
     promise: 'P2',
     name: 'a replay takes a transaction',
-    file: 'src/core/change/run-change.ts',
-    find: `    auditReplay(command, decision.key, record.id, plan)
+    file: 'src/core/change/replay.ts',
+    find: `    auditReplay(planned, answer.key, record.id)
 `,
     replace: `    await inTurn(() => store.transaction(async (tx) => tx.now()))
-    auditReplay(command, decision.key, record.id, plan)
+    auditReplay(planned, answer.key, record.id)
 `,
     tests: [['test/promises/recovery.test.ts', 'on PostgreSQL P2: a replay takes no transaction']],
   },
   {
     promise: 'P2',
     name: 'a replay locks the row of its key',
-    file: 'src/core/change/run-change.ts',
-    find: `    auditReplay(command, decision.key, record.id, plan)
+    file: 'src/core/change/replay.ts',
+    find: `    auditReplay(planned, answer.key, record.id)
 `,
     replace: `    await inTurn(() => store.transaction((tx) => tx.lockKeys([record.keyId])))
-    auditReplay(command, decision.key, record.id, plan)
+    auditReplay(planned, answer.key, record.id)
 `,
     tests: [['test/promises/recovery.test.ts', 'on PostgreSQL P2: a replay waits for no row']],
   },
   {
     promise: 'P2',
     name: 'a replay costs bcrypt',
-    file: 'src/core/change/run-change.ts',
-    find: `    auditReplay(command, decision.key, record.id, plan)
+    file: 'src/core/change/replay.ts',
+    find: `    auditReplay(planned, answer.key, record.id)
 `,
-    replace: `    if (command.rotationSecret !== undefined) await rotationSecrets.matches(command.rotationSecret, presented?.generation.rotationSecretHash ?? null)
-    auditReplay(command, decision.key, record.id, plan)
+    replace: `    if (command.rotationSecret !== undefined) {
+      await (await import('bcrypt')).default.compare(command.rotationSecret, presented?.generation.rotationSecretHash ?? '')
+    }
+    auditReplay(planned, answer.key, record.id)
 `,
     tests: [['test/promises/recovery.test.ts', 'P2: a replay compares no rotation secret']],
   },
@@ -208,22 +212,22 @@ export const FAULTS = [
     promise: 'P2',
     name: 'a live caller whose answer is gone is told 401',
     file: 'src/core/change/replay-decision.ts',
-    find: '(active ? spent() : invalidKey())',
-    replace: '(active ? invalidKey() : spent())',
+    find: 'return secret?.ended === undefined ? spent() : invalidKey()',
+    replace: 'return secret?.ended === undefined ? invalidKey() : spent()',
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite P2: a key that rotated another one asks again']],
   },
   {
     promise: 'P2',
     name: 'a replay that is superseded while it waits is handed out',
-    file: 'src/core/change/run-change.ts',
-    find: 'if (given.secret !== undefined && !settled && (await supersededSince(given.key))) throw superseded()',
+    file: 'src/core/change/after-commit.ts',
+    find: 'if (answer.secret !== undefined && !settled && (await supersededSince(answer.key))) throw superseded()',
     replace: '',
     tests: [['test/core/change/run-change.test.ts', 'a secret that is dead by the end of the wait is not handed out']],
   },
   {
     promise: 'P2',
     name: 'replays count against the limit of their route',
-    file: 'src/http/key-router.ts',
+    file: 'src/http/serve-route.ts',
     find: 'if ((result as MutationResult).replayed === true) await takeBack()',
     replace: '',
     tests: [['test/http/contracts/agents.test.ts', 'a successful replay leaves the attempts']],
@@ -232,9 +236,13 @@ export const FAULTS = [
     promise: 'P2',
     name: 'an expiry is extended by a rotation',
     file: 'src/core/change/changes.ts',
-    find: 'const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt }',
-    replace:
-      'const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt, expiresAt: current.expiresAt && current.expiresAt + 1_000 }',
+    find: `    generation: current.generation + 1,
+    updatedAt: updateTime(current, now),
+`,
+    replace: `    generation: current.generation + 1,
+    updatedAt: updateTime(current, now),
+    expiresAt: current.expiresAt && current.expiresAt + 1_000,
+`,
     tests: [['test/http/contracts/standard.test.ts', 'on memory the life of a key a rotation neither renews nor moves']],
   },
 
@@ -242,8 +250,8 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a rotation does not wait for the leases',
-    file: 'src/core/change/run-change.ts',
-    find: 'if (waits) await clock.sleep(about.waitFrom + about.waitMs + marginMs(about.waitMs) - clock.monotonicMs())',
+    file: 'src/core/change/after-commit.ts',
+    find: 'if (mustWait(committed)) await clock.sleep(waitFrom + waitMs + marginMs(waitMs) - clock.monotonicMs())',
     replace: '',
     tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
   },
@@ -251,14 +259,14 @@ export const FAULTS = [
     promise: 'P3',
     name: 'the wait is counted from before COMMIT',
     file: 'src/core/change/run-change.ts',
-    find: 'const committed = clock.monotonicMs()',
-    replace: 'const committed = arrived',
+    find: 'const committedAt = clock.monotonicMs()',
+    replace: 'const committedAt = outcome.askedAt',
     tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
   },
   {
     promise: 'P3',
     name: 'acceptedUntil leaves out how long COMMIT took',
-    file: 'src/core/change/run-change.ts',
+    file: 'src/core/change/after-commit.ts',
     find: 'return now + (waitFrom - askedAt) + waitMs + marginMs(waitMs)',
     replace: 'return now + waitMs + marginMs(waitMs)',
     tests: [['test/core/change/run-change.test.ts', 'P3: acceptedUntil counts from after COMMIT']],
@@ -266,15 +274,15 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the lease in force is read without being held',
-    file: 'src/store/sql/sql-store.ts',
-    find: 'const row = await (postgres ? query.forShare() : query).executeTakeFirstOrThrow()',
-    replace: 'const row = await query.executeTakeFirstOrThrow()',
+    file: 'src/store/sql/steps.ts',
+    find: "dialect.forShare(on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1))",
+    replace: "on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)",
     tests: [['test/store/sql/faults.test.ts', 'P3: a lease becomes no longer while a transaction is open']],
   },
   {
     promise: 'P3',
     name: 'what was committed need not survive a crash',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/dialects/postgres.ts',
     find: "case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end",
     replace: "current_setting('synchronous_commit')",
     tests: [['test/store/sql/faults.test.ts', 'what a transaction has committed survives a crash']],
@@ -282,31 +290,31 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'half of the lease is waited for',
-    file: 'src/core/change/run-change.ts',
-    find: 'about.waitMs + marginMs(about.waitMs)',
-    replace: 'about.waitMs / 2 + marginMs(about.waitMs)',
+    file: 'src/core/change/after-commit.ts',
+    find: 'waitFrom + waitMs + marginMs(waitMs) - clock',
+    replace: 'waitFrom + waitMs / 2 + marginMs(waitMs) - clock',
     tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
   },
   {
     promise: 'P3',
     name: 'the margin is left out of the wait',
-    file: 'src/core/change/run-change.ts',
-    find: 'about.waitMs + marginMs(about.waitMs)',
-    replace: 'about.waitMs',
+    file: 'src/core/change/after-commit.ts',
+    find: 'waitFrom + waitMs + marginMs(waitMs) - clock',
+    replace: 'waitFrom + waitMs - clock',
     tests: [['test/core/change/run-change.test.ts', 'P3: an answer waits for the lease in force']],
   },
   {
     promise: 'P3',
     name: 'a replay of an answer that is still waiting does not wait itself',
-    file: 'src/core/change/run-change.ts',
-    find: 'const waits = !settled && parts.othersHoldLeases()',
-    replace: 'const waits = settled && parts.othersHoldLeases()',
+    file: 'src/core/change/replay.ts',
+    find: 'contradicted: !settled && othersHoldLeases()',
+    replace: 'contradicted: settled && othersHoldLeases()',
     tests: [['test/core/change/run-change.test.ts', 'P3: a replay of an answer that is not settled']],
   },
   {
     promise: 'P3',
     name: 'after the lease was lowered, the longer one that is still held is not waited for',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/steps.ts',
     find: 'return Math.max(Number(row.lease_ms), Number(row.earlier_lease_ms))',
     replace: 'return Number(row.lease_ms)',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file rotations go on waiting for the longest']],
@@ -364,7 +372,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the clock of PostgreSQL is read after it has looked',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/dialects/postgres.ts',
     find: 'sql<number | null>`floor(extract(epoch from now())',
     replace: 'sql<number | null>`floor(extract(epoch from clock_timestamp())',
     tests: [['test/store/sql/faults.test.ts', 'P3: PostgreSQL reads the clock before it looks']],
@@ -373,8 +381,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'the deadline is not looked at again right before next()',
     file: 'src/http/bearer-auth.ts',
-    find: 'if (result.ok && !result.live()) continue',
-    replace: '',
+    find: 'result.ok && !result.live(); tries++',
+    replace: 'false; tries++',
     tests: [['test/http/http.test.ts', 'P3: a verdict that is over by the time it is used']],
   },
   {
@@ -396,7 +404,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a lease outlives its key',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: '(key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace',
     replace: '(grace',
     tests: [['test/core/verify/lease.test.ts', 'a lease never outlives its key']],
@@ -404,7 +412,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a lease outlives a grace period',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: ', (grace?.endsAt ?? Number.POSITIVE_INFINITY) - at)',
     replace: ')',
     tests: [['test/core/verify/lease.test.ts', 'P3: a lease never outlives the grace period of its secret']],
@@ -491,7 +499,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the expiry of a cache entry is counted from its landing',
-    file: 'src/cache/redis/redis-cache.ts',
+    file: 'src/cache/redis/scripts.ts',
     find: 'local left = tonumber(ARGV[2 * i]) - now',
     replace: 'local left = 1000',
     tests: [['test/cache/redis/redis-cache.test.ts', 'an entry that lands late is born dead']],
@@ -499,7 +507,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a fill digs up a tombstone',
-    file: 'src/cache/redis/redis-cache.ts',
+    file: 'src/cache/redis/scripts.ts',
     find: "(string.sub(there, 1, 1) == 'r' or redis.call('PTTL', KEYS[i]) >= left)",
     replace: "redis.call('PTTL', KEYS[i]) >= left",
     tests: [['test/cache/redis/redis-cache.test.ts', 'a tombstone stays, whatever is filled']],
@@ -507,7 +515,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'the last use of a key brings it back from its revocation',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/last-use.ts',
     find: '.set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent })',
     replace: '.set({ last_used_at: at, last_used_ip: ip, last_used_user_agent: userAgent, revoked_at: null })',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file writes the last use of a key']],
@@ -515,7 +523,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a revoked key is good as long as its secret was not retired',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: "  if (key.revokedAt !== null) return 'revoked'\n",
     replace: '',
     tests: [['test/core/verify/lease.test.ts', 'a key that is revoked is refused, whatever its secret']],
@@ -523,7 +531,7 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a grace period that was ended at once goes on',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/verdict.ts',
     find: '!(generation.graceEndsAt !== null && at < generation.graceEndsAt)',
     replace: '!(generation.graceEndsAt === null || at < generation.graceEndsAt)',
     tests: [['test/core/verify/lease.test.ts', 'a rotated secret is refused for long']],
@@ -539,11 +547,9 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a grace period that is over begins again when the clock of the store is set back',
-    file: 'src/store/sql/sql-store.ts',
-    find: `          .where('grace_ends_at', '<=', at)
-`,
-    replace: `          .where('grace_ends_at', '<=', -at)
-`,
+    file: 'src/store/sql/steps.ts',
+    find: 'if (over.length > 0)',
+    replace: 'if (over.length < 0)',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file a grace period that is over does not begin again']],
   },
   {
@@ -557,10 +563,9 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a secret in its grace period may change something',
-    file: 'src/core/change/run-change.ts',
-    find: 'if (generation.retiredAt !== null)',
-    replace: 'if (generation.retiredAt === 0)',
-    times: 2,
+    file: 'src/core/change/refusal-order.ts',
+    find: 'if (!isKnown(secret) || secret.generation.retiredAt === null) return undefined',
+    replace: 'if (isKnown(secret) || secret !== undefined) return undefined',
     tests: [
       ['test/http/contracts/standard.test.ts', 'on memory a grace period gives the secret on its way out no way to take the key back'],
     ],
@@ -578,9 +583,9 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'an answer is kept as it is',
-    file: 'src/core/change/run-change.ts',
-    find: 'const sealed = mutation.neverReplayed ? null : seals.seal(open, plan.credentials, sealable(effect))',
-    replace: 'const sealed = mutation.neverReplayed ? null : sealable(effect)',
+    file: 'src/core/change/replay-record.ts',
+    find: 'const sealed = change.neverReplayed ? null : seals.seal(open, plan.credentials, sealable(effect))',
+    replace: 'const sealed = change.neverReplayed ? null : sealable(effect)',
     tests: [['test/promises/p4-nothing-at-rest.test.ts', 'P4: the SQLite file']],
   },
   {
@@ -594,7 +599,7 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'an issued key prints its secret',
-    file: 'src/core/create-api-keys.ts',
+    file: 'src/core/issued-key.ts',
     find: `      secret: '[redacted]',
 `,
     replace: `      secret: this.#secret,
@@ -662,7 +667,7 @@ export const FAULTS = [
     promise: 'P4',
     name: 'an answer is never burnt by the next rotation',
     file: 'src/core/change/changes.ts',
-    find: 'await tx.eraseReplays(current.id, emergency ? null : by)',
+    find: 'await tx.eraseReplays(current.id, emergency ? null : recordId)',
     replace: '',
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given after the next rotation']],
   },
@@ -670,8 +675,8 @@ export const FAULTS = [
     promise: 'P4',
     name: 'an emergency does not burn the answers before it',
     file: 'src/core/change/changes.ts',
-    find: 'await tx.eraseReplays(current.id, emergency ? null : by)',
-    replace: 'if (!emergency) await tx.eraseReplays(current.id, by)',
+    find: 'await tx.eraseReplays(current.id, emergency ? null : recordId)',
+    replace: 'if (!emergency) await tx.eraseReplays(current.id, recordId)',
     tests: [['test/core/change/run-change.test.ts', 'an emergency leaves no answer behind']],
   },
   {
@@ -696,7 +701,7 @@ export const FAULTS = [
     promise: 'P4',
     name: 'a revocation leaves sealed answers in the store',
     file: 'src/core/change/changes.ts',
-    find: 'await tx.eraseReplays(key.id, by)',
+    find: 'await tx.eraseReplays(key.id, recordId)',
     replace: '',
     tests: [['test/promises/recovery.test.ts', 'on SQLite P4: a revocation leaves no sealed answer']],
   },
@@ -711,7 +716,7 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'the replay window begins when a record is settled, and not with its commit',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/writes.ts',
     find: 'const committedAt = Math.floor(now - agoMs)',
     replace: 'const committedAt = now',
     tests: [['test/store/contract.test.ts', 'sqliteStore, two handles on one file settles a record once']],
@@ -727,22 +732,18 @@ export const FAULTS = [
   {
     promise: 'P4',
     name: 'a retired secret opens records that it did not die of',
-    file: 'src/core/change/run-change.ts',
+    file: 'src/core/change/replay-decision.ts',
     find: 'return generation.retiredBy !== recordId || (',
     replace: 'return (',
-    also: {
-      find: `    if (presented?.ended !== undefined) throw invalidKey(presented.ended)
-`,
-      replace: '',
-    },
+    also: { find: 'secret?.own === true ? undefined : refusalOf(', replace: 'secret !== undefined ? undefined : refusalOf(' },
     tests: [['test/promises/p2-never-locked-out.test.ts', 'on SQLite the answer is no longer given to a key that rotated itself after']],
   },
   {
     promise: 'P4',
     name: 'an operator is shown what was done for an owner that it may not act for any more',
-    file: 'src/core/change/run-change.ts',
-    find: "if (owners !== undefined && owners !== 'all' && !owners.includes(decision.key.ownerId)) throw notFound()",
-    replace: '',
+    file: 'src/core/change/replay-decision.ts',
+    find: "if (owners !== undefined && owners !== 'all' && !owners.includes(answer.key.ownerId)) {",
+    replace: "if (owners !== undefined && owners !== 'all' && owners.length < 0) {",
     tests: [['test/core/change/run-change.test.ts', 'what an operator did for one owner is not replayed']],
   },
 
@@ -759,7 +760,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry is not checked',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '      if (!keys.some((key) => equal(mac, hmac(key, [kind, storeId, digest, body])))) return undefined\n',
     replace: '',
     tests: [['test/core/verify/lease.test.ts', 'with a cache between two processes P5: an entry that is']],
@@ -767,7 +768,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry says nothing of the digest',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '[kind, storeId, digest, body]',
     replace: '[kind, storeId, body]',
     times: 2,
@@ -776,7 +777,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry says nothing of the store',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '[kind, storeId, digest, body]',
     replace: '[kind, digest, body]',
     times: 2,
@@ -785,7 +786,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'the MAC of a cache entry says nothing of its kind',
-    file: 'src/core/verify/lease.ts',
+    file: 'src/core/verify/cache-entry.ts',
     find: '[kind, storeId, digest, body]',
     replace: '[storeId, digest, body]',
     times: 2,
@@ -802,9 +803,9 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'commands to Redis are waited for as long as it likes',
-    file: 'src/cache/redis/redis-cache.ts',
-    find: 'read(await inTime(command(redis), timeoutMs))',
-    replace: 'read(await command(redis))',
+    file: 'src/cache/redis/connection.ts',
+    find: 'read(await inTime(command(connected), timeoutMs))',
+    replace: 'read(await command(connected))',
     tests: [['test/cache/redis/redis-cache.test.ts', 'a Redis in trouble that falls silent is waited for as long as the limit says']],
   },
   {
@@ -819,7 +820,7 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'with the store down the answer is 401',
-    file: 'src/http/problem.ts',
+    file: 'src/errors.ts',
     find: 'store_unavailable: 503',
     replace: 'store_unavailable: 401',
     tests: [['test/http/http.test.ts', 'on Express 5 bearerAuth answers 503 with Retry-After']],
@@ -827,8 +828,8 @@ export const FAULTS = [
   {
     promise: 'P5',
     name: 'nobody is told of a fault of the store',
-    file: 'src/core/create-api-keys.ts',
-    find: `      reportStoreFault(known)
+    file: 'src/core/lifecycle.ts',
+    find: `        reportStoreFault(known)
 `,
     replace: '',
     tests: [['test/promises/recovery.test.ts', 'P5: a fault of the store is told']],
@@ -845,14 +846,62 @@ export const FAULTS = [
     promise: 'P5',
     name: 'limits are open while Redis is away',
     file: 'src/http/limits/route-limits.ts',
-    find: 'return known > here.totalHits ? { totalHits: known, resetTime: dateOf(before?.endsAt ?? 0) } : here',
-    replace: 'return { totalHits: 1, resetTime: here.resetTime }',
+    find: 'if (theirs.hits > max) return { within: false, ...theirs }',
+    replace: '',
     tests: [['test/http/contracts/agents.test.ts', 'two processes that share Redis share the count']],
   },
   {
     promise: 'P5',
+    name: 'a process relies on Redis to have kept its count',
+    file: 'src/http/limits/route-limits.ts',
+    find: 'if (hitsIn(before) + 1 > limit.max) {',
+    replace: 'if (counters === undefined && hitsIn(before) + 1 > limit.max) {',
+    tests: [['test/http/limits/route-limits.test.ts', 'a limit is not begun anew by a Redis that has lost the count']],
+  },
+  {
+    promise: 'limits',
+    name: 'a slot of a window is dated by its first hit',
+    file: 'src/http/limits/window.ts',
+    find: 'return [...window.slice(0, -1), { last: now, hits: newest.hits + 1 }]',
+    replace: 'return [...window.slice(0, -1), { last: newest.last, hits: newest.hits + 1 }]',
+    tests: [['test/http/limits/window.test.ts', 'a window lets in what a log of every instant would']],
+  },
+  {
+    promise: 'limits',
+    name: 'a slot of a window in Redis is dated by its first hit',
+    file: 'src/cache/redis/scripts.ts',
+    find: 'newest[1], newest[2] = now, newest[2] + 1',
+    replace: 'newest[2] = newest[2] + 1',
+    tests: [['test/cache/redis/redis-cache.test.ts', 'a counter of 40 lets no more through in any stretch of time']],
+  },
+  {
+    promise: 'limits',
+    name: 'a hit that has slid out is taken back from a later window',
+    file: 'src/http/limits/window.ts',
+    find: 'slotOf(slot.last, limit) === slotOf(at, limit)',
+    replace: 'slot === window.at(-1)',
+    tests: [['test/http/limits/window.test.ts', 'taking a hit back that has slid out takes none from a later window']],
+  },
+  {
+    promise: 'limits',
+    name: 'a hit that has slid out of Redis is taken back from a later window',
+    file: 'src/cache/redis/scripts.ts',
+    find: 'if back and slot(last) == slot(back) then count = count - 1 end',
+    replace: 'if back then count = count - 1 end',
+    tests: [['test/cache/redis/redis-cache.test.ts', 'a counter takes nothing back of a hit that has slid out']],
+  },
+  {
+    promise: 'limits',
+    name: 'a request that had no room is counted all the same',
+    file: 'src/http/limits/route-limits.ts',
+    find: 'keep(own, name, withoutHit(own.get(name) ?? [], limit, at))\n    return refused',
+    replace: 'return refused',
+    tests: [['test/http/limits/window.test.ts', 'a request that finds the shared counter full leaves no trace']],
+  },
+  {
+    promise: 'P5',
     name: 'a key that is being changed keeps the last uses of others waiting',
-    file: 'src/store/sql/sql-store.ts',
+    file: 'src/store/sql/dialects/postgres.ts',
     find: '        .skipLocked(),\n',
     replace: '',
     tests: [['test/store/sql/last-use.test.ts', 'on PostgreSQL a key that somebody is changing']],
@@ -871,15 +920,23 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a second Authorization header is passed over',
     file: 'src/http/source.ts',
-    find: "  if (more.length > 0) throw malformed('Send one Authorization header, not two.')\n",
+    find: "      if (more.length > 0) throw malformed('Send one Authorization header, not two.')\n",
     replace: '',
     tests: [['test/http/http.test.ts', 'on Express 5 bearerAuth refuses two headers']],
   },
   {
     promise: 'authority',
+    name: 'a contract is told why a key was refused',
+    file: 'src/http/problem.ts',
+    find: 'return new ApiKeyError(known.code, message, { headers: headersOf(known, known.status, context) })',
+    replace: 'return known',
+    tests: [['test/http/problem.test.ts', 'is given an error with the status and the headers of the answer']],
+  },
+  {
+    promise: 'authority',
     name: 'a protected route asks for no scope',
     file: 'src/http/bearer-auth.ts',
-    find: 'if (!hasScope(result.key.scopes, wanted)) {',
+    find: 'if (!hasScope(key.scopes, wanted)) {',
     replace: 'if (wanted === undefined) {',
     tests: [['test/http/http.test.ts', 'on Express 5 bearerAuth asks for the scope that is missing']],
   },
@@ -895,8 +952,8 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a key of another owner is 403, which says that it exists',
     file: 'src/core/change/authorise.ts',
-    find: "if (!makes && (target === undefined || foreign)) return new ApiKeyError('key_not_found', 'There is no such key.')",
-    replace: `if (!makes && target === undefined) return new ApiKeyError('key_not_found', 'There is no such key.')
+    find: 'if (!makes && (target === undefined || foreign)) return keyNotFound()',
+    replace: `if (!makes && target === undefined) return keyNotFound()
   if (!makes && foreign) return forbidden('Not yours.')`,
     tests: [['test/http/http.test.ts', 'on Express 5 every route with an id answers alike']],
   },
@@ -912,16 +969,16 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a key hands out what it does not have itself',
     file: 'src/core/change/authorise.ts',
-    find: 'return operator === undefined ? beyondCaller(asked) : beyondGrants(asked, operator.grants)',
-    replace: 'return operator === undefined ? undefined : beyondGrants(asked, operator.grants)',
+    find: 'return operator === undefined ? beyondCaller(attempt) : beyondGrants(attempt, operator.grants)',
+    replace: 'return operator === undefined ? undefined : beyondGrants(attempt, operator.grants)',
     tests: [['test/promises/recovery.test.ts', 'a key hands out no more than it has']],
   },
   {
     promise: 'authority',
     name: 'an operator hands out what nobody has granted it',
     file: 'src/core/change/authorise.ts',
-    find: 'return operator === undefined ? beyondCaller(asked) : beyondGrants(asked, operator.grants)',
-    replace: 'return operator === undefined ? beyondCaller(asked) : undefined',
+    find: 'return operator === undefined ? beyondCaller(attempt) : beyondGrants(attempt, operator.grants)',
+    replace: 'return operator === undefined ? beyondCaller(attempt) : undefined',
     tests: [['test/promises/recovery.test.ts', 'an operator hands out no more than it was granted']],
   },
   {
@@ -935,18 +992,18 @@ export const FAULTS = [
   {
     promise: 'authority',
     name: 'body-after-await: a body is read after something was awaited, and taken for empty where it is gone by then',
-    file: 'src/http/key-router.ts',
-    find: 'beginBody(req, route.fields ?? []))',
+    file: 'src/http/serve-route.ts',
+    find: 'beginBody(req, route.fields ?? [])',
     replace:
-      'new Promise<void>((resolve) => setImmediate(resolve)).then(() => (req.readableDidRead ? {} : beginBody(req, route.fields ?? []))))',
+      'new Promise<void>((resolve) => setImmediate(resolve)).then(() => (req.readableDidRead ? NO_BODY : beginBody(req, route.fields ?? [])))',
     tests: [['test/http/body.test.ts', "on Express 5 with Content-Length where an application has a synchronous on('data')"]],
   },
   {
     promise: 'authority',
     name: 'body-after-await: a body is read after something was awaited, and then lost',
-    file: 'src/http/key-router.ts',
-    find: 'beginBody(req, route.fields ?? []))',
-    replace: 'new Promise<void>((resolve) => setImmediate(resolve)).then(() => beginBody(req, route.fields ?? [])))',
+    file: 'src/http/serve-route.ts',
+    find: 'beginBody(req, route.fields ?? [])',
+    replace: 'new Promise<void>((resolve) => setImmediate(resolve)).then(() => beginBody(req, route.fields ?? []))',
     tests: [['test/http/body.test.ts', "on Express 5 with Content-Length where an application has a synchronous on('data')"]],
   },
   {
@@ -968,25 +1025,26 @@ export const FAULTS = [
   {
     promise: 'authority',
     name: 'a key rotates itself without its rotation secret',
-    file: 'src/core/change/run-change.ts',
-    find: 'generation.rotationSecretHash !== null && provenHash === undefined',
-    replace: "generation.rotationSecretHash !== null && provenHash === ''",
+    file: 'src/core/change/refusal-order.ts',
+    find: 'if (!guarded || proof !== undefined) return undefined',
+    replace: 'if (guarded || proof !== undefined) return undefined',
     tests: [['test/http/contracts/standard.test.ts', 'on memory a rotation secret is issued on request']],
   },
   {
     promise: 'authority',
     name: 'the hash of a rotation secret is not looked at again inside the transaction',
-    file: 'src/core/change/run-change.ts',
-    find: 'if (provenHash !== undefined && provenHash !== generation.rotationSecretHash) return invalidKey()',
-    replace: "if (provenHash === '') return invalidKey()",
+    file: 'src/core/change/refusal-order.ts',
+    find: 'isHash(proof) && proof.hash !== secret.generation.rotationSecretHash ? invalidKey() : undefined',
+    replace: "isHash(proof) && proof.hash === '' ? invalidKey() : undefined",
     tests: [['test/core/change/rotation-secret.test.ts', 'the hash that was compared is looked at again']],
   },
   {
     promise: 'authority',
     name: 'bcrypt runs while a row is locked',
-    file: 'src/core/change/run-change.ts',
-    find: 'await mutation.apply(tx, { caller, target, now, by, minted })',
-    replace: "await mutation.apply(tx, { caller, target, now, by, minted: minted && (await rotationSecrets.mint('rot_live_')) })",
+    file: 'src/core/change/transaction.ts',
+    find: 'await change.apply(tx, { caller, target, now, recordId: plan.ids[0] ?? null, minted })',
+    replace:
+      "await change.apply(tx, { caller, target, now, recordId: plan.ids[0] ?? null, minted: minted && { ...minted, hash: await (await import('bcrypt')).default.hash(minted.rotationSecret, 4) } })",
     tests: [['test/core/change/rotation-secret.test.ts', 'bcrypt never runs inside a transaction']],
   },
   {

@@ -12,14 +12,16 @@ const run = (/** @type {string} */ command, /** @type {string[]} */ ...args) => 
 
 const wanted = readFileSync(`${HOME}/package-lock.json`, 'utf8')
 if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
-  run('npm', 'ci', '--prefix', HOME, '--no-audit', '--no-fund')
+  // Install scripts would download what the tests do without.
+  run('npm', 'ci', '--prefix', HOME, '--no-audit', '--no-fund', '--ignore-scripts')
   writeFileSync(STAMP, wanted)
 }
 
-// Python and curl are the system's. Without Python the tests skip its clients, and say so.
+// Python, curl and the browser are the system's. Without Python or Chromium the tests skip what needs them, and say so.
 const there = (/** @type {string} */ command, /** @type {string[]} */ ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
+  ...(['chromium', 'chromium-browser', 'google-chrome'].some((name) => there(name, '--version')) ? [] : ['chromium']),
   ...(['python3', '/usr/bin/python3'].some((python) => there(python, '-c', 'import requests, urllib3'))
     ? []
     : ['python3-requests', 'python3-urllib3']),
@@ -38,7 +40,7 @@ if (missing.length > 0 && there('apt-get', '--version')) {
 
 mkdirSync('.tmp', { recursive: true })
 run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile=.tmp/jest-wide.json', ...process.argv.slice(2))
-// With arguments, only some of the tests in that folder are wanted.
+// With arguments somebody is after some of the tests in that folder only.
 if (process.argv.length === 2) {
   process.env.LONG_TESTS = 'true'
   run('npx', 'jest', '--json', '--outputFile=.tmp/jest-long.json')

@@ -1,3 +1,4 @@
+export { cacheContract } from './testing/cache-contract.js'
 export type { TestRunner } from './testing/store-contract.js'
 export { storeContract } from './testing/store-contract.js'
 export type { TestApiKeys } from './testing/test-api-keys.js'

@@ -1,31 +1,47 @@
-import { execFileSync } from 'node:child_process'
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { basename, dirname, join, normalize, relative } from 'node:path'
+import { anchorsOf, type Block, blocksOf, linksOf, PAGES, pageText, ROOT } from './support/documents.js'
+import { freshDatabase } from './support/postgres.js'
+import { startRedis } from './support/redis.js'
 
-const ROOT = join(__dirname, '..')
 const FOLDER = join(ROOT, '.tmp/documents')
-// The blocks for clients are programs of the wide tests, and `clients-page.test.ts` holds that.
-const DOCUMENTS = ['README.md', 'SECURITY.md', ...readdirSync(join(ROOT, 'docs')).map((name) => `docs/${name}`)].filter(
-  (name) => name.endsWith('.md') && name !== 'docs/clients.md',
-)
 
-/** Blocks that are files of the repository, or make one up together, in their order; tests run these files. */
-const FILES: { readonly [document: string]: { readonly file: string; readonly blocks: number } } = {
-  'README.md': { file: 'example-app/minimal.mjs', blocks: 1 },
-  'docs/contracts.md': { file: 'example-app/json-api.ts', blocks: 4 },
-  'docs/testing.md': { file: 'test/examples/time.test.ts', blocks: 1 },
+/** Pages whose blocks another test runs. */
+const HELD_ELSEWHERE: { readonly [page: string]: string } = {
+  'docs/clients.md': 'test/clients-page.test.ts',
+  'docs/guides/orms.md': 'test/wide/orms.test.ts',
 }
 
-/** What the other blocks take for granted. */
+/** Files that a page shows, each in one block or several, by the places of these among its programs; tests of their own run the files. */
+const FILES: { readonly [page: string]: { readonly [file: string]: readonly number[] } } = {
+  'README.md': { 'example-app/quick-start.mjs': [0] },
+  'docs/getting-started.md': { 'example-app/minimal.mjs': [0] },
+  'docs/contracts.md': { 'example-app/json-api.ts': [1, 2, 3, 4] },
+  'docs/guides/stores-and-caches.md': { 'test/examples/store.test.ts': [0], 'test/examples/cache.test.ts': [1] },
+  'docs/guides/testing.md': { 'test/examples/app.test.ts': [0], 'test/examples/time.test.ts': [1] },
+}
+
+/** What the other blocks take for granted; each has a scene of its own. */
 const SCENE = `
 import { generateKeyPairSync, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import express, { type Express } from 'express'
-import { type ApiKeys, bearerAuth, contracts, createApiKeys, keyRouter, memoryStore } from 'express-api-keys'
+import { type ApiKey, ApiKeyError, type ApiKeys, apiKeyOf, bearerAuth, contracts, createApiKeys, keyRouter, memoryStore } from 'express-api-keys'
+import { Redis } from 'ioredis'
+import { Pool } from 'pg'
 import { jsonApi } from '../../example-app/json-api.js'
-export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret: 'the-secret-of-the-documents-0123456789' })
+export { ApiKeyError, apiKeyOf, bearerAuth, contracts, createApiKeys, jsonApi, keyRouter, memoryStore, randomUUID }
+export const serverSecret: string = 'the-secret-of-the-documents-0123456789'
+export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret })
+const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci', scopes: ['reports:read'] })
+export const key: ApiKey = issued.key
+export const secret: string = issued.secret
+export const idempotencyKey: string = randomUUID()
 export const app: Express = express()
+export const pool: Pool = new Pool({ connectionString: process.env.DATABASE_URL })
+export const redis: Redis = new Redis(process.env.REDIS_URL ?? '', { lazyConnect: true })
 export const publicKeyPem: string = generateKeyPairSync('rsa', { modulusLength: 2048 }).publicKey.export({ type: 'spki', format: 'pem' }).toString()
 /** Listens, and says where. */
 export async function listening(): Promise<{ url: string; close(): void }> {
@@ -33,110 +49,170 @@ export async function listening(): Promise<{ url: string; close(): void }> {
   await once(server, 'listening')
   return { url: \`http://127.0.0.1:\${(server.address() as AddressInfo).port}\`, close: () => server.close() }
 }
-export { bearerAuth, contracts, jsonApi, keyRouter, randomUUID }
 `
-const SCENE_NAMES = ['keys', 'app', 'publicKeyPem', 'bearerAuth', 'contracts', 'jsonApi', 'keyRouter', 'listening', 'randomUUID']
+const SCENE_NAMES = [...SCENE.matchAll(/^export (?:const|async function) (\w+)/gm)]
+  .map(([, name = '']) => name)
+  .concat((/^export \{ (.*) \}$/m.exec(SCENE)?.[1] ?? '').split(', '))
 
 /** What is done with a block, where running it is not enough; it goes behind the block that has this text. */
 const TRIALS: { readonly [text: string]: string } = {
   "keys.on('rotated'": `
-const one = await keys.create({ as: 'application', ownerId: 'acme', name: 'a key that listeners hear of' })
-await keys.rotate({ as: 'application', id: one.key.id })
 app.get('/guarded', bearerAuth(keys), (_req, res) => { res.end() })
+await keys.rotate({ as: 'application', id: key.id })
 const server = await listening()
-await fetch(\`\${server.url}/guarded\`, { headers: { authorization: \`Bearer \${one.secret}\` } })
+await fetch(\`\${server.url}/guarded\`, { headers: { authorization: \`Bearer \${secret}\` } })
 server.close()
 `,
   'async function rotate(url, secret, idempotencyKey)': `
-const { secret: old } = await keys.create({ as: 'application', ownerId: 'acme', name: 'a key of a client' })
-let lost = 0
+let asked = 0
 app.use('/lossy', (req, res, next) => {
   const { end } = res
   // The first answer is lost after the work is done; the second time the server has trouble.
-  if (lost++ === 0) res.end = () => req.socket.destroy()
-  else if (lost === 2) { res.status(503).setHeader('Retry-After', '0'); end.call(res, '{}', 'utf8'); return }
+  if (asked++ === 0) res.end = () => req.socket.destroy()
+  else if (asked === 2) { res.status(503).setHeader('Retry-After', '0'); end.call(res, '{}', 'utf8'); return }
   next()
 }, keyRouter(keys))
 const server = await listening()
-const idempotencyKey = randomUUID()
-const fresh = await rotate(\`\${server.url}/lossy\`, old, idempotencyKey)
+const fresh = await rotate(\`\${server.url}/lossy\`, secret, idempotencyKey)
 server.close()
-const verdicts = [await keys.verify(old), await keys.verify(fresh)].map(({ ok }) => ok)
-console.log(\`the client asked \${lost} times, and has \${verdicts}\`)
+console.log(asked, (await keys.verify(secret)).ok, (await keys.verify(fresh)).ok) // 3 false true
 `,
 }
 
 /** As in an application: what is declared need not be used, and JavaScript is not checked. */
-const RELAXED = {
-  allowJs: true,
-  noUnusedLocals: false,
-  isolatedDeclarations: false,
-  declaration: false,
-  types: ['node'],
-}
+const RELAXED = { allowJs: true, noUnusedLocals: false, isolatedDeclarations: false, declaration: false, types: ['node'] }
 
-interface Block {
-  readonly document: string
-  /** `js` or `ts`. */
-  readonly language: string
-  readonly code: string
-}
-
-function blocksOf(document: string): Block[] {
-  const text = readFileSync(join(ROOT, document), 'utf8')
-  return [...text.matchAll(/^```(js|ts)\n(.*?)^```$/gms)].map(([, language = '', code = '']) => ({ document, language, code }))
-}
-
-test.each(Object.entries(FILES))('what %s shows of a file is that file', (document, { file, blocks }) => {
-  const shown = blocksOf(document).slice(0, blocks)
-  expect(shown).toHaveLength(blocks)
-  const comment = /^\/\*\*.*\*\/\n/gm
-  expect(shown.map(({ code }) => code).join('')).toBe(readFileSync(join(ROOT, file), 'utf8').replaceAll(comment, ''))
+test('every page is in the menu of the site, and the menu has no other', async () => {
+  const text = readFileSync(join(ROOT, 'site/pages.mjs'), 'utf8')
+  const listed = [...text.matchAll(/^ {6}\['.*', '(.*)'\],$/gm)].map(([, file = '']) => file)
+  expect(new Set(listed).size).toBe(listed.length)
+  expect(listed.sort()).toEqual(PAGES)
 })
 
-test('every other block compiles and runs', () => {
+test('every link leads to a file, and every anchor to a heading', () => {
+  const broken: string[] = []
+  for (const page of PAGES) {
+    for (const link of linksOf(page)) {
+      const [path = '', anchor] = link.split('#')
+      const target = path === '' ? page : normalize(join(dirname(page), path))
+      const found = existsSync(join(ROOT, target)) && (anchor === undefined || (target.endsWith('.md') && anchorsOf(target).has(anchor)))
+      if (!found) broken.push(`${page}: ${link}`)
+    }
+  }
+  expect(broken).toEqual([])
+})
+
+test.each(Object.entries(FILES))('what %s shows of files is those files', (page, files) => {
+  const shown = blocksOf(page).filter(({ language }) => runs(language))
+  for (const [file, places] of Object.entries(files)) {
+    const comment = /^\/\*\*.*\*\/\n/gm
+    expect(places.map((place) => shown[place]?.code).join('')).toBe(readFileSync(join(ROOT, file), 'utf8').replaceAll(comment, ''))
+  }
+})
+
+test('pages that another test runs are named in that test', () => {
+  for (const [page, file] of Object.entries(HELD_ELSEWHERE)) expect(readFileSync(join(ROOT, file), 'utf8')).toContain(page)
+})
+
+test('every block is found, and those that are no programs are well formed', () => {
+  for (const page of PAGES) expect([page, blocksOf(page).length * 2]).toEqual([page, [...pageText(page).matchAll(/^\s*```/gm)].length])
+  for (const { page, line, language, code } of PAGES.flatMap(blocksOf)) {
+    const where = `${page}:${line}`
+    if (language === 'json') expect(() => JSON.parse(code)).not.toThrow()
+    else if (language === 'sh') expect([where, spawnSync('bash', ['-n'], { input: code, encoding: 'utf8' }).stderr]).toEqual([where, ''])
+    else if (!runs(language) && HELD_ELSEWHERE[page] === undefined)
+      expect([where, ['', 'http', 'sql']]).toEqual([where, expect.arrayContaining([language])])
+  }
+})
+
+test('every other block compiles, runs, and prints what its comments say', async () => {
+  const [{ url }, redis] = [await freshDatabase(), await startRedis()]
   rmSync(FOLDER, { recursive: true, force: true })
   mkdirSync(FOLDER, { recursive: true })
-  const blocks = DOCUMENTS.flatMap((document) => blocksOf(document).slice(FILES[document]?.blocks ?? 0))
-  expect(blocks.length).toBeGreaterThan(5)
-  const names = blocks.map((block, index) => {
-    const name = `${index}.m${block.language}`
-    writeFileSync(join(FOLDER, name), program(block))
-    return name
+  const blocks = PAGES.filter((page) => HELD_ELSEWHERE[page] === undefined).flatMap(programsOf)
+  expect(blocks.length).toBeGreaterThan(30)
+  blocks.forEach((block, index) => {
+    writeFileSync(join(FOLDER, `${index}.scene.mts`), SCENE)
+    writeFileSync(join(FOLDER, `${index}.m${block.language}`), program(block, index))
   })
-  writeFileSync(join(FOLDER, 'scene.mts'), SCENE)
-  writeFileSync(join(FOLDER, 'all.mts'), names.map((name) => `await import('./${name}')\n`).join(''))
+  const all = blocks.map(({ language }, index) => `console.log('\\0')\nawait import('./${index}.m${language.replace('t', 'j')}')\n`)
+  writeFileSync(join(FOLDER, 'all.mts'), `${all.join('')}process.exit()\nexport {}\n`)
   writeFileSync(
     join(FOLDER, 'tsconfig.json'),
     JSON.stringify({ extends: '../../tsconfig.json', compilerOptions: RELAXED, include: ['*.mts', '*.mjs'] }),
   )
-  node(['node_modules/typescript/bin/tsc', '-p', FOLDER])
-  const said = node(['--import', 'tsx', join(FOLDER, 'all.mts')])
-  expect(said).toContain('system rotated a key that listeners hear of\n')
-  expect(said).toContain('denied: invalid_key, rotated undefined 127.0.0.1\n')
-  expect(said).toContain('the client asked 3 times, and has false,true\n')
+  node(['node_modules/typescript/bin/tsc', '-p', FOLDER], ROOT)
+  const env = { DATABASE_URL: url, REDIS_URL: redis.url, API_KEYS_SECRET: 'the-secret-of-the-documents-0123456789' }
+  const [, ...printed] = node(['--import', 'tsx', join(FOLDER, 'all.mts')], FOLDER, env).split('\0\n')
+  const expected = blocks.map((block) => ({ at: `${block.page}:${block.line}`, prints: promisedBy(block) }))
+  const found = printed.map((text, index) => ({
+    at: expected[index]?.at,
+    prints: expected[index]?.prints.length === 0 ? [] : text.trimEnd().split('\n'),
+  }))
+  expect(found).toEqual(expected)
 })
 
-test('no document shows a change that does not say who asks', () => {
-  for (const document of DOCUMENTS) {
-    const text = readFileSync(join(ROOT, document), 'utf8')
-    const calls = [...text.matchAll(/keys\.(?:create|rotate|revoke|update)\((.{0,20})/gs)].map(([call]) => `${document}: ${call}`)
-    expect(calls.filter((call) => !/\(\{\s+as: /.test(call))).toEqual([])
+test('CONTRIBUTING names every folder that is not a mirror of one in src', () => {
+  const tree = pageText('CONTRIBUTING.md')
+  const folders = (parent: string, recursive: boolean): string[] =>
+    readdirSync(join(ROOT, parent), { withFileTypes: true, recursive })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => relative(join(ROOT, parent), join(entry.parentPath, entry.name)))
+  const sources = folders('src', true)
+  const tests = folders('test', false).filter((folder) => !sources.includes(folder))
+  const wanted = [...sources, ...tests].map((folder) => basename(folder))
+  expect(wanted.filter((folder) => !new RegExp(`^ +${folder}/ `, 'm').test(tree))).toEqual([])
+})
+
+test('no page shows a change that does not say who asks', () => {
+  for (const page of PAGES) {
+    const calls = [...pageText(page).matchAll(/keys\.(?:create|rotate|revoke|update)\((.{0,20})/gs)].map(([call]) => `${page}: ${call}`)
+    expect(calls.filter((call) => !/\(\{\s+as: |\(\)?`/.test(call))).toEqual([])
   }
 })
 
-function program({ code }: Block): string {
-  const taken = new Set([...code.matchAll(/(?:const|let|function) (\w+)/g)].map(([, name]) => name))
-  for (const [, names = ''] of code.matchAll(/^import \{(.*?)\}/gms)) for (const name of names.match(/\w+/g) ?? []) taken.add(name)
-  const trial = Object.entries(TRIALS).find(([text]) => code.includes(text))?.[1] ?? ''
-  const given = SCENE_NAMES.filter((name) => new RegExp(`\\b${name}\\b`).test(code + trial) && !taken.has(name))
-  return `import { ${given.join(', ')} } from './scene.mjs'\n${code}\n${trial}\nexport {}\n`
+function runs(language: string): boolean {
+  return language === 'js' || language === 'ts'
 }
 
-function node(args: string[]): string {
+/** The blocks of a page that are programs of their own. */
+function programsOf(page: string): Block[] {
+  const files = Object.values(FILES[page] ?? {}).flat()
+  return blocksOf(page)
+    .filter(({ language }) => runs(language))
+    .filter((_, place) => !files.includes(place))
+}
+
+/** What a block says that it prints: the comments behind its calls of console.log. */
+function promisedBy({ code }: Block): string[] {
+  return [...withTrial(code).matchAll(/^.*console\.log\(.*\) \/\/ (.+)$/gm)].map(([, text = '']) => text)
+}
+
+function withTrial(code: string): string {
+  return code + (Object.entries(TRIALS).find(([text]) => code.includes(text))?.[1] ?? '')
+}
+
+function program({ page, line, code }: Block, index: number): string {
+  const text = withTrial(code)
+  const taken = new Set([...text.matchAll(/(?:const|let|function) (\w+)/g)].map(([, name]) => name))
+  const lists = [...text.matchAll(/^\s*(?:import(?: type)?|const) \{(.*?)\}/gms)].map(([, names = '']) => names)
+  for (const names of lists)
+    for (const one of names.split(','))
+      taken.add(
+        one
+          .split(/:| as /)
+          .at(-1)
+          ?.replace(/^\s*type /, '')
+          .trim(),
+      )
+  const given = SCENE_NAMES.filter((name) => new RegExp(`\\b${name}\\b`).test(text) && !taken.has(name))
+  return `// ${page}:${line}\nimport { ${given.join(', ')} } from './${index}.scene.mjs'\n${text}\nexport {}\n`
+}
+
+function node(args: string[], cwd: string, more: Record<string, string> = {}): string {
   try {
-    const env = { ...process.env, TSX_TSCONFIG_PATH: join(FOLDER, 'tsconfig.json') }
-    return execFileSync(process.execPath, args, { cwd: ROOT, encoding: 'utf8', env, stdio: ['ignore', 'pipe', 'pipe'] })
+    const env = { ...process.env, ...more, TSX_TSCONFIG_PATH: join(FOLDER, 'tsconfig.json') }
+    return execFileSync(process.execPath, args, { cwd, encoding: 'utf8', env, stdio: ['ignore', 'pipe', 'pipe'] })
   } catch (error) {
     const { stdout, stderr } = error as { stdout?: string; stderr?: string }
     throw new Error(`${args.join(' ')}: ${stdout}${stderr}`)

@@ -8,20 +8,23 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'errors.ts': [],
   'options.ts': [/^errors\.ts$/],
   'real-time.ts': [/^node:(timers|perf_hooks)$/],
-  store: [/^store\//, /^(errors|options|real-time)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time)\.ts$/, /^ioredis$/, /^rate-limit-redis$/, /^node:crypto$/],
-  core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time)\.ts$/, /^node:/],
+  'in-time.ts': [/^real-time\.ts$/],
+  'drop-oldest.ts': [],
+  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^kysely$/, /^node:crypto$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest)\.ts$/, /^ioredis$/],
+  core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^node:/],
   http: [
     /^http\//,
     /^core\//,
-    /^cache\/cache\.ts$/,
-    /^(errors|options|real-time)\.ts$/,
+    /^(cache\/cache|store\/store)\.ts$/,
+    /^(errors|options|real-time|in-time|drop-oldest)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
-    /^node:(http|net|crypto|util|zlib)$/,
+    /^node:(async_hooks|http|net|crypto|util|zlib)$/,
   ],
   testing: [
     /^testing\//,
     /^store\/(store|memory)\.ts$/,
+    /^cache\/cache\.ts$/,
     /^core\/(api-keys|clock|create-api-keys|key)\.ts$/,
     /^(errors|real-time)\.ts$/,
     /^node:/,
@@ -43,13 +46,18 @@ test.each([
   ['express', /^http\//],
   ['kysely', /^store\/sql\//],
   ['ioredis', /^cache\/redis\//],
-  ['rate-limit-redis', /^cache\/redis\//],
   ['express-rate-limit', /^http\/limits\//],
   ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
 ])('%s appears only where it belongs', (name, where) => {
   const users = files.filter((file) => importsOf(file).includes(name))
   expect(users.length).toBeGreaterThan(0)
   expect(users.filter((file) => !where.test(file))).toEqual([])
+})
+
+test('a dialect of SQL is known to the entries for its database only', () => {
+  const isDialect = (file: string): boolean => file.startsWith('store/sql/dialects/')
+  const users = files.filter((file) => importsOf(file).some(isDialect))
+  expect(users.sort()).toEqual(['postgres', 'sql-store', 'sqlite'].map((name) => `store/sql/${name}.ts`))
 })
 
 test('bcrypt is loaded only when a rotation secret is there', () => {
@@ -60,7 +68,7 @@ test('bcrypt is loaded only when a rotation secret is there', () => {
 
 test('entries export by name, one name a line', () => {
   const entries = files.filter((file) => !file.includes('/') && !(file in ALLOWED))
-  expect(entries.sort()).toEqual(['index.ts', 'sql.ts', 'testing.ts'])
+  expect(entries.sort()).toEqual(['index.ts', 'testing.ts'])
   for (const entry of entries) {
     for (const line of readFileSync(join(SRC, entry), 'utf8').trim().split('\n')) {
       expect(line).toMatch(/^export (type )?\{ \w+ \} from '\.\/[\w/-]+\.js'$/)

@@ -1,125 +1,59 @@
-import { type ChildProcess, spawn } from 'node:child_process'
-import { once } from 'node:events'
+import { execFile } from 'node:child_process'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { createApiKeys } from 'express-api-keys'
-import { postgresStore } from 'express-api-keys/postgres'
-import { Pool } from 'pg'
-import { atEnd } from './support/cleanup.js'
-import { startPostgres } from './support/own-postgres.js'
-import { freePort } from './support/port.js'
-import { startRedis } from './support/redis.js'
-import { type Answer, call } from './support/traffic.js'
+import { promisify } from 'node:util'
+import { outputWithNumberedSecrets, quickStart } from './support/quick-start.js'
 
 const ROOT = join(__dirname, '..')
 const README = readFileSync(join(ROOT, 'README.md'), 'utf8')
-const SECRET = 'the-secret-of-the-readme-0123456789abcdef'
 
-test('the example at the top of the README is short, and is example-app/minimal.mjs', () => {
-  const example = /```js\n(.*?)```/s.exec(README)?.[1] ?? ''
-  expect(example.trim().split('\n').filter(Boolean).length).toBeLessThanOrEqual(15)
-  expect(example).toBe(readFileSync(join(ROOT, 'example-app/minimal.mjs'), 'utf8'))
+test('the README is short', () => {
+  expect(README.trimEnd().split('\n').length).toBeLessThanOrEqual(150)
 })
 
-test('it works as it is, and lives on when PostgreSQL and Redis are restarted under it', async () => {
-  const [postgres, redis, port] = [await startPostgres(), await startRedis(), await freePort()]
-  const { child, said } = await startMinimal({ DATABASE_URL: postgres.url, REDIS_URL: redis.url, PORT: String(port) })
-  const pool = new Pool({ connectionString: postgres.url })
-  atEnd(() => pool.end())
-  const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SECRET, onError: () => {} })
-  const { secret: dead } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['reports:read'] })
-  const url = `http://127.0.0.1:${port}/v1`
-  const report = (secret: string): Promise<Answer> => call(`${url}/reports`, { secret })
-  expect((await report(dead)).body).toEqual({ for: 'acme' })
-
-  const rotation = { method: 'POST', secret: dead, idempotencyKey: 'a1f6a9ae-7a54-4bb4-8ffa-04d90aa0a1ba' }
-  const first = await call(`${url}/api-keys/self/rotate`, rotation)
-  expect([first.status, (await call(`${url}/api-keys/self/rotate`, rotation)).body]).toEqual([200, first.body])
-  const { secret } = first.body as { secret: string }
-  expect([(await report(dead)).status, (await report(secret)).status]).toEqual([401, 200])
-
-  // While they are away, nobody is told that a good key is bad.
-  await Promise.all([postgres.stop('fast'), redis.stop()])
-  const away = await until(() => report(secret), 503)
-  expect([away.headers.get('retry-after'), away.body]).toMatchObject(['1', { code: 'store_unavailable' }])
-  expect((await call(`${url}/api-keys/self/rotate`, { ...rotation, secret })).status).toBe(503)
-  expect(said()).toContain('express-api-keys: store_unavailable: ')
-
-  await Promise.all([postgres.start(), redis.start()])
-  expect((await until(() => report(secret), 200)).body).toEqual({ for: 'acme' })
-  expect((await report(dead)).status).toBe(401)
-  expect([child.exitCode, child.signalCode]).toEqual([null, null])
-  for (const one of [dead, secret, SECRET]) expect(said()).not.toContain(one)
-})
-
-/** Runs the file as it is; only where it finds the package is told from outside: here it is not installed. */
-async function startMinimal(env: Record<string, string>): Promise<{ child: ChildProcess; said: () => string }> {
+test('the first application of the README is example-app/quick-start.mjs, and prints what the README says', async () => {
+  const { code, output } = quickStart(README)
+  expect(code).toBe(readFileSync(join(ROOT, 'example-app/quick-start.mjs'), 'utf8'))
   mkdirSync(join(ROOT, '.tmp'), { recursive: true })
   const TSX_TSCONFIG_PATH = join(ROOT, '.tmp/readme.tsconfig.json')
   writeFileSync(TSX_TSCONFIG_PATH, JSON.stringify({ extends: '../tsconfig.json', compilerOptions: { allowJs: true } }))
-  const child = spawn(process.execPath, ['--import', 'tsx', join(ROOT, 'example-app/minimal.mjs')], {
-    env: { ...process.env, API_KEYS_SECRET: SECRET, TSX_TSCONFIG_PATH, ...env },
-    stdio: ['ignore', 'pipe', 'pipe'],
+  const env = { ...process.env, TSX_TSCONFIG_PATH }
+  const { stdout, stderr } = await promisify(execFile)(process.execPath, ['--import', 'tsx', 'example-app/quick-start.mjs'], {
+    cwd: ROOT,
+    env,
   })
-  atEnd(async () => {
-    child.kill('SIGKILL')
-  })
-  let text = ''
-  child.stderr.on('data', (chunk) => {
-    text += String(chunk)
-  })
-  const gone = once(child, 'exit').then(() => Promise.reject(new Error(`It ended, and said: ${text}`)))
-  await Promise.race([once(child.stdout, 'data'), gone])
-  // A later end is found by the requests that fail.
-  gone.catch(() => {})
-  return { child, said: () => text }
-}
-
-/** Asks again and again until the answer has this status; whatever it is before that, it is 200 or 503. */
-async function until(ask: () => Promise<Answer>, status: 200 | 503): Promise<Answer> {
-  for (;;) {
-    const answer = await ask()
-    if (answer.status === status) return answer
-    expect([200, 503]).toContain(answer.status)
-  }
-}
-
-/** Codes that no answer has. */
-const NEVER_SENT: { readonly [code: string]: string } = { invalid_option: 'thrown', retried_without_key: 'told' }
-
-test('the README names every error code with its status, and every option', () => {
-  const codes = readFileSync(join(ROOT, 'src/errors.ts'), 'utf8').matchAll(/^ {2}\| '(\w+)'/gm)
-  const statuses = readFileSync(join(ROOT, 'src/http/problem.ts'), 'utf8')
-  let seen = 0
-  for (const [, code = ''] of codes) {
-    seen++
-    const status = new RegExp(`^ {2}${code}: (\\d+),`, 'm').exec(statuses)?.[1]
-    expect(README).toContain(`| \`${code}\` | ${NEVER_SENT[code] ?? status} |`)
-  }
-  expect(seen).toBeGreaterThan(15)
-  for (const [where, names] of optionsOfFunctions()) {
-    for (const name of names) expect(README).toMatch(new RegExp(`^\\| .*\`${where}\\([^|]*\\b${name}\\b`, 'm'))
-  }
-  const options = /export interface ApiKeysOptions \{(.*?)\n\}/s.exec(readFileSync(join(ROOT, 'src/core/api-keys.ts'), 'utf8'))?.[1] ?? ''
-  const names = [...options.matchAll(/^ {2}(\w+)\??:/gm)].map(([, name]) => name)
-  expect(names.length).toBeGreaterThan(10)
-  for (const name of names) expect(README).toContain(`| \`${name}\` |`)
+  expect(stderr).toBe('')
+  expect(outputWithNumberedSecrets(stdout)).toBe(outputWithNumberedSecrets(output))
 })
 
-/** The options of each function, as its interface has them. */
-function optionsOfFunctions(): [string, string[]][] {
-  const interfaces = [
-    ['bearerAuth', 'src/http/bearer-auth.ts', 'BearerAuthOptions'],
-    ['keyRouter', 'src/http/key-router.ts', 'KeyRouterOptions'],
-    ['operatorJwt', 'src/http/operator-jwt.ts', 'OperatorJwtOptions'],
-    ['idempotencyKey', 'src/http/idempotency-key.ts', 'IdempotencyKeyOptions'],
-    ['redisCache', 'src/cache/redis/redis-cache.ts', 'RedisCacheOptions'],
-    ['memoryStore', 'src/store/memory.ts', 'MemoryStoreOptions'],
-  ] as const
-  return interfaces.map(([name, file, type]) => {
-    const body = new RegExp(`export interface ${type} \\{(.*?)\\n\\}`, 's').exec(readFileSync(join(ROOT, file), 'utf8'))?.[1] ?? ''
-    const names = [...body.matchAll(/^ {2}(\w+)\??:/gm)].map(([, option = '']) => option)
-    expect([name, names.length]).not.toEqual([name, 0])
-    return [name, names]
-  })
-}
+test('the README has the two commands with which a clone is tried', () => {
+  for (const command of ['npm ci && npm start', 'npm ci && npm test']) expect(README).toContain(`\`${command}\``)
+})
+
+test('the README names a test file for each promise, and the promises in full are in docs/design.md', () => {
+  const design = readFileSync(join(ROOT, 'docs/design.md'), 'utf8')
+  const rows = [...README.matchAll(/^\| (P\d) \| .*\]\((test\/promises\/[\w-]+\.test\.ts)\) \|$/gm)]
+  expect(rows.map(([, promise]) => promise)).toEqual(['P1', 'P2', 'P3', 'P4', 'P5'])
+  for (const [, promise, file = ''] of rows) {
+    expect(readFileSync(join(ROOT, file), 'utf8')).toContain(`${promise}`)
+    expect(design).toMatch(new RegExp(`^\\| ${promise} \\| \\*\\*`, 'm'))
+  }
+})
+
+test('the three lines of the benchmark are those of docs/performance.md', () => {
+  const table = readFileSync(join(ROOT, 'docs/performance.md'), 'utf8')
+  const rows: [string, string][] = [
+    ['**this package**, key in use', '**ours, local lease**'],
+    ['by hand: SHA-256 and a Redis GET', 'by hand: SHA-256 + ioredis GET'],
+    ['better-auth API keys over Redis', 'better-auth API keys, Redis'],
+  ]
+  for (const [short, long] of rows) {
+    const cells =
+      table
+        .split('\n')
+        .find((line) => line.startsWith(`| ${long} |`))
+        ?.split('|') ?? []
+    const figure = cells.map((cell) => cell.trim())[4]?.replace(/ \(.*–.*/, '')
+    expect(README).toContain(`| ${short} | ${figure} |`)
+  }
+})

@@ -1,18 +1,37 @@
-/** Counters by name. Their methods reject when there is no answer in time; whoever counts then has to count alone. */
+/** What a counter says of one hit. */
+export interface Hit {
+  /** Whether there was room for it. A hit without room is not counted, so a client that keeps trying does not keep itself out. */
+  readonly counted: boolean
+  /** The hits in the window, this one included where it was counted: never more than the limit. */
+  readonly hits: number
+  /**
+   * Milliseconds until the oldest hits slide out. Where this hit was not counted: until there is room, if nobody else takes it. From 0 to the
+   * length of the window.
+   */
+  readonly waitMs: number
+  /** When it was, in milliseconds on the counter's own clock. It says to `takeBack` which hit is meant. */
+  readonly at: number
+}
+
+/** Counters by name, each over a sliding window. No answer in time is undefined; the caller then counts alone. */
 export interface Counters {
-  /** Adds one, and resolves with the number of hits in the window and the instant (by this process's clock) at which it ends. */
-  increment(name: string): Promise<{ readonly hits: number; readonly endsAt: Date }>
-  /** Takes one back. */
-  decrement(name: string): Promise<void>
+  /**
+   * Counts a hit if there is room for it, in one step that nothing can come between. No stretch of time as long as the window, wherever it
+   * begins, has more counted hits than the limit. A hit may count somewhat longer than the window, but never makes anybody wait for longer.
+   */
+  hit(name: string): Promise<Hit | undefined>
+
+  /** Takes back the hit that was counted at `at`. One that has slid out, or that the counter has lost, takes nothing from any other window. */
+  takeBack(name: string, at: number): Promise<void>
 }
 
 /**
  * A shared memory that makes verifying fast. It is never trusted: entries are authenticated by the core, and the lease
  * they carry is checked against the authority's clock. Nothing here ever rejects or takes longer than its time limit
- * (about 150 ms); trouble reads as "no answer".
+ * (about 150 ms); trouble reads as "no answer". `cacheContract` from `express-api-keys/testing` checks a cache of your own.
  *
- * An entry is an opaque ASCII string. One that begins with `r` is a tombstone (its digest is retired for good); one that begins
- * with `a` is active.
+ * An entry is an opaque ASCII string of up to 32,768 characters. One that begins with `r` is a tombstone (its digest is retired for good); one
+ * that begins with `a` is active.
  */
 export interface Cache {
   /** How long a call may take by the cache's own limit. A second more, and it counts as no answer. Default 0. */
@@ -36,9 +55,9 @@ export interface Cache {
   /** Forgets an active entry. Leaves a tombstone. */
   forget(digest: string): Promise<void>
 
-  /** Makes counters that every instance shares, for rate limits; each counts for `windowMs` from its first hit. Optional. */
-  counters?(windowMs: number): Counters
+  /** Makes counters that every instance shares, for rate limits of `max` hits in `windowMs`. Optional. */
+  counters?(limit: { readonly max: number; readonly windowMs: number }): Counters
 
-  /** Lets go of the connections that the cache opened itself. */
+  /** Closes the connections that the cache opened itself. */
   close(): Promise<void>
 }

@@ -1,4 +1,4 @@
-import type { Cache, Counters } from '../cache/cache.js'
+import type { Cache } from '../cache/cache.js'
 import type { ApiKeyError, ApiKeyErrorCode, RejectionReason } from '../errors.js'
 import type { Environment, JsonObject, Store } from '../store/store.js'
 import type { RequestShape } from './change/replay-seal.js'
@@ -72,17 +72,14 @@ export interface Command {
   delegation?: 'bounded' | 'open'
 }
 
-/** Which key a command is about: `id`, or, left out, the key that the presented secret belongs to. */
-interface Target {
-  id?: string
-}
-
 export interface CreateCommand<Metadata extends object = JsonObject> extends Command, Omit<CreateInput<Metadata>, 'ownerId'> {
   /** 1 to 255 characters. A key makes keys for its own owner, and may leave it out. */
   ownerId?: string
 }
 
-export interface RotateCommand extends Command, Target, RotateOptions {
+export interface RotateCommand extends Command, RotateOptions {
+  /** Which key it is about. Default: the key that the presented secret belongs to. */
+  id?: string
   /**
    * For a rotation of the presented key itself without an Idempotency-Key: the network that the request came from. The answer can then be asked for again
    * with the same secret from the same network, for 60 s at most and until the new secret is first used. Whoever holds a leaked key in the same
@@ -129,12 +126,16 @@ export interface Grants {
   readonly environments: readonly Environment[]
 }
 
-export interface RevokeCommand extends Command, Target {
+export interface RevokeCommand extends Command {
+  /** Which key it is about. Default: the key that the presented secret belongs to. */
+  id?: string
   /** 1 to 255 characters. */
   reason?: string
 }
 
-export interface UpdateCommand<Metadata extends object = JsonObject> extends Command, Target {
+export interface UpdateCommand<Metadata extends object = JsonObject> extends Command {
+  /** Which key it is about. Default: the key that the presented secret belongs to. */
+  id?: string
   changes: KeyChanges<Metadata>
 }
 
@@ -233,28 +234,11 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey<Metadata>>>
   /** Lists a key's audit trail, newest first; undefined where there is no such key. `limit` 1 to 100, default 50. */
   events(query: { id: string; ownerId?: string; cursor?: string; limit?: number }): Promise<Page<KeyEvent> | undefined>
-  /**
-   * Notes that a key was used; written behind, for each key at most once a minute, so `lastUsedAt` is right to about a minute. `origin` is
-   * asked only when the use is going to be written.
-   */
-  used(keyId: string, origin: () => Origin): void
-  /** Tells those who listen for `denied`; `denial` is asked only where somebody does. */
-  denied(denial: () => Denial): void
-  /** Notes in the audit trail, in the background, that a retired secret was refused; for each secret at most once a minute. */
-  refused(secret: string, origin: Origin): void
-  /** The id of the key that a secret belongs to, where this instance has met it lately and it was good then; with no I/O, and no word on whether it still is. */
-  familiar(secret: string): string | undefined
   /** Listens for what happens to keys, in this process. Returns a function that ends it. What a listener throws goes to `onError`. */
   on<Name extends keyof KeyListeners>(name: Name, listener: KeyListeners[Name]): () => void
-  /** The clock that was given, or the machine's. */
-  readonly clock: Clock
-  /** Makes counters that every instance with this server secret shares, where the cache has some; `name` tells them apart. */
-  readonly counters: ((name: string, windowMs: number) => Counters) | undefined
   /** Says whether a string has the shape and checksum of a secret of this instance, with no I/O. */
   wellFormed(secret: string): boolean
-  /** Hands trouble to `onError`; never throws. */
-  report(error: unknown): void
-  /** Waits for commands under way, writes the last uses, then lets go of timers and connections that were opened here. */
+  /** Waits for commands under way, writes the last uses, then ends the timers and connections that were opened here. The application's own pool stays open. */
   close(): Promise<void>
 }
 

@@ -1,16 +1,17 @@
-import type { Cache, Counters } from '../cache/cache.js'
-import { clearTimeout, monotonicMs, setTimeout } from '../real-time.js'
+import type { Cache, Counters, Hit } from '../cache/cache.js'
+import { inTime } from '../in-time.js'
+import { monotonicMs } from '../real-time.js'
 
 /** A cache gives no answer when it takes this much longer than its own limit. */
 const ANSWER_MS = 1_000
 /** Trouble is reported once in this time for each method: a cache that is away fails every request. */
 const REPORT_MS = 60_000
 
+type Limit = { readonly max: number; readonly windowMs: number }
 type Attempt = <T>(method: string, work: () => Promise<T>, makesSense?: (answer: T) => boolean) => Promise<T>
 
 /**
- * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, be silent or talk nonsense. Its counters
- * reject then, and never throw.
+ * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, be silent or talk nonsense.
  */
 export function guardedCache(cache: Cache, report: (error: unknown) => void): Cache {
   const attempt = reportingAttempt(ANSWER_MS + (cache.timeoutMs ?? 0), report)
@@ -36,7 +37,7 @@ export function guardedCache(cache: Cache, report: (error: unknown) => void): Ca
         undefined,
         attempt('forget', () => cache.forget(digest)),
       ),
-    ...(typeof cache.counters === 'function' ? { counters: (windowMs: number) => guardedCounters(cache, windowMs, attempt) } : {}),
+    ...(typeof cache.counters === 'function' ? { counters: (limit: Limit) => guardedCounters(cache, limit, attempt) } : {}),
     close: () =>
       or(
         undefined,
@@ -45,16 +46,21 @@ export function guardedCache(cache: Cache, report: (error: unknown) => void): Ca
   }
 }
 
-function guardedCounters(cache: Cache, windowMs: number, attempt: Attempt): Counters {
+function guardedCounters(cache: Cache, limit: Limit, attempt: Attempt): Counters {
   let made: Counters | undefined
   const counters = (): Counters => {
     // Not before they are wanted: the application starts without them too.
-    made ??= cache.counters?.(windowMs)
+    made ??= cache.counters?.(limit)
     return made as Counters
   }
   return {
-    increment: (name) => attempt('increment', () => counters().increment(name), isCount),
-    decrement: (name) => attempt('decrement', () => counters().decrement(name)),
+    hit: (name) =>
+      attempt(
+        'hit',
+        () => counters().hit(name),
+        (answer) => isHit(answer, limit),
+      ).catch(() => undefined),
+    takeBack: (name, at) => attempt('takeBack', () => counters().takeBack(name, at)).catch(() => undefined),
   }
 }
 
@@ -75,19 +81,9 @@ function reportingAttempt(limitMs: number, report: (error: unknown) => void): At
 
 /** What a cache answers, in time; rejects where it throws, is silent, or says what makes no sense. */
 async function sensible<T>(work: () => Promise<T>, limitMs: number, makesSense: (answer: T) => boolean): Promise<T> {
-  const answer = await inTime(work(), limitMs)
+  const answer = await inTime(limitMs, work(), () => new Error(`The cache gave no answer within ${limitMs} ms.`))
   if (!makesSense(answer)) throw new Error('The cache gave an answer that makes no sense.')
   return answer
-}
-
-function inTime<T>(work: T | Promise<T>, limitMs: number): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`The cache gave no answer within ${limitMs} ms.`)), limitMs)
-    timer.unref()
-    Promise.resolve(work)
-      .then(resolve, reject)
-      .finally(() => clearTimeout(timer))
-  })
 }
 
 function isReading(answer: unknown): boolean {
@@ -100,7 +96,10 @@ function isBoolean(answer: unknown): boolean {
   return typeof answer === 'boolean'
 }
 
-function isCount(answer: unknown): boolean {
-  const { hits, endsAt } = (answer ?? {}) as { hits?: unknown; endsAt?: unknown }
-  return Number.isInteger(hits) && endsAt instanceof Date && Number.isFinite(endsAt.getTime())
+function isHit(answer: unknown, { max, windowMs }: Limit): boolean {
+  if (answer === undefined) return true
+  const { counted, hits, waitMs, at } = (answer ?? {}) as { [Member in keyof Hit]?: unknown }
+  if (typeof counted !== 'boolean' || !Number.isInteger(hits) || !Number.isFinite(at)) return false
+  const isPossible = Number(hits) >= (counted ? 1 : 0) && Number(hits) <= max
+  return isPossible && typeof waitMs === 'number' && waitMs >= 0 && waitMs <= windowMs
 }

@@ -14,17 +14,25 @@ export interface KeyFields {
   readonly expiresAt: number | null
 }
 
-const MAX_TEXT = 255
-const MAX_SCOPES = 100
-const MAX_SCOPE_LENGTH = 128
-const MAX_METADATA_BYTES = 8 * 1024
-const MAX_METADATA_DEPTH = 16
+/** The limits of the fields of keys and of listings. The OpenAPI documents are made from them. */
+export const FIELD_LIMITS = {
+  /** Characters of a name, an owner or a reason. */
+  text: 255,
+  scopes: 100,
+  scopeLength: 128,
+  metadataBytes: 8_192,
+  metadataDepth: 16,
+  page: 100,
+  defaultPage: 50,
+} as const
+/** RFC 6749 §3.3: visible ASCII without `"` and `\`. */
+export const SCOPE_TOKEN: RegExp = /^[\x21\x23-\x5b\x5d-\x7e]+$/
+export const LONGEST_GRACE_MS: number = 7 * 86_400_000
+
 /** The last instant that RFC 3339 can write, 9999-12-31T23:59:59.999Z. */
 const MAX_INSTANT = 253_402_300_799_999
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it is for
 const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
-/** RFC 6749 §3.3: visible ASCII without `"` and `\`. */
-const SCOPE_TOKEN = /^[\x21\x23-\x5b\x5d-\x7e]+$/
 const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
 /** The fields of a new key; without an owner it is the caller's. */
@@ -59,8 +67,6 @@ export function changedFields(changes: KeyChanges): Partial<KeyFields> {
   return fields
 }
 
-const LONGEST_GRACE_MS = 7 * 86_400_000
-
 /** How long the old secret of a rotation goes on being accepted, and whether the new one's first use ends that. */
 export function graceOf(retire: RetirePolicy | undefined): { readonly graceMs: number; readonly onFirstUse: boolean } {
   if (retire === undefined || retire === 'now') return { graceMs: 0, onFirstUse: false }
@@ -94,9 +100,13 @@ export function ownerText(ownerId: unknown): string {
 }
 
 export function pageLimit(limit: unknown): number {
-  if (limit === undefined) return 50
-  if (typeof limit === 'number' && Number.isInteger(limit) && limit >= 1 && limit <= 100) return limit
-  throw invalid('limit must be a whole number from 1 to 100.')
+  if (limit === undefined) return FIELD_LIMITS.defaultPage
+  if (typeof limit === 'number' && Number.isInteger(limit) && limit >= 1 && limit <= FIELD_LIMITS.page) return limit
+  throw pageLimitInvalid()
+}
+
+export function pageLimitInvalid(): ApiKeyError {
+  return invalid(`limit must be a whole number from 1 to ${FIELD_LIMITS.page}.`)
 }
 
 /** A cursor is a position in a listing, written so that nobody is tempted to build one. */
@@ -121,18 +131,20 @@ function known(input: object, names: readonly string[], where: string): void {
 }
 
 function text(name: string, value: unknown): string {
-  if (typeof value !== 'string' || value.length < 1 || value.length > MAX_TEXT)
-    throw invalid(`${name} must be 1 to ${MAX_TEXT} characters.`)
+  if (typeof value !== 'string' || value.length < 1 || value.length > FIELD_LIMITS.text)
+    throw invalid(`${name} must be 1 to ${FIELD_LIMITS.text} characters.`)
   if (CONTROL.test(value) || !value.isWellFormed()) throw invalid(`${name} must not hold control characters.`)
   if (holdsSecret(value)) throw invalid(`${name} must not hold a secret: it is kept and shown in clear.`)
   return value
 }
 
 function scopeList(value: unknown): readonly string[] {
-  const good = (scope: unknown): boolean => typeof scope === 'string' && scope.length <= MAX_SCOPE_LENGTH && SCOPE_TOKEN.test(scope)
+  const good = (scope: unknown): boolean => typeof scope === 'string' && scope.length <= FIELD_LIMITS.scopeLength && SCOPE_TOKEN.test(scope)
   // Spread, because `every` passes over the holes of a sparse list.
-  if (!Array.isArray(value) || value.length > MAX_SCOPES || ![...value].every(good)) {
-    throw invalid(`scopes must be a list of at most ${MAX_SCOPES} scope tokens (RFC 6749 §3.3) of at most ${MAX_SCOPE_LENGTH} characters.`)
+  if (!Array.isArray(value) || value.length > FIELD_LIMITS.scopes || ![...value].every(good)) {
+    throw invalid(
+      `scopes must be a list of at most ${FIELD_LIMITS.scopes} scope tokens (RFC 6749 §3.3) of at most ${FIELD_LIMITS.scopeLength} characters.`,
+    )
   }
   return [...new Set(value as string[])]
 }
@@ -144,8 +156,8 @@ function jsonObject(value: unknown): JsonObject {
   } catch {
     throw invalid('metadata must be plain JSON.')
   }
-  if (written !== undefined && Buffer.byteLength(written) > MAX_METADATA_BYTES) {
-    throw invalid(`metadata must be at most ${MAX_METADATA_BYTES} bytes of JSON.`)
+  if (written !== undefined && Buffer.byteLength(written) > FIELD_LIMITS.metadataBytes) {
+    throw invalid(`metadata must be at most ${FIELD_LIMITS.metadataBytes} bytes of JSON.`)
   }
   // What was written is what will be kept: a `toJSON` may have made something else of the value.
   const kept: unknown = written === undefined ? undefined : JSON.parse(written)
@@ -156,7 +168,7 @@ function jsonObject(value: unknown): JsonObject {
 
 /** Refuses names that a careless merge would follow into a prototype, and NUL, which PostgreSQL cannot hold. */
 function refuseUnsafe(value: unknown, depth: number): void {
-  if (depth > MAX_METADATA_DEPTH) throw invalid(`metadata must not be nested deeper than ${MAX_METADATA_DEPTH}.`)
+  if (depth > FIELD_LIMITS.metadataDepth) throw invalid(`metadata must not be nested deeper than ${FIELD_LIMITS.metadataDepth}.`)
   if (typeof value === 'string' && (value.includes('\0') || !value.isWellFormed()))
     throw invalid('metadata must be well-formed text without NUL.')
   if (typeof value === 'string' && holdsSecret(value)) throw invalid('metadata must not hold a secret: it is kept and shown in clear.')

@@ -27,6 +27,8 @@ export interface ApiKey<Metadata extends object = JsonObject> {
   /** What the active secret begins with, before its random part (`sk_live_`), and its last four characters: for people to tell keys apart. */
   readonly secretStart: string
   readonly secretLast4: string
+  /** When the active secret was made: `createdAt`, or the last rotation. */
+  readonly secretCreatedAt: string
   /** The last use, right to about a minute. */
   readonly lastUsedAt: string | null
   readonly lastUsedIp: string | null
@@ -112,6 +114,7 @@ export function apiKey(row: KeyRow): ApiKey {
     rotatedTo: row.rotatedTo,
     secretStart: row.secretStart,
     secretLast4: row.secretLast4,
+    secretCreatedAt: iso(row.secretCreatedAt),
     lastUsedAt: row.lastUsedAt === null ? null : iso(row.lastUsedAt),
     lastUsedIp: row.lastUsedIp,
     lastUsedUserAgent: row.lastUsedUserAgent,

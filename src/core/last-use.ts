@@ -1,7 +1,8 @@
+import { dropOldest } from '../drop-oldest.js'
 import { clearInterval, clearTimeout, setInterval, setTimeout } from '../real-time.js'
 import type { KeyUse, Store } from '../store/store.js'
 import type { Origin } from './api-keys.js'
-import { originText } from './change/run-change.js'
+import { originText } from './audit.js'
 import type { Clock } from './clock.js'
 
 /** Writes the last use of keys behind the requests that made it. */
@@ -36,7 +37,7 @@ export function keyUses(store: Store, clock: Clock, report: (error: unknown) => 
       const at = clock.monotonicMs()
       const { ip, userAgent } = origin()
       noted.set(keyId, at)
-      if (noted.size > MAX_NOTED) noted.delete(noted.keys().next().value ?? keyId)
+      dropOldest(noted, MAX_NOTED)
       pending.push({ keyId, at, ip: originText(ip), userAgent: originText(userAgent) })
       gathering ??= setTimeout(flush, GATHER_MS).unref()
       sweeping ??= setInterval(sweep, ONCE_IN_MS / 4).unref()

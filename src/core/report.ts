@@ -1,3 +1,4 @@
+import { dropOldest } from '../drop-oldest.js'
 import type { ApiKeyError, ApiKeyErrorCode } from '../errors.js'
 import type { Clock } from './clock.js'
 import { failureOf } from './failures.js'
@@ -44,8 +45,7 @@ export function reports(onError: (error: ApiKeyError) => unknown, clock: Clock):
     if (last !== undefined && now - last < ONCE_IN_MS) return false
     told.delete(cause)
     told.set(cause, now)
-    const [oldest = cause] = told.keys()
-    if (told.size > MAX_CAUSES) told.delete(oldest)
+    dropOldest(told, MAX_CAUSES)
     return true
   }
 }

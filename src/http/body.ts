@@ -2,37 +2,22 @@ import { types } from 'node:util'
 import { brotliDecompressSync, gunzipSync, inflateRawSync, inflateSync } from 'node:zlib'
 import type { Request } from 'express'
 import { ApiKeyError } from '../errors.js'
-import { clearInterval, setImmediate, setInterval } from '../real-time.js'
+import { bodyLost, bodyTooLarge, CLOSED, collect, MAX_BODY_BYTES, READ_BEFORE } from './body-stream.js'
 
-/** Of a body, as it comes and as it is when decoded. */
-const MAX_BODY_BYTES = 16 * 1024
-/** An object with a member takes this many bytes at least: `{"a":1}`. */
-const SHORTEST_MEMBER = 7
-/** What may be quoted of a body: too short for a secret that ended up on the wrong side of a colon. */
-const FIELD_NAME = /^\w{1,32}$/
-/** What may be quoted of a Content-Type, for the same reason. */
-const MEDIA_TYPE = /^[a-z]{1,16}\/[a-z\d.+-]{1,32}$/
-const JSON_TYPE = /^(?:application\/json|[\w!#$&^.+-]+\/[\w!#$&^.+-]+\+json)$/
-const UTF8 = new TextDecoder('utf-8', { fatal: true })
-/** How long a request may wait because somebody has taken the listeners off its body. */
-const LOOK_MS = 250
-
-const READ_BEFORE = 'The body was read before the router could; mount keyRouter before what reads bodies, or let that put it into req.body.'
-const CLOSED = 'The connection was closed before the body was read.'
+/** The JSON object of a request, or why there is none: `invalid_request`, `body_too_large` or `unsupported_media_type`. */
+export type BodyRead = { readonly body: object } | { readonly refusal: unknown }
 
 /**
- * Begins to read the JSON object of a request, before anything can be awaited: later, somebody else may have read it. Waiting for it is optional.
+ * Begins to read the JSON object of a request, before anything can be awaited: later, somebody else may have read it. Never rejects.
  *
- * Takes what the application has put into `req.body`, as an object, a text or bytes. A request without a body has an empty object. A body that
- * was announced and cannot be had is never taken for an empty one.
- *
- * @throws ApiKeyError `invalid_request`, `body_too_large` or `unsupported_media_type`, by rejecting.
+ * Takes what the application has put into `req.body`, as an object, a string or bytes. A request without a body has an empty object. A body that
+ * was announced and is lost never counts as an empty one.
  */
-export function beginBody(req: Request, fields: readonly string[]): Promise<object> {
-  const body = readBody(req, fields)
-  // The request may be refused before anybody waits for its body.
-  body.catch(() => {})
-  return body
+export function beginBody(req: Request, fields: readonly string[]): Promise<BodyRead> {
+  return readBody(req, fields).then(
+    (body) => ({ body }),
+    (refusal: unknown) => ({ refusal }),
+  )
 }
 
 /** Up to its first `await` it runs before `beginBody` returns. */
@@ -40,13 +25,13 @@ async function readBody(req: Request, fields: readonly string[]): Promise<object
   const length = announcedLength(req)
   const found = find(req, length)
   if (found.as === 'nothing') return {}
-  if (length !== undefined && length > MAX_BODY_BYTES) throw tooLarge()
+  if (length !== undefined && length > MAX_BODY_BYTES) throw bodyTooLarge()
   const wrongType = typeError(req, length)
-  // A body of unknown length may still turn out to be empty, and then needs no type.
+  // A body of unknown length may turn out to be empty, and then needs no type.
   if (wrongType !== undefined && (found.as !== 'stream' || length !== undefined)) throw wrongType
   switch (found.as) {
     case 'lost':
-      throw invalid(found.why)
+      throw bodyLost(found.why)
     case 'parsed':
       return checked(found.value, fields)
     case 'raw':
@@ -62,34 +47,42 @@ async function readBody(req: Request, fields: readonly string[]): Promise<object
   }
 }
 
+/** A type that is JSON. */
+const JSON_TYPE = /^(?:application\/json|[\w!#$&^.+-]+\/[\w!#$&^.+-]+\+json)$/
+/** What may be quoted of a Content-Type: too short for a secret that ended up there. */
+const MEDIA_TYPE = /^[a-z]{1,16}\/[a-z\d.+-]{1,32}$/
+/** What may be quoted of a body: too short for a secret on the wrong side of a colon. */
+const FIELD_NAME = /^\w{1,32}$/
+const UTF8 = new TextDecoder('utf-8', { fatal: true })
+
 function checkedBytes(req: Request, bytes: Buffer, fields: readonly string[]): object {
   const codings = codingsOf(req)
-  // Somebody who decodes the body for a log may take the header away; the bytes are as they came.
+  // Somebody who decodes the body for a log may remove the header. The bytes are as they came.
   if (codings.length === 0) return checked(parseEither(bytes, sentCodingsOf(req)), fields)
   const plain = decode(bytes, codings)
   return plain.length === 0 ? {} : checked(parse(plain), fields)
 }
 
-/** How many bytes a request says it brings; 0 for none, undefined where it does not say how many. @see RFC 9112 §6.3, RFC 9113 §8.1 */
+/** How many bytes a request announces: 0 for none, undefined if it does not say how many. @see RFC 9112 §6.3, RFC 9113 §8.1 */
 function announcedLength(req: Request): number | undefined {
-  // An application may delete or change headers. What came over the wire counts too.
+  // An application may delete or change headers, so what came over the wire counts too.
   const codings = [req.headers?.['transfer-encoding'], ...sentValues(req, 'transfer-encoding')]
   if (codings.some((coding) => coding !== undefined && coding !== '')) return undefined
   const lengths = [req.headers?.['content-length'], ...sentValues(req, 'content-length')].map(lengthOf)
   const known = lengths.filter((length) => length !== undefined)
   if (known.length < lengths.length) return undefined
   const longest = Math.max(...known)
-  if (longest > 0 || lengthIsSaid(req)) return longest
+  if (longest > 0 || hasLength(req)) return longest
   const { stream } = req as { stream?: { endAfterHeaders?: boolean } }
-  // HTTP/2 announces nothing: there is a body where the headers do not end the stream. And what is here already was announced by coming.
+  // HTTP/2 need not announce a body: there is one if the headers do not end the stream. And bytes that are here already need no announcement.
   return stream?.endAfterHeaders === false || (isStream(req) && req.readableLength > 0) ? undefined : 0
 }
 
-function lengthIsSaid(req: Request): boolean {
+function hasLength(req: Request): boolean {
   return [req.headers?.['content-length'], ...sentValues(req, 'content-length')].some((length) => String(length ?? '').trim() !== '')
 }
 
-/** Zero where nothing is said, undefined where what is said is no length. */
+/** Zero for an empty header, undefined for one that is not a length. */
 function lengthOf(declared: unknown): number | undefined {
   const text = String(declared ?? '').trim()
   if (text === '') return 0
@@ -108,7 +101,10 @@ type Found =
   | { readonly as: 'parsed'; readonly value: unknown }
   | { readonly as: 'raw'; readonly value: string | Buffer }
   | { readonly as: 'stream' }
-  | { readonly as: 'lost'; readonly why: string }
+  | { readonly as: 'lost'; readonly why: typeof READ_BEFORE | typeof CLOSED }
+
+/** An object with a member has at least this many bytes: `{"a":1}`. */
+const SHORTEST_MEMBER = 7
 
 const NOTHING: Found = { as: 'nothing' }
 
@@ -117,45 +113,45 @@ function find(req: Request, length: number | undefined): Found {
   const raw = rawOf(given)
   if (raw !== undefined && raw.length > 0) return { as: 'raw', value: raw }
   const placeholder = given === undefined || given === null || raw !== undefined || isEmptyObject(given)
-  // What the application has put there counts, whether or not a header announced it.
+  // What the application put there counts, whether or not a header announced it.
   if (!placeholder) return { as: 'parsed', value: given }
-  // Nothing was announced, and yet somebody has read something.
+  // Nothing was announced, and still somebody has read something.
   if (length === 0) return isStream(req) && req.readableDidRead ? { as: 'lost', why: READ_BEFORE } : NOTHING
   const { begun, ended, destroyed } = stateOf(req)
   if (!begun && !ended && !destroyed) return { as: 'stream' }
-  // A stream that ended and never had any data was empty.
+  // A stream that ended without any data was empty.
   if (!begun && ended && length === undefined) return NOTHING
-  // body-parser leaves an empty object also where it has read nothing, or has failed: it is believed only where nothing can have got lost.
+  // body-parser leaves an empty object even if it read nothing, or failed. It counts only if nothing can be lost.
   if (isEmptyObject(given) && length !== undefined && length < SHORTEST_MEMBER) return { as: 'parsed', value: given }
   return { as: 'lost', why: destroyed && !ended ? CLOSED : READ_BEFORE }
 }
 
-/** Express gives a mock, too, a prototype that looks like a stream. */
+/** By its state, since Express gives even a mock a prototype that looks like a stream. */
 function isStream(req: Request): boolean {
   return typeof (req as { _readableState?: unknown })._readableState === 'object'
 }
 
-/** What is no stream counts as one that was read. */
+/** Anything but a stream counts as a stream that was read. */
 function stateOf(req: Request): { readonly begun: boolean; readonly ended: boolean; readonly destroyed: boolean } {
   if (!isStream(req)) return { begun: true, ended: true, destroyed: false }
   return { begun: req.readableDidRead, ended: req.readableEnded, destroyed: req.destroyed }
 }
 
-/** A body that nobody has parsed yet. */
+/** A body that has not been parsed yet. */
 function rawOf(given: unknown): string | Buffer | undefined {
   if (typeof given === 'string') return given
   if (ArrayBuffer.isView(given)) return Buffer.from(given.buffer, given.byteOffset, given.byteLength)
   return types.isAnyArrayBuffer(given) ? Buffer.from(given) : undefined
 }
 
-/** Only of a plain object can be seen that it is empty: a Map, a FormData or an instance with private fields shows nothing of what it holds. */
+/** Only a plain object shows that it is empty: a Map, a FormData or an instance with private fields hides what it holds. */
 function isEmptyObject(value: unknown): boolean {
   if (typeof value !== 'object' || value === null || Array.isArray(value) || Object.keys(value).length > 0) return false
   const prototype: unknown = Object.getPrototypeOf(value)
   return prototype === null || Object.getPrototypeOf(prototype) === null
 }
 
-/** What speaks against the media type; nothing does where an adapter hands over a body with no headers at all. */
+/** What is wrong with the media type: nothing if an adapter hands over a body without any headers. */
 function typeError(req: Request, length: number | undefined): ApiKeyError | undefined {
   const header: unknown = req.headers?.['content-type']
   if (header === undefined && length === 0) return undefined
@@ -166,72 +162,6 @@ function typeError(req: Request, length: number | undefined): ApiKeyError | unde
       .toLowerCase() ?? ''
   if (JSON_TYPE.test(type)) return undefined
   return new ApiKeyError('unsupported_media_type', `Send the body as application/json${MEDIA_TYPE.test(type) ? `, not as ${type}` : ''}.`)
-}
-
-/**
- * All bytes of a stream that nobody has read yet. The listeners stay: a body that is too large is read to its end and thrown away, or the
- * connection would be of no more use. Somebody may take them off; the stream is then looked at from time to time.
- */
-function collect(req: Request, length: number | undefined): Promise<Buffer> {
-  return new Promise((resolve, reject) => {
-    let chunks: Buffer[] = []
-    let size = 0
-    let settled = false
-    const settle = (): void => {
-      settled = true
-      clearInterval(looking)
-    }
-    const fail = (error: ApiKeyError): void => {
-      settle()
-      chunks = []
-      reject(error)
-    }
-    const take = (chunk: string | Uint8Array): void => {
-      if (settled) return
-      // A text where somebody has called setEncoding.
-      const bytes = typeof chunk === 'string' ? Buffer.from(chunk, req.readableEncoding ?? 'utf8') : Buffer.from(chunk)
-      size += bytes.length
-      if (size > MAX_BODY_BYTES) fail(tooLarge())
-      else chunks.push(bytes)
-    }
-    const end = (): void => {
-      // Bytes that were announced, or were there, and that never got here.
-      if (size === 0 && (length !== undefined || req.readableDidRead)) fail(invalid(READ_BEFORE))
-      settle()
-      resolve(Buffer.concat(chunks))
-    }
-    const look = (): void => {
-      if (req.readableEnded) end()
-      else if (req.destroyed) fail(invalid(CLOSED))
-      else if (!req.listeners('data').includes(take)) fail(invalid(READ_BEFORE))
-      else if (req.readableFlowing === false) req.resume()
-    }
-    const looking = setInterval(look, LOOK_MS)
-    looking.unref()
-    req.on('data', take)
-    req.on('end', end)
-    for (const event of ['error', 'aborted', 'close']) req.on(event, () => (req.readableEnded ? end() : fail(invalid(CLOSED))))
-    keepFlowing(req, () => settled)
-  })
-}
-
-/** Whoever has paused the stream, pipes it somewhere slow, or reads it in portions, is not to keep the request waiting. */
-function keepFlowing(req: Request, done: () => boolean): void {
-  if (req.listenerCount('readable') > 0) {
-    // Such a stream does not flow. What others read of it comes as data too; what they leave is read after them.
-    const drain = (): void => {
-      while (!done() && req.read() !== null);
-    }
-    req.on('readable', () => setImmediate(drain))
-    setImmediate(drain)
-    return
-  }
-  const resume = (): void => {
-    if (!done()) req.resume()
-  }
-  // After whoever has paused it, and by no timer that a test may have faked.
-  req.on('pause', () => void Promise.resolve().then(resume))
-  if (req.readableFlowing === false) resume()
 }
 
 function codingsOf(req: Request): string[] {
@@ -247,9 +177,9 @@ function namesIn(list: string): string[] {
   return names.map((name) => name.trim().toLowerCase()).filter((name) => name !== '' && name !== 'identity')
 }
 
-/** Somebody may have undone the coding and left the header, or handed on the bytes as they came. */
+/** Somebody may have decoded the body and left the header, or may hand on the bytes as they came. */
 function parseEither(raw: string | Buffer, codings: readonly string[]): unknown {
-  if (Buffer.byteLength(raw) > MAX_BODY_BYTES) throw tooLarge()
+  if (Buffer.byteLength(raw) > MAX_BODY_BYTES) throw bodyTooLarge()
   try {
     return parse(raw)
   } catch (error) {
@@ -267,7 +197,7 @@ function decode(bytes: Buffer, [coding, ...more]: readonly string[]): Buffer {
   try {
     return decoder(bytes, { maxOutputLength: MAX_BODY_BYTES })
   } catch (error) {
-    if ((error as { code?: string }).code === 'ERR_BUFFER_TOO_LARGE') throw tooLarge()
+    if ((error as { code?: string }).code === 'ERR_BUFFER_TOO_LARGE') throw bodyTooLarge()
     throw invalid('The body is not compressed as its Content-Encoding says.')
   }
 }
@@ -278,7 +208,7 @@ function decoderOf(coding: string, bytes: Buffer): typeof gunzipSync | undefined
     case 'x-gzip':
       return gunzipSync
     case 'deflate':
-      // Some clients leave out the zlib header, whose first half byte is 8.
+      // Some clients leave out the zlib header, which has 8 in the lower half of its first byte.
       return ((bytes[0] ?? 0) & 0x0f) === 8 ? inflateSync : inflateRawSync
     case 'br':
       return brotliDecompressSync
@@ -300,7 +230,7 @@ function parse(raw: string | Buffer): unknown {
 function checked(value: unknown, fields: readonly string[]): object {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('The body must be a JSON object.')
   const body = membersOf(value, fields)
-  if (bytesOf(body) > MAX_BODY_BYTES) throw tooLarge()
+  if (bytesOf(body) > MAX_BODY_BYTES) throw bodyTooLarge()
   for (const name of Object.keys(body)) {
     if (fields.includes(name)) continue
     const known = fields.length === 0 ? 'It takes none.' : `It takes ${fields.join(', ')}.`
@@ -309,7 +239,7 @@ function checked(value: unknown, fields: readonly string[]): object {
   return body
 }
 
-/** Its own members, and those fields that the class of an instance has accessors for. */
+/** Its own members, and the fields that an instance gets from accessors of its class. */
 function membersOf(value: object, fields: readonly string[]): object {
   const members: { [name: string]: unknown } = { ...value }
   for (const name of fields) {
@@ -325,10 +255,6 @@ function bytesOf(body: object): number {
   } catch {
     throw invalid('The body is nested too deeply, or is not plain JSON.')
   }
-}
-
-function tooLarge(): ApiKeyError {
-  return new ApiKeyError('body_too_large', `The body must be at most ${MAX_BODY_BYTES} bytes.`)
 }
 
 function invalid(message: string): ApiKeyError {

@@ -1,7 +1,6 @@
 import type { IssuedKey, MutationResult } from '../core/api-keys.js'
 import type { ApiKey, KeyEvent, Page } from '../core/key.js'
 import type { ApiKeyError } from '../errors.js'
-import type { Failure } from './problem.js'
 
 /** What each action hands to the route's `success`. */
 export interface Answers {
@@ -19,7 +18,8 @@ export type Action = keyof Answers
 /** One route: where it is, who may call it, what it does, and what its success looks like. */
 export type Route = { readonly [A in Action]: RouteOf<A> }[Action]
 
-interface RouteOf<A extends Action> {
+/** A route for one action. */
+export interface RouteOf<A extends Action> {
   readonly method: 'get' | 'post' | 'patch'
   /** Relative to where the router is mounted. Its one parameter (`:id`) names the target; without one the caller's own key is the target. */
   readonly path: string
@@ -60,7 +60,7 @@ export type Field =
   | 'reason'
 
 export interface Limit {
-  /** Requests in a window that begins with the first of them. */
+  /** Requests in any stretch of time as long as the window, wherever it begins. */
   readonly max: number
   readonly windowMs: number
   /** Whose requests are counted together: those from one address (IPv6: one /56 network), or with one credential. */
@@ -95,6 +95,15 @@ export interface Contract {
   failure(error: ApiKeyError, request: { readonly requestId: string }): Failure
   /** The schema of the failure bodies, for the OpenAPI document. */
   readonly failureSchema?: Schema
+}
+
+/** How a failure looks on the wire. */
+export interface Failure {
+  /** Default: the status of the error's code, `error.status`. */
+  readonly status?: number
+  /** Default `application/json`. */
+  readonly contentType?: string
+  readonly body: object
 }
 
 /** An object schema that names every member; all of them are required but those in `optional`. */

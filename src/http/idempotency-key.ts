@@ -1,8 +1,9 @@
 import type { IncomingMessage } from 'node:http'
 import type { RequestHandler } from 'express'
+import { logError } from '../core/report.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
-import { problem } from './problem.js'
+import { type FailureListener, refuse } from './problem.js'
 import { headerValues } from './source.js'
 
 declare global {
@@ -19,7 +20,7 @@ export interface IdempotencyKeyOptions {
   required?: boolean
 }
 
-const MAX_LENGTH = 255
+export const MAX_IDEMPOTENCY_KEY_LENGTH = 255
 /** The bare items of RFC 9651 §3.3: numbers, dates, strings, tokens, byte sequences, booleans, display strings. */
 const BARE_ITEM = [
   String.raw`-?(?:\d{1,12}\.\d{1,3}|\d{1,15})`,
@@ -30,14 +31,14 @@ const BARE_ITEM = [
   String.raw`\?[01]`,
   String.raw`%"(?:[\x20\x21\x23\x24\x26-\x7e]|%[\da-f]{2})*"`,
 ].join('|')
-/** @see RFC 9651 §3.3.3, §3.1.2: a quoted string, with `\"` and `\\`, and parameters behind it, which mean nothing here */
+/** A quoted string, with `\"` and `\\`. The parameters behind it mean nothing here. @see RFC 9651 §3.3.3, §3.1.2 */
 const QUOTED = new RegExp(String.raw`^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"(?:; *[a-z*][a-z\d_.*-]*(?:=(?:${BARE_ITEM}))?)*$`)
-/** What everybody sends: visible ASCII, but for the comma that would make it a list, and quotes that belong to the other form. */
+/** What most clients send: visible ASCII without commas, which would make it a list, and without quotes. */
 const BARE = /^[\x21\x23-\x2b\x2d-\x7e]+$/
 
 /**
- * Reads and checks the Idempotency-Key header, and sets `req.idempotencyKey`. Answers 400 to one that is missing where required, doubled, a list,
- * empty, not ASCII or over 255 characters.
+ * Reads and checks the Idempotency-Key header, and sets `req.idempotencyKey`. Answers 400 if the header is required and missing, or if it is doubled,
+ * a list, empty, not ASCII or over 255 characters.
  *
  * @see draft-ietf-httpapi-idempotency-key-header-07 §2.1
  */
@@ -52,13 +53,15 @@ export function idempotencyKey(options: IdempotencyKeyOptions = {}): RequestHand
       if (value === undefined) delete req.idempotencyKey
       else req.idempotencyKey = value
     } catch (error) {
-      const { status, contentType, body } = problem(error as ApiKeyError)
-      res.status(status).setHeader('Content-Type', contentType).setHeader('Cache-Control', 'no-store').end(JSON.stringify(body))
+      refuse(STDERR, req, res, error)
       return
     }
     next()
   }
 }
+
+/** This middleware belongs to no keys, so it has no `onError`. */
+const STDERR: FailureListener = { report: logError, denied: () => {} }
 
 /** The Idempotency-Key of a request; the quoted and the bare form of one value mean the same. */
 export function readIdempotencyKey(req: IncomingMessage, required: boolean): string | undefined {
@@ -71,7 +74,8 @@ export function readIdempotencyKey(req: IncomingMessage, required: boolean): str
   const quoted = QUOTED.exec(header)?.[1]
   const value = quoted === undefined ? (BARE.test(header) ? header : undefined) : quoted.replaceAll(/\\(["\\])/g, '$1')
   if (value === undefined || value === '') throw invalid('The Idempotency-Key must be one value of printable ASCII, and not empty.')
-  if (value.length > MAX_LENGTH) throw invalid(`The Idempotency-Key must be at most ${MAX_LENGTH} characters.`)
+  if (value.length > MAX_IDEMPOTENCY_KEY_LENGTH)
+    throw invalid(`The Idempotency-Key must be at most ${MAX_IDEMPOTENCY_KEY_LENGTH} characters.`)
   return value
 }
 

@@ -1,7 +1,7 @@
 import { createPublicKey, createSecretKey, KeyObject } from 'node:crypto'
 import jwt, { type JwtHeader, type JwtPayload } from 'jsonwebtoken'
 import type { Grants, Operator } from '../core/api-keys.js'
-import { ADMIN_SCOPE } from '../core/change/authorise.js'
+import { ADMIN_SCOPE } from '../core/scope.js'
 import { ApiKeyError } from '../errors.js'
 import { integerOption, refuseUnknown } from '../options.js'
 

@@ -1,6 +1,19 @@
 import { IncomingMessage } from 'node:http'
 import type { Request } from 'express'
 import type { ApiKey } from '../core/key.js'
+import { ApiKeyError } from '../errors.js'
+import type { JsonObject } from '../store/store.js'
+
+/**
+ * The key that `bearerAuth` let this request in with, for TypeScript: `req.apiKey` may be undefined by its type, and this cannot. `Metadata` is the type
+ * that `createApiKeys<Metadata>` was given.
+ *
+ * @throws ApiKeyError `internal_error` where the request has no key, since no `bearerAuth` stands before this handler.
+ */
+export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly apiKey?: ApiKey | undefined }): ApiKey<Metadata> {
+  if (req.apiKey !== undefined) return req.apiKey as ApiKey<object> as ApiKey<Metadata>
+  throw new ApiKeyError('internal_error', 'This request has no API key: no bearerAuth stands before this handler.')
+}
 
 /** The key of each request, by its `identityOf`. */
 const keyOf = new WeakMap<object, ApiKey | undefined>()

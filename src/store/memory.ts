@@ -8,15 +8,8 @@ export interface MemoryStoreOptions {
   now?: () => number
 }
 
-/** Names the data behind a store object, for those who count who uses it. */
+/** Names the data behind a store object, for those who count the users of it. */
 const DATA = Symbol.for('express-api-keys.data')
-
-interface Tables {
-  keys: Map<string, KeyRow>
-  generations: Map<string, GenerationRow>
-  replays: Map<string, ReplayRow>
-  events: EventRow[]
-}
 
 /**
  * Keeps keys in this process: for tests, and for a single process whose keys may end with it. Rotations need no wait here, since
@@ -27,30 +20,63 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     if (name !== 'now') throw new ApiKeyError('invalid_option', `memoryStore has no option "${name}". It takes now.`)
   }
   const clock = options.now ?? wallMs
-  const now = (): number => Math.floor(clock())
-  let tables: Tables = { keys: new Map(), generations: new Map(), replays: new Map(), events: [] }
-  const storeId = randomUUID()
-  let leaseMs = 50
-  let earlier = { leaseMs: 0, version: 0 }
-  let turn: Promise<unknown> = Promise.resolve()
-
-  const inTurn = <T>(work: () => Promise<T>): Promise<T> => {
-    const result = turn.then(work)
-    turn = result.catch(() => {})
-    return result
+  const data: Data = {
+    storeId: randomUUID(),
+    now: () => Math.floor(clock()),
+    tables: { keys: new Map(), generations: new Map(), replays: new Map(), events: [] },
+    leaseMs: 50,
+    earlier: { leaseMs: 0, version: 0 },
+    turn: Promise.resolve(),
   }
-  const generationOf = (keyId: string, generation: number): GenerationRow | undefined =>
-    [...tables.generations.values()].find((row) => row.keyId === keyId && row.generation === generation)
-  const longestLease = (): number => Math.max(leaseMs, earlier.leaseMs)
-
   return {
-    // Whoever spreads or wraps this store has the same data under another object.
-    ...{ [DATA]: tables },
+    // An object that spreads or wraps this store has the same data.
+    ...{ [DATA]: data },
     shared: false,
     async migrate() {},
+    ...reads(data),
+    ...writes(data),
 
+    // One at a time, on a copy that takes the place of the original at the end: a throw leaves nothing behind.
+    transaction: (work) =>
+      inTurn(data, async () => {
+        const copy: Tables = {
+          keys: new Map(data.tables.keys),
+          generations: new Map(data.tables.generations),
+          replays: new Map(data.tables.replays),
+          events: [...data.tables.events],
+        }
+        const result = await work(steps(data, copy))
+        data.tables = copy
+        return result
+      }),
+
+    async close() {},
+  }
+}
+
+interface Tables {
+  readonly keys: Map<string, KeyRow>
+  readonly generations: Map<string, GenerationRow>
+  readonly replays: Map<string, ReplayRow>
+  readonly events: EventRow[]
+}
+
+interface Data {
+  readonly storeId: string
+  readonly now: () => number
+  tables: Tables
+  leaseMs: number
+  /** The longest lease from before a lowering that may still be held. */
+  earlier: { readonly leaseMs: number; readonly version: number }
+  /** Settles when everything that was begun is done. */
+  turn: Promise<unknown>
+}
+
+function reads(data: Data): Pick<Store, 'read' | 'replays' | 'key' | 'keys' | 'events'> {
+  return {
     async read(digests) {
-      const at = now()
+      const { tables, storeId, leaseMs } = data
+      const at = data.now()
       const found = digests.flatMap((digest) => {
         const generation = tables.generations.get(digest)
         const key = generation && tables.keys.get(generation.keyId)
@@ -60,168 +86,173 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     },
 
     async replays(ids) {
+      const { tables } = data
       const found = ids.flatMap((id) => {
         const record = tables.replays.get(id)
         if (record === undefined) return []
-        return [
-          { record: { ...record }, made: record.generation === null ? undefined : copyOf(generationOf(record.keyId, record.generation)) },
-        ]
+        const made = record.generation === null ? undefined : copyOf(generationOf(tables, record.keyId, record.generation))
+        return [{ record: { ...record }, made }]
       })
-      return { at: now(), waitMs: longestLease(), found }
+      return { at: data.now(), waitMs: longestLease(data), found }
     },
 
-    // One at a time, on a copy that takes the place of the original at the end: a throw leaves nothing behind.
-    transaction: (work) =>
-      inTurn(async () => {
-        const copy: Tables = {
-          keys: new Map(tables.keys),
-          generations: new Map(tables.generations),
-          replays: new Map(tables.replays),
-          events: [...tables.events],
-        }
-        const result = await work(steps(copy))
-        tables = copy
-        return result
-      }),
-
     async key(id) {
-      const key = tables.keys.get(id)
-      const generation = key && generationOf(id, key.generation)
+      const key = data.tables.keys.get(id)
+      const generation = key && generationOf(data.tables, id, key.generation)
       return key && generation ? { key: jsonCopy(key), generation: { ...generation } } : undefined
     },
 
     async keys({ ownerId, after, limit }) {
-      const rows = [...tables.keys.values()].filter((row) => row.ownerId === ownerId)
+      const rows = [...data.tables.keys.values()].filter((row) => row.ownerId === ownerId)
       return newestFirst(rows, ({ createdAt }) => createdAt, after, limit)
     },
 
     async events({ keyId, after, limit }) {
-      const rows = tables.events.filter((row) => row.keyId === keyId)
+      const rows = data.tables.events.filter((row) => row.keyId === keyId)
       return newestFirst(rows, ({ at }) => at, after, limit)
     },
+  }
+}
 
+type Writes = Pick<Store, 'markFirstUse' | 'settleFirstUse' | 'recordUses' | 'settle' | 'eraseSeals' | 'setLease' | 'settleLease'>
+
+function writes(data: Data): Writes {
+  const { now } = data
+  return {
     markFirstUse: (digest) =>
-      inTurn(async () => {
-        const row = tables.generations.get(digest)
+      inTurn(data, async () => {
+        const { generations } = data.tables
+        const row = generations.get(digest)
         if (row === undefined) return { retired: [], waitMs: 0 }
-        if (row.firstUsedAt === null) tables.generations.set(digest, { ...row, firstUsedAt: now() })
+        if (row.firstUsedAt === null) generations.set(digest, { ...row, firstUsedAt: now() })
         if (!row.retiresEarlier) return { retired: [], waitMs: 0 }
-        const before = generationOf(row.keyId, row.generation - 1)
+        const before = generationOf(data.tables, row.keyId, row.generation - 1)
         if (before === undefined) return { retired: [], waitMs: 0 }
-        tables.generations.set(before.digest, { ...before, graceEndsAt: null })
-        return { retired: [before.digest], waitMs: longestLease() }
+        generations.set(before.digest, { ...before, graceEndsAt: null })
+        return { retired: [before.digest], waitMs: longestLease(data) }
       }),
 
     settleFirstUse: (digest) =>
-      inTurn(async () => {
-        const row = tables.generations.get(digest)
-        if (row !== undefined) tables.generations.set(digest, { ...row, retiresEarlier: false })
+      inTurn(data, async () => {
+        const row = data.tables.generations.get(digest)
+        if (row !== undefined) data.tables.generations.set(digest, { ...row, retiresEarlier: false })
       }),
 
     recordUses: (uses) =>
-      inTurn(async () => {
+      inTurn(data, async () => {
         for (const { keyId, agoMs, ip, userAgent } of uses) {
-          const row = tables.keys.get(keyId)
+          const row = data.tables.keys.get(keyId)
           const at = Math.floor(now() - agoMs)
           if (row === undefined || (row.lastUsedAt !== null && row.lastUsedAt >= at)) continue
-          tables.keys.set(keyId, { ...row, lastUsedAt: at, lastUsedIp: ip, lastUsedUserAgent: userAgent })
+          data.tables.keys.set(keyId, { ...row, lastUsedAt: at, lastUsedIp: ip, lastUsedUserAgent: userAgent })
         }
       }),
 
     settle: (replayId, agoMs) =>
-      inTurn(async () => {
-        const row = tables.replays.get(replayId)
+      inTurn(data, async () => {
+        const row = data.tables.replays.get(replayId)
         if (row === undefined || row.settledAt !== null) return
         const expiresAt = Math.min(row.expiresAt, Math.floor(now() - agoMs) + row.windowMs)
-        tables.replays.set(replayId, { ...row, settledAt: now(), expiresAt })
+        data.tables.replays.set(replayId, { ...row, settledAt: now(), expiresAt })
       }),
 
     eraseSeals: () =>
-      inTurn(async () => {
-        for (const row of tables.replays.values()) {
+      inTurn(data, async () => {
+        for (const row of data.tables.replays.values()) {
           if (row.sealed === null) continue
-          const usedAt = row.generation === null ? null : (generationOf(row.keyId, row.generation)?.firstUsedAt ?? null)
+          const usedAt = row.generation === null ? null : (generationOf(data.tables, row.keyId, row.generation)?.firstUsedAt ?? null)
           if (row.expiresAt > now() && !(usedAt !== null && usedAt + row.graceMs <= now())) continue
-          tables.replays.set(row.id, { ...row, sealed: null })
+          data.tables.replays.set(row.id, { ...row, sealed: null })
         }
       }),
 
     setLease: (ms) =>
-      inTurn(async () => {
-        if (ms < leaseMs) earlier = { leaseMs: longestLease(), version: earlier.version + 1 }
-        leaseMs = ms
-        return { waitMs: earlier.leaseMs, version: earlier.version }
+      inTurn(data, async () => {
+        if (ms < data.leaseMs) data.earlier = { leaseMs: longestLease(data), version: data.earlier.version + 1 }
+        data.leaseMs = ms
+        return { waitMs: data.earlier.leaseMs, version: data.earlier.version }
       }),
 
     settleLease: (version) =>
-      inTurn(async () => {
-        if (version === earlier.version) earlier = { leaseMs: 0, version }
+      inTurn(data, async () => {
+        if (version === data.earlier.version) data.earlier = { leaseMs: 0, version }
       }),
-
-    async close() {},
   }
+}
 
-  function steps({ keys, generations, replays, events }: Tables): StoreTransaction {
-    return {
-      now: async () => now(),
-      waitMs: async () => longestLease(),
-      // One transaction at a time holds every name.
-      lockName: async () => {},
-      generation: async (digest) => copyOf(generations.get(digest)),
-      lockKeys: async (ids) =>
-        [...new Set(ids)].sort().flatMap((id) => {
-          const row = keys.get(id)
-          return row === undefined ? [] : [jsonCopy(row)]
-        }),
-      async insertKey(row) {
-        if (keys.has(row.id)) throw taken('key id')
-        keys.set(row.id, jsonCopy(row))
-      },
-      async updateKey(row) {
-        const { id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent } = keys.get(row.id) ?? row
-        keys.set(row.id, { ...jsonCopy(row), id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent })
-      },
-      async insertGeneration(row) {
-        const twin = [...generations.values()].some(({ keyId, generation }) => keyId === row.keyId && generation === row.generation)
-        if (generations.has(row.digest) || twin) throw taken('generation')
-        generations.set(row.digest, { ...row })
-      },
-      async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
-        for (const row of generations.values()) {
-          const isOver = row.keyId === keyId && row.graceEndsAt !== null && row.graceEndsAt <= at
-          if (isOver) generations.set(row.digest, { ...row, graceEndsAt: null })
-        }
-        const accepted = (row: GenerationRow): boolean => row.retiredAt === null || (row.graceEndsAt !== null && row.graceEndsAt > at)
-        const active = [...generations.values()].filter((row) => row.keyId === keyId && accepted(row))
-        for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt })
-        return active.map(({ digest }) => digest)
-      },
-      async lowerGrace(keyId, generation, { from, to }) {
-        const row = [...generations.values()].find((one) => one.keyId === keyId && one.generation === generation)
-        if (row?.graceEndsAt === from && from > to) generations.set(row.digest, { ...row, graceEndsAt: to })
-      },
-      generationOf: async (keyId, generation) =>
-        copyOf([...generations.values()].find((row) => row.keyId === keyId && row.generation === generation)),
-      replay: async (ids) => copyOf(ids.map((id) => replays.get(id)).find((row) => row !== undefined)),
-      async insertReplay(row) {
-        if (replays.has(row.id)) throw taken('replay record')
-        replays.set(row.id, { ...row })
-      },
-      async reseal(replayId, { from, to }) {
-        const row = replays.get(replayId)
-        if (row?.sealed !== from) return false
-        replays.set(replayId, { ...row, sealed: to })
-        return true
-      },
-      async eraseReplays(keyId, exceptId) {
-        for (const row of replays.values())
-          if ((row.keyId === keyId || row.callerId === keyId) && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
-      },
-      async appendEvent(row) {
-        events.push(jsonCopy(row))
-      },
-    }
+function steps(data: Data, tables: Tables): StoreTransaction {
+  const { keys, generations, replays, events } = tables
+  return {
+    now: async () => data.now(),
+    waitMs: async () => longestLease(data),
+    // One transaction at a time holds every name.
+    lockName: async () => {},
+    generation: async (digest) => copyOf(generations.get(digest)),
+    lockKeys: async (ids) =>
+      [...new Set(ids)].sort().flatMap((id) => {
+        const row = keys.get(id)
+        return row === undefined ? [] : [jsonCopy(row)]
+      }),
+    async insertKey(row) {
+      if (keys.has(row.id)) throw taken('key id')
+      keys.set(row.id, jsonCopy(row))
+    },
+    async updateKey(row) {
+      const { id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent } = keys.get(row.id) ?? row
+      keys.set(row.id, { ...jsonCopy(row), id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent })
+    },
+    async insertGeneration(row) {
+      if (generations.has(row.digest) || generationOf(tables, row.keyId, row.generation) !== undefined) throw taken('generation')
+      generations.set(row.digest, { ...row })
+    },
+    async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
+      for (const row of generations.values()) {
+        const isOver = row.keyId === keyId && row.graceEndsAt !== null && row.graceEndsAt <= at
+        if (isOver) generations.set(row.digest, { ...row, graceEndsAt: null })
+      }
+      const accepted = (row: GenerationRow): boolean => row.retiredAt === null || (row.graceEndsAt !== null && row.graceEndsAt > at)
+      const active = [...generations.values()].filter((row) => row.keyId === keyId && accepted(row))
+      for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt })
+      return active.map(({ digest }) => digest)
+    },
+    async lowerGrace(keyId, generation, { from, to }) {
+      const row = generationOf(tables, keyId, generation)
+      if (row?.graceEndsAt === from && from > to) generations.set(row.digest, { ...row, graceEndsAt: to })
+    },
+    generationOf: async (keyId, generation) => copyOf(generationOf(tables, keyId, generation)),
+    replay: async (ids) => copyOf(ids.map((id) => replays.get(id)).find((row) => row !== undefined)),
+    async insertReplay(row) {
+      if (replays.has(row.id)) throw taken('replay record')
+      replays.set(row.id, { ...row })
+    },
+    async reseal(replayId, { from, to }) {
+      const row = replays.get(replayId)
+      if (row?.sealed !== from) return false
+      replays.set(replayId, { ...row, sealed: to })
+      return true
+    },
+    async eraseReplays(keyId, exceptId) {
+      for (const row of replays.values())
+        if ((row.keyId === keyId || row.callerId === keyId) && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
+    },
+    async appendEvent(row) {
+      events.push(jsonCopy(row))
+    },
   }
+}
+
+function inTurn<T>(data: Data, work: () => Promise<T>): Promise<T> {
+  const result = data.turn.then(work)
+  data.turn = result.catch(() => {})
+  return result
+}
+
+function generationOf({ generations }: Tables, keyId: string, generation: number): GenerationRow | undefined {
+  return [...generations.values()].find((row) => row.keyId === keyId && row.generation === generation)
+}
+
+function longestLease({ leaseMs, earlier }: Data): number {
+  return Math.max(leaseMs, earlier.leaseMs)
 }
 
 function newestFirst<Row extends { id: string }>(

@@ -26,6 +26,8 @@ export interface KeyRow {
   /** What may be shown of the active secret: everything before its random part, and its last four characters. */
   readonly secretStart: string
   readonly secretLast4: string
+  /** When the active secret was made. */
+  readonly secretCreatedAt: number
   /** The latest request that is known of, to about a minute; null before the first. */
   readonly lastUsedAt: number | null
   readonly lastUsedIp: string | null
@@ -260,7 +262,7 @@ export interface StoreTransaction {
   insertKey(row: KeyRow): Promise<void>
   /**
    * Writes the mutable fields of a locked key: `name`, `scopes`, `metadata`, `generation`, `updatedAt`, `expiresAt`, `revokedAt`, `revokedReason`,
-   * `rotatedTo`, `secretStart`, `secretLast4`. Leaves the last use alone: it is written behind, and what is in this row may be older.
+   * `rotatedTo`, `secretStart`, `secretLast4`, `secretCreatedAt`. Leaves the last use alone: it is written behind, and what is in this row may be older.
    */
   updateKey(row: KeyRow): Promise<void>
 

@@ -145,6 +145,7 @@ export function storeContract(
         rotatedTo: randomUUID(),
         secretStart: 'sk_live_',
         secretLast4: 'wxyz',
+        secretCreatedAt: key.secretCreatedAt + 3,
       }
       await store.transaction((tx) => tx.updateKey(changed))
       same((await store.key(key.id))?.key, changed)
@@ -543,6 +544,7 @@ async function issue(store: Store, fields: Partial<KeyRow> = {}): Promise<{ key:
       rotatedTo: null,
       secretStart: 'sk_test_',
       secretLast4: 'abcd',
+      secretCreatedAt: now,
       lastUsedAt: null,
       lastUsedIp: null,
       lastUsedUserAgent: null,

@@ -4,8 +4,8 @@ import { Redis } from 'ioredis'
 import { Pool } from 'pg'
 import type { Cache } from '../../src/cache/cache.js'
 import { redisCache } from '../../src/cache/redis/redis-cache.js'
-import { hmac, subkey } from '../../src/core/change/replay-seal.js'
 import { type Clock, systemClock } from '../../src/core/clock.js'
+import { hmac, subkey } from '../../src/core/keyed-hash.js'
 import { digestOf, secretFormat } from '../../src/core/secret.js'
 import { type Actor, ApiKeyError, type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store, type Verified } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
@@ -211,7 +211,7 @@ function unmarked(answer: AuthorityAnswer): AuthorityAnswer {
 
 function plantedCache(cache: Cache): Cache {
   if (PLANT !== 'lease-from-relay' && PLANT !== 'cache-clock-trusted') return cache
-  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry 2')
+  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry 3')
   const granted = { grantedAt: Date.now() + 3_600_000 }
   return Object.assign(Object.create(cache) as Cache, {
     async get(digest: string) {

@@ -54,9 +54,9 @@ export interface operations {
         parameters: {
             query?: never;
             header: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key": string;
-                /** @description Names this request, and comes back with the answer where it is 1 to 128 characters of `A-Z a-z 0-9 . _ -` and holds nothing as long as a key. A new name comes back otherwise. */
+                /** @description Names this request. The answer has the same value if it is 1 to 128 characters of `A-Z a-z 0-9 . _ -` and holds nothing as long as a key, and a new one otherwise. */
                 "X-Request-Id"?: string;
             };
             path: {
@@ -70,13 +70,13 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -110,11 +110,11 @@ export interface operations {
             /** @description invalid_request, key_id_invalid, idempotency_key_invalid, body_too_large, unsupported_media_type, idempotency_key_missing */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -132,13 +132,13 @@ export interface operations {
             /** @description credential_malformed, credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -156,13 +156,13 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -180,11 +180,11 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -202,11 +202,11 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -224,11 +224,11 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -246,13 +246,13 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -270,11 +270,11 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -292,13 +292,13 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description Names this request in the logs. */
                     "X-Request-Id": string;
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -319,7 +319,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Names this request, and comes back with the answer where it is 1 to 128 characters of `A-Z a-z 0-9 . _ -` and holds nothing as long as a key. A new name comes back otherwise. */
+                /** @description Names this request. The answer has the same value if it is 1 to 128 characters of `A-Z a-z 0-9 . _ -` and holds nothing as long as a key, and a new one otherwise. */
                 "X-Request-Id"?: string;
             };
             path?: never;

@@ -54,7 +54,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -68,11 +68,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -136,9 +136,9 @@ export interface operations {
             /** @description invalid_request, idempotency_key_invalid, body_too_large, unsupported_media_type */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -156,11 +156,11 @@ export interface operations {
             /** @description credential_malformed, credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -178,11 +178,11 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -200,9 +200,9 @@ export interface operations {
             /** @description key_id_invalid, key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -220,9 +220,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -240,9 +240,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -260,11 +260,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -282,9 +282,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -302,11 +302,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;

@@ -140,9 +140,11 @@ export interface operations {
     list: {
         parameters: {
             query?: {
+                /** @description How many items a page has at most. */
                 limit?: number;
+                /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
-                /** @description For operators. */
+                /** @description For operators, whose token may name several owners. */
                 ownerId?: string;
             };
             header?: never;
@@ -154,9 +156,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -185,6 +187,7 @@ export interface operations {
                      *           "rotatedTo": null,
                      *           "secretStart": "sk_live_",
                      *           "secretLast4": "0000",
+                     *           "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *           "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *           "lastUsedIp": "192.0.2.1",
                      *           "lastUsedUserAgent": "curl/8.5.0"
@@ -220,6 +223,8 @@ export interface operations {
                             secretStart: string;
                             secretLast4: string;
                             /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
                             lastUsedUserAgent: string | null;
@@ -231,20 +236,24 @@ export interface operations {
             /** @description credential_malformed, invalid_request */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -252,7 +261,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -260,10 +269,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -271,20 +284,24 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -292,18 +309,22 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -311,18 +332,22 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -330,20 +355,24 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -354,7 +383,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -383,11 +412,11 @@ export interface operations {
             /** @description Success. */
             201: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -410,16 +439,17 @@ export interface operations {
                      *         "generation": 1,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
-                     *         "updatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "updatedAt": "2026-01-31T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
-                     *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
-                     *         "lastUsedIp": "192.0.2.1",
-                     *         "lastUsedUserAgent": "curl/8.5.0"
+                     *         "secretCreatedAt": "2026-01-31T12:00:00.000Z",
+                     *         "lastUsedAt": null,
+                     *         "lastUsedIp": null,
+                     *         "lastUsedUserAgent": null
                      *       },
                      *       "secret": "sk_live_0000000000000000000000000000000000000000000000000",
                      *       "rotationSecret": "rot_live_0000000000000000000000000000000000000000000000000"
@@ -452,6 +482,8 @@ export interface operations {
                             secretStart: string;
                             secretLast4: string;
                             /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
                             lastUsedUserAgent: string | null;
@@ -466,11 +498,11 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -478,10 +510,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -489,11 +525,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -501,10 +537,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -512,11 +552,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -524,10 +564,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -535,9 +579,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_superseded */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -545,10 +589,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -556,9 +604,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -566,10 +614,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -577,9 +629,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -587,10 +639,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -598,9 +654,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -608,10 +664,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -619,11 +679,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -631,10 +691,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -642,9 +706,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -652,10 +716,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -663,11 +731,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -675,10 +743,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -689,7 +761,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path?: never;
@@ -702,10 +774,10 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description At most 7 days count. */
+                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
-                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
                 };
             };
@@ -714,11 +786,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -748,6 +820,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -783,6 +856,8 @@ export interface operations {
                             secretStart: string;
                             secretLast4: string;
                             /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
                             lastUsedUserAgent: string | null;
@@ -797,11 +872,11 @@ export interface operations {
             /** @description credential_malformed, invalid_request, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -809,10 +884,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -820,11 +899,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -832,10 +911,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -843,9 +926,9 @@ export interface operations {
             /** @description rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -853,10 +936,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -864,9 +951,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -874,10 +961,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -885,9 +976,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -895,10 +986,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -906,9 +1001,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -916,10 +1011,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -927,9 +1026,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -937,10 +1036,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -948,11 +1051,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -960,10 +1063,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -971,9 +1078,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -981,10 +1088,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -992,11 +1103,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1004,10 +1115,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1018,7 +1133,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1034,10 +1149,10 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description At most 7 days count. */
+                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
-                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` that is not `now`. */
+                    /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
                 };
             };
@@ -1046,11 +1161,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1080,6 +1195,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1115,6 +1231,8 @@ export interface operations {
                             secretStart: string;
                             secretLast4: string;
                             /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
                             lastUsedUserAgent: string | null;
@@ -1129,11 +1247,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1141,10 +1259,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1152,11 +1274,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1164,10 +1286,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1175,11 +1301,11 @@ export interface operations {
             /** @description insufficient_scope, rotation_secret_not_configured, rotation_secret_required */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1187,10 +1313,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1198,9 +1328,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1208,10 +1338,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1219,9 +1353,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1229,10 +1363,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1240,9 +1378,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1250,10 +1388,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1261,9 +1403,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1271,10 +1413,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1282,9 +1428,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1292,10 +1438,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1303,11 +1453,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1315,10 +1465,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1326,9 +1480,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1336,10 +1490,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1347,11 +1505,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1359,10 +1517,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1373,7 +1535,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -1393,11 +1555,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1423,10 +1585,11 @@ export interface operations {
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
                      *         "revokedAt": "2026-06-30T12:00:00.000Z",
-                     *         "revokedReason": null,
+                     *         "revokedReason": "No longer needed",
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1460,6 +1623,8 @@ export interface operations {
                             secretStart: string;
                             secretLast4: string;
                             /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
                             lastUsedUserAgent: string | null;
@@ -1472,11 +1637,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1484,10 +1649,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1495,11 +1664,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1507,10 +1676,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1518,11 +1691,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1530,10 +1703,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1541,9 +1718,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1551,10 +1728,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1562,9 +1743,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1572,10 +1753,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1583,9 +1768,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1593,10 +1778,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1604,9 +1793,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1614,10 +1803,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1625,9 +1818,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1635,10 +1828,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1646,11 +1843,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1658,10 +1855,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1669,9 +1870,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1679,10 +1880,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1690,11 +1895,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -1702,10 +1907,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1715,7 +1924,9 @@ export interface operations {
     eventsKey: {
         parameters: {
             query?: {
+                /** @description How many items a page has at most. */
                 limit?: number;
+                /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
             };
             header?: never;
@@ -1730,9 +1941,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1777,20 +1988,24 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1798,7 +2013,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -1806,10 +2021,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1817,20 +2036,24 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1838,18 +2061,22 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1857,18 +2084,22 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1876,18 +2107,22 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1895,20 +2130,24 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -1930,9 +2169,9 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
@@ -1960,6 +2199,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -1993,6 +2233,8 @@ export interface operations {
                             secretStart: string;
                             secretLast4: string;
                             /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
                             lastUsedUserAgent: string | null;
@@ -2003,7 +2245,7 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
@@ -2011,10 +2253,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2022,7 +2268,7 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
@@ -2030,10 +2276,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2041,20 +2291,24 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2062,18 +2316,22 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2081,18 +2339,22 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2100,18 +2362,22 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2119,20 +2385,24 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description Sent when the request came with a secret in its grace period: until when that secret is accepted. */
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2143,7 +2413,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Makes a retry safe: the same request with the same value is done once, and answered the same. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
                 "Idempotency-Key"?: string;
             };
             path: {
@@ -2169,11 +2439,11 @@ export interface operations {
             /** @description Success. */
             200: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Sent when this is the answer to an earlier request. */
+                    /** @description Sent if this is the answer to an earlier request. */
                     "Idempotent-Replayed"?: "true";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2203,6 +2473,7 @@ export interface operations {
                      *         "rotatedTo": null,
                      *         "secretStart": "sk_live_",
                      *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
                      *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
                      *         "lastUsedIp": "192.0.2.1",
                      *         "lastUsedUserAgent": "curl/8.5.0"
@@ -2236,6 +2507,8 @@ export interface operations {
                             secretStart: string;
                             secretLast4: string;
                             /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
                             lastUsedAt: string | null;
                             lastUsedIp: string | null;
                             lastUsedUserAgent: string | null;
@@ -2248,11 +2521,11 @@ export interface operations {
             /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
             400: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate"?: string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2260,10 +2533,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2271,11 +2548,11 @@ export interface operations {
             /** @description credential_missing, invalid_key */
             401: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2283,10 +2560,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2294,11 +2575,11 @@ export interface operations {
             /** @description insufficient_scope */
             403: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2306,10 +2587,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2317,9 +2602,9 @@ export interface operations {
             /** @description key_not_found */
             404: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2327,10 +2612,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2338,9 +2627,9 @@ export interface operations {
             /** @description idempotency_key_spent, secret_in_grace, key_revoked */
             409: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2348,10 +2637,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2359,9 +2652,9 @@ export interface operations {
             /** @description body_too_large */
             413: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2369,10 +2662,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2380,9 +2677,9 @@ export interface operations {
             /** @description unsupported_media_type */
             415: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2390,10 +2687,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2401,9 +2702,9 @@ export interface operations {
             /** @description idempotency_key_mismatch */
             422: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2411,10 +2712,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2422,11 +2727,11 @@ export interface operations {
             /** @description rate_limited */
             429: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2434,10 +2739,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2445,9 +2754,9 @@ export interface operations {
             /** @description internal_error */
             500: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2455,10 +2764,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };
@@ -2466,11 +2779,11 @@ export interface operations {
             /** @description store_unavailable, store_misconfigured, outcome_unknown */
             503: {
                 headers: {
-                    /** @description Answers are never cached. */
+                    /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
-                    /** @description Seconds. */
+                    /** @description Seconds to wait before the next try. */
                     "Retry-After": number;
-                    /** @description What is left of the limit (`r`) and for how many seconds (`t`), as draft-ietf-httpapi-ratelimit-headers-08 has it. */
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
                     "RateLimit-Policy"?: string;
@@ -2478,10 +2791,14 @@ export interface operations {
                 };
                 content: {
                     "application/problem+json": {
+                        /** @description The address of what explains the code. */
                         type: string;
+                        /** @description The same for every failure with this code. */
                         title: string;
                         status: number;
+                        /** @description Stable, for programs. */
                         code: string;
+                        /** @description For people. */
                         detail: string;
                     };
                 };

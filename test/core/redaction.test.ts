@@ -30,7 +30,7 @@ test('an issued key that is sent as it is, or as a copy, is an error that says w
   const { secret, ...rest } = issued
   expect(JSON.parse(JSON.stringify({ secret, id: issued.key.id }))).toEqual({ secret: issued.secret, id: issued.key.id })
   for (const value of [issued, { ...issued }, Object.assign({}, issued), rest, [issued], { made: issued }]) {
-    expect(() => JSON.stringify(value)).toThrow('pick what the client gets, such as { secret: issued.secret, id: issued.key.id }')
+    expect(() => JSON.stringify(value)).toThrow('Pick what the client gets, such as { secret: issued.secret, id: issued.key.id }')
     expect(inspect(value, { depth: 5 })).toContain("secret: '[redacted]'")
   }
   const app = express()
@@ -41,7 +41,7 @@ test('an issued key that is sent as it is, or as a copy, is an error that says w
     res.status(500).json({ told: error.message })
   }) as express.ErrorRequestHandler)
   const answer = await request(app).post('/')
-  expect([answer.status, answer.body.told]).toEqual([500, expect.stringContaining('pick what the client gets')])
+  expect([answer.status, answer.body.told]).toEqual([500, expect.stringContaining('Pick what the client gets')])
 })
 
 function json(value: unknown): string {

@@ -1,5 +1,5 @@
 import { brotliCompressSync, gzipSync } from 'node:zlib'
-import type { Contract } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import fc from 'fast-check'
 
 /** A request as a stranger writes it. `{worker}` and its like stand for what only the run knows; characters are bytes. */

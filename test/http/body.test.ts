@@ -9,7 +9,7 @@ import { listen } from '../support/listen.js'
 import { SERVER_SECRET } from '../support/process.js'
 
 const GRACE = '{"retire":{"afterMs":3600000}}'
-const READ_BEFORE = 'The body was read before the router could; mount keyRouter before what reads bodies, or let that put it into req.body.'
+const READ_BEFORE = 'The body was read before keyRouter could read it. Mount keyRouter first, or have what reads it put it into req.body.'
 
 interface Answer {
   readonly status: number
@@ -317,7 +317,11 @@ describe.each([
 })
 
 describe('a request that never came over a wire', () => {
-  const begin = (parts: object): Promise<object> => beginBody(parts as Request, ['reason', 'retire'])
+  const begin = async (parts: object): Promise<object> => {
+    const read = await beginBody(parts as Request, ['reason', 'retire'])
+    if ('refusal' in read) throw read.refusal
+    return read.body
+  }
 
   test.each<[string, object, object]>([
     ['an object, and no headers', { body: { reason: 'a' }, headers: {} }, { reason: 'a' }],

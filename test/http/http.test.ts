@@ -295,7 +295,13 @@ describe.each([
         expiresAt,
       })
       const { key, secret } = await here.keys.rotate({ as: { secret: made.secret } })
-      expect(key).toEqual({ ...made.key, generation: 2, updatedAt: key.updatedAt, secretLast4: secret.slice(-4) })
+      expect(key).toEqual({
+        ...made.key,
+        generation: 2,
+        updatedAt: key.updatedAt,
+        secretLast4: secret.slice(-4),
+        secretCreatedAt: key.secretCreatedAt,
+      })
       expect(secret).toMatch(/^sk_test_/)
     })
 
@@ -505,18 +511,18 @@ test('a misspelt or impossible option is refused at start-up, with what to write
     (options: object): (() => unknown) =>
     () =>
       createApiKeys(options as Parameters<typeof createApiKeys>[0])
-  expect(misuse(typo({ stroe: store, secret }))).toContain('Write "store" instead')
-  expect(misuse(typo({ store, secret, leaseMS: 5 }))).toContain('Write "leaseMs" instead')
-  expect(misuse(typo({ store, secret, leaseMs: 49 }))).toContain('50 to 60000')
-  expect(misuse(typo({ store, secret: 'short' }))).toContain('at least 32 bytes')
-  expect(misuse(typo({ store, secret: [] }))).toContain('at least 32 bytes')
-  expect(misuse(typo({ secret }))).toContain('store must be a store')
-  expect(misuse(typo({ store, secret, cache: 5 }))).toContain('redisCache')
+  expect(misuse(typo({ stroe: store, serverSecret: secret }))).toContain('Write "store" instead')
+  expect(misuse(typo({ store, serverSecret: secret, leaseMS: 5 }))).toContain('Write "leaseMs" instead')
+  expect(misuse(typo({ store, serverSecret: secret, leaseMs: 49 }))).toContain('50 to 60000')
+  expect(misuse(typo({ store, serverSecret: 'short' }))).toContain('at least 32 bytes')
+  expect(misuse(typo({ store, serverSecret: [] }))).toContain('at least 32 bytes')
+  expect(misuse(typo({ serverSecret: secret }))).toContain('store must be a store')
+  expect(misuse(typo({ store, serverSecret: secret, cache: 5 }))).toContain('redisCache')
   for (const prefix of ['', 'rot', 'SK', '1a', 'a-b', 'a_', 'x'.repeat(33)])
-    expect(misuse(typo({ store, secret, prefix }))).toContain('prefix')
+    expect(misuse(typo({ store, serverSecret: secret, prefix }))).toContain('prefix')
   expect(misuse(() => bearerAuth(keys, { scopes: 'a' } as object))).toContain('Write "scope" instead')
   expect(misuse(() => bearerAuth(keys, { scope: 'a b' }))).toContain('scope')
-  expect(misuse(() => bearerAuth(keys, { realm: 'a"b' }))).toContain('realm')
+  for (const guard of [bearerAuth, keyRouter]) expect(misuse(() => guard(keys, { realm: 'a"b' }))).toContain('realm')
   expect(misuse(() => bearerAuth({} as typeof keys))).toContain('createApiKeys')
   expect(misuse(() => keyRouter(keys, { contrat: 1 } as object))).toContain('Write "contract" instead')
   expect(misuse(() => idempotencyKey({ require: true } as object))).toContain('Write "required" instead')

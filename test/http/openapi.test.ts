@@ -1,4 +1,5 @@
-import { ApiKeyError, type ApiKeysOptions, type Contract, contracts, memoryStore, openApiDocument, type Store } from 'express-api-keys'
+import { ApiKeyError, type ApiKeysOptions, contracts, memoryStore, openApiDocument, type Store } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import { type Checked, type Sent, type Serving, serveContract } from '../support/contract.js'
 import { documentOf } from '../support/document.js'
 

@@ -6,7 +6,6 @@ import {
   type ApiKeys,
   type ApiKeysOptions,
   bearerAuth,
-  type Contract,
   contracts,
   createApiKeys,
   type Denial,
@@ -14,6 +13,7 @@ import {
   memoryStore,
   type Store,
 } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import express4 from 'express4'
 import { atEnd } from '../support/cleanup.js'
 import { TestClock } from '../support/clock.js'
@@ -337,10 +337,11 @@ describe('a cache of the application’s own', () => {
     forget: async () => {},
     close: async () => {},
   } as const
-  const within = { hits: 1, endsAt: new Date(Date.now() + 30_000) }
+  const within = { counted: true, hits: 1, waitMs: 30_000, at: 5 }
   const counting = (counters: object): object => ({
-    counters: () => ({ increment: async () => within, decrement: async () => {}, ...counters }),
+    counters: () => ({ hit: async () => within, takeBack: async () => {}, ...counters }),
   })
+  const saying = (wrong: object): object => counting({ hit: async () => ({ ...within, ...wrong }) })
 
   test.each<[string, object]>([
     ['whose get resolves with null', { get: async () => null }],
@@ -352,15 +353,20 @@ describe('a cache of the application’s own', () => {
     ['whose bury never answers', { bury: silent }],
     ['whose counters throws', { counters: nothing }],
     ['whose counters returns nothing', { counters: () => undefined }],
-    ['whose increment throws', counting({ increment: nothing })],
-    ['whose increment rejects', counting({ increment: async () => nothing() })],
-    ['whose increment resolves with nothing', counting({ increment: async () => undefined })],
-    ['whose increment resolves with null', counting({ increment: async () => null })],
-    ['whose increment resolves without an end', counting({ increment: async () => ({ hits: 1 }) })],
-    ['whose increment resolves with a number for an end', counting({ increment: async () => ({ hits: 1, endsAt: Date.now() }) })],
-    ['whose increment never answers', counting({ increment: silent })],
-    ['whose decrement throws', counting({ decrement: nothing })],
-    ['whose decrement never answers', counting({ decrement: silent })],
+    ['whose hit throws', counting({ hit: nothing })],
+    ['whose hit rejects', counting({ hit: async () => nothing() })],
+    ['whose hit resolves with null', counting({ hit: async () => null })],
+    ['whose hit is counted or not', saying({ counted: undefined })],
+    ['whose hit is refused below zero', saying({ counted: false, hits: -1 })],
+    ['whose hits are a text', saying({ hits: '1' })],
+    ['whose hits are more than the limit', saying({ hits: 1e9 })],
+    ['whose hit has no wait', saying({ waitMs: undefined })],
+    ['whose hit has a wait below zero', saying({ waitMs: -1 })],
+    ['whose hit has a wait of more than a window', saying({ counted: false, waitMs: 3_600_001 })],
+    ['whose hit has no instant', saying({ at: Number.NaN })],
+    ['whose hit never answers', counting({ hit: silent })],
+    ['whose takeBack throws', counting({ takeBack: nothing })],
+    ['whose takeBack never answers', counting({ takeBack: silent })],
   ])('%s changes no answer, and is told of', async (_what, parts) => {
     const { told, secret, url, keys } = await scene(undefined, { cache: { ...sound, ...parts } as never })
     const rotation = { path: '/keys/self/rotate', secret, idempotencyKey: 'k' }

@@ -4,7 +4,6 @@ import {
   type ApiKeys,
   type ApiKeysOptions,
   bearerAuth,
-  type Contract,
   createApiKeys,
   keyRouter,
   memoryStore,
@@ -12,6 +11,7 @@ import {
   openApiDocument,
   type Store,
 } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import { atEnd } from './cleanup.js'
 import { documentOf } from './document.js'
 import { listen } from './listen.js'
@@ -177,7 +177,7 @@ interface Scene {
 export function playContract(play: Play): void {
   const { contract, options, prepare, secretOf, prepareGuarded, rotationSecretOf, needsIdempotencyKey = false } = play
   const { published } = play
-  const unauthorized = published ?? { status: 401, title: 'Unauthorized' }
+  const unauthorized = published ?? { status: 401, code: expect.stringMatching(/^(credential_missing|invalid_key)$/) }
   const [malformed, tooLarge, unsupported] = published === undefined ? [400, 413, 415] : [401, 400, 400]
   const own = needsIdempotencyKey ? { idempotencyKey: 'usual' } : {}
 

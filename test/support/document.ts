@@ -1,5 +1,6 @@
 import { Ajv2020, type ValidateFunction } from 'ajv/dist/2020.js'
-import { type Contract, openApiDocument } from 'express-api-keys'
+import { openApiDocument } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import type { Checked, Sent } from './contract.js'
 
 /** An operation of an OpenAPI document, as far as answers and requests are held against it. */

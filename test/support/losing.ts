@@ -3,12 +3,12 @@ import {
   type ApiKeys,
   type ApiKeysOptions,
   bearerAuth,
-  type Contract,
   createApiKeys,
   type KeyRouterOptions,
   keyRouter,
   type Store,
 } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import { atEnd } from './cleanup.js'
 import { type Checked, exchange, type Sent } from './contract.js'
 import { listen } from './listen.js'

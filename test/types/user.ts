@@ -2,10 +2,11 @@
 import type { RequestHandler } from 'express'
 import {
   type ApiKey,
+  ApiKeyError,
   type ApiKeyErrorCode,
   type ApiKeys,
+  apiKeyOf,
   bearerAuth,
-  type Contract,
   contracts,
   createApiKeys,
   type Denial,
@@ -15,12 +16,13 @@ import {
   memoryStore,
   type Store,
 } from 'express-api-keys'
+import { type Contract, type Failure, object, type Schema, text } from 'express-api-keys/contract'
 import { operatorJwt } from 'express-api-keys/jwt'
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
 import { sqlStore } from 'express-api-keys/sql'
 import { sqliteStore } from 'express-api-keys/sqlite'
-import { storeContract, type TestApiKeys, type TestKey, testApiKeys, turnedClock } from 'express-api-keys/testing'
+import { cacheContract, storeContract, type TestApiKeys, type TestKey, testApiKeys, turnedClock } from 'express-api-keys/testing'
 import { Redis } from 'ioredis'
 
 interface Plan {
@@ -29,7 +31,7 @@ interface Plan {
 }
 
 const secret = 'x'.repeat(32)
-export const entries: readonly unknown[] = [postgresStore, sqliteStore, sqlStore, operatorJwt, storeContract]
+export const entries: readonly unknown[] = [postgresStore, sqliteStore, sqlStore, operatorJwt, storeContract, cacheContract]
 export const shared: ApiKeys = createApiKeys({ store: memoryStore(), cache: redisCache(new Redis()), serverSecret: secret })
 export const store: Store = memoryStore({ now: turnedClock().wallMs })
 const keys = createApiKeys({ store, serverSecret: secret, leaseMs: 500, clock: turnedClock() })
@@ -51,6 +53,23 @@ export const owner: RequestHandler = (req, res) => {
   const key: ApiKey | undefined = req.apiKey
   const given: string | undefined = req.idempotencyKey
   res.json([key?.ownerId, given])
+}
+
+export const paid: RequestHandler = (req, res) => {
+  const key: ApiKey<Plan> = apiKeyOf<Plan>(req)
+  const ownerId: string = apiKeyOf(req).ownerId
+  res.json([ownerId, key.metadata.seats])
+}
+
+/** An error handler as people have it. */
+export function told(error: unknown): [number, Record<string, string>, boolean] {
+  return error instanceof ApiKeyError ? [error.status, { ...error.headers }, error.expose] : [500, {}, false]
+}
+
+export const own: Contract = {
+  ...contracts.standard,
+  failure: ({ code: why, status }): Failure => ({ body: { status, why } }),
+  failureSchema: object({ status: { type: 'integer' }, why: text }) satisfies Schema,
 }
 
 export async function use(): Promise<string> {

@@ -4,17 +4,8 @@ import { EventEmitter, once } from 'node:events'
 import { join } from 'node:path'
 import { json } from 'node:stream/consumers'
 import express from 'express'
-import {
-  type ApiKeys,
-  bearerAuth,
-  type Contract,
-  contracts,
-  createApiKeys,
-  type IssuedKey,
-  keyRouter,
-  memoryStore,
-  type Store,
-} from 'express-api-keys'
+import { type ApiKeys, bearerAuth, contracts, createApiKeys, type IssuedKey, keyRouter, memoryStore, type Store } from 'express-api-keys'
+import type { Contract } from 'express-api-keys/contract'
 import { sqliteStore } from 'express-api-keys/sqlite'
 import Database from 'libsql'
 import { atEnd } from '../support/cleanup.js'

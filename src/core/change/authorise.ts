@@ -1,13 +1,8 @@
 import { ApiKeyError } from '../../errors.js'
 import type { Environment, KeyRow } from '../../store/store.js'
 import type { Grants, Operator } from '../api-keys.js'
-
-/** The scope that lets a key see the keys of its owner. */
-export const READ_SCOPE = 'api_keys:read'
-/** The scope that lets a key create, change, rotate and revoke keys of its owner. */
-export const WRITE_SCOPE = 'api_keys:write'
-/** The scope that lifts the bound on what such a key may hand out. It includes the two others. */
-export const ADMIN_SCOPE = 'api_keys:admin'
+import { keyNotFound } from '../refusals.js'
+import { ADMIN_SCOPE, hasScope, WRITE_SCOPE } from '../scope.js'
 
 /** What a change makes of a key, or what a key is before it, as far as it matters for who may do that. */
 export interface Reach {
@@ -16,8 +11,8 @@ export interface Reach {
   readonly expiresAt: number | null
 }
 
-/** What is asked for: by whom, about whose key, and what the key is before and after. */
-export interface Asked {
+/** What is decided by: who asks, about whose key, and what the key is before and after. */
+export interface AuthorisationCase {
   readonly caller: KeyRow | undefined
   readonly operator: Operator | undefined
   /** The key as it is; undefined where one is made or where there is none of that id. */
@@ -31,41 +26,27 @@ export interface Asked {
   readonly delegation: 'bounded' | 'open'
 }
 
-/** Whether a scope that is held covers one that is wanted. Wildcards never cover `api_keys:admin`. */
-export function covers(held: string, wanted: string): boolean {
-  if (held === wanted) return true
-  if (wanted === ADMIN_SCOPE) return false
-  if (held === '*') return true
-  if (held === ADMIN_SCOPE) return wanted === READ_SCOPE || wanted === WRITE_SCOPE
-  return held.endsWith(':*') && wanted.startsWith(held.slice(0, -1))
-}
-
-/** Whether one of the scopes that are held covers a scope that is wanted. */
-export function hasScope(held: readonly string[], wanted: string): boolean {
-  return held.includes(wanted) || held.some((scope) => covers(scope, wanted))
-}
-
 /** Why this may not be done, or undefined where it may. A foreign key is as unknown as one that does not exist. */
-export function authorise(asked: Asked): ApiKeyError | undefined {
-  const { caller, operator, target, newOwnerId, selfAllowed } = asked
+export function authorise(attempt: AuthorisationCase): ApiKeyError | undefined {
+  const { caller, operator, target, newOwnerId, selfAllowed } = attempt
   const makes = newOwnerId !== undefined
   const ownerId = makes ? newOwnerId : target?.ownerId
   const foreign =
     operator !== undefined
       ? operator.owners !== 'all' && (ownerId === undefined || !operator.owners.includes(ownerId))
       : caller !== undefined && ownerId !== undefined && ownerId !== caller.ownerId
-  if (!makes && (target === undefined || foreign)) return new ApiKeyError('key_not_found', 'There is no such key.')
+  if (!makes && (target === undefined || foreign)) return keyNotFound()
   const scopes = operator?.scopes ?? caller?.scopes
   if (scopes === undefined) return undefined
   if (caller !== undefined && selfAllowed && target?.id === caller.id) return undefined
   if (!hasScope(scopes, WRITE_SCOPE)) return forbidden(`This needs the scope ${WRITE_SCOPE}.`)
   if (foreign)
     return forbidden(operator === undefined ? 'A key makes keys for its own owner only.' : 'This token does not name that owner.')
-  return operator === undefined ? beyondCaller(asked) : beyondGrants(asked, operator.grants)
+  return operator === undefined ? beyondCaller(attempt) : beyondGrants(attempt, operator.grants)
 }
 
 /** A key hands out no more than it has itself, looked at before and after the change. */
-function beyondCaller({ caller, target, after, delegation }: Asked): ApiKeyError | undefined {
+function beyondCaller({ caller, target, after, delegation }: AuthorisationCase): ApiKeyError | undefined {
   if (caller === undefined || caller.scopes.includes(ADMIN_SCOPE)) return undefined
   if (after === undefined) {
     // A revocation hands nothing out, and is not bounded by scopes. But what is for trying things out ends nothing that is live.
@@ -84,7 +65,7 @@ function beyondCaller({ caller, target, after, delegation }: Asked): ApiKeyError
   return undefined
 }
 
-function beyondGrants({ target, after }: Asked, grants: Grants = { scopes: [], environments: [] }): ApiKeyError | undefined {
+function beyondGrants({ target, after }: AuthorisationCase, grants: Grants = { scopes: [], environments: [] }): ApiKeyError | undefined {
   if (after === undefined) return undefined
   for (const reach of target === undefined ? [after] : [target, after]) {
     if (!grants.environments.includes(reach.environment)) return forbidden(`This operator may not hand out ${reach.environment} keys.`)

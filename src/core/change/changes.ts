@@ -1,10 +1,11 @@
 import { ApiKeyError } from '../../errors.js'
-import type { GenerationRow, KeyRow } from '../../store/store.js'
+import type { GenerationRow, KeyRow, StoreTransaction } from '../../store/store.js'
+import { timeOrderedId } from '../id.js'
 import type { KeyFields, NewKeyFields } from '../input.js'
+import { keyNotFound, keyRevoked } from '../refusals.js'
 import type { MintedSecret, SecretFormat } from '../secret.js'
+import type { Change, Effect } from './change.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
-import type { Effect, Mutation } from './run-change.js'
-import { timeOrderedId } from './run-change.js'
 
 /** Graces up to this long are counted from the commit: what a COMMIT may take is nothing beside longer ones. */
 const LONGEST_COUNTED_FROM_COMMIT_MS = 600_000
@@ -23,7 +24,7 @@ export interface RotationPlan {
 }
 
 /** Makes a key. */
-export function creation(format: SecretFormat, fields: NewKeyFields, rotationSecretStart: string | undefined): Mutation {
+export function creation(format: SecretFormat, fields: NewKeyFields, rotationSecretStart: string | undefined): Change {
   return {
     name: 'create',
     target: null,
@@ -32,21 +33,21 @@ export function creation(format: SecretFormat, fields: NewKeyFields, rotationSec
     reach: () => fields,
     mintsRotationSecret: rotationSecretStart === undefined ? 'never' : { start: rotationSecretStart },
     fingerprint: { ...fields, ...(rotationSecretStart === undefined ? {} : { rotationSecret: true }) },
-    async apply(tx, { caller, now, minted: second }) {
+    async apply(tx, { caller, now, minted }) {
       if (fields.expiresAt !== null && fields.expiresAt <= now) {
         throw new ApiKeyError('invalid_request', 'expiresAt has passed; a key that has expired would never work.')
       }
       const secret = format.mint(format.startFor(fields.environment))
-      const key = newKey({ ...fields, ownerId: fields.ownerId ?? present(caller).ownerId }, secret, now)
+      const key = newKey({ ...fields, ownerId: fields.ownerId ?? existing(caller).ownerId }, secret, now)
       await tx.insertKey(key)
-      await tx.insertGeneration(generationRow(key, secret, now, second?.hash ?? null))
-      return { key, ...secretsOf(secret, second), events: [{ type: 'key.created', key, details: {} }], waits: false }
+      await tx.insertGeneration(generationRow(key, secret, now, minted?.hash ?? null))
+      return { key, ...secretsOf(secret, minted), events: [{ type: 'key.created', key, details: {} }], waits: false }
     },
   }
 }
 
 /** Replaces the active secret of a key, and its rotation secret with it. */
-export function rotation(format: SecretFormat, target: string, plan: RotationPlan): Mutation {
+export function rotation(format: SecretFormat, target: string, plan: RotationPlan): Change {
   const { graceMs, onFirstUse, emergency, successor, scopeRequired, keepRotationSecret } = plan
   const usual = graceMs === 0 && !emergency && !successor
   return {
@@ -58,103 +59,153 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
     mintsRotationSecret: keepRotationSecret ? 'never' : 'like the target',
     ...(emergency ? { neverReplayed: true } : {}),
     fingerprint: usual ? null : { graceMs, onFirstUse, emergency, successor },
-    async apply(tx, { target: old, now, by, minted: second }): Promise<Effect> {
-      const current = present(old)
-      if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
-      if (current.expiresAt !== null && current.expiresAt <= now) {
-        throw new ApiKeyError('key_expired', 'The key has expired, and a rotation keeps its expiry; move the expiry first.')
-      }
+    async apply(tx, { target: old, now, recordId, minted }): Promise<Effect> {
+      const current = existing(old)
       const active = await tx.generationOf(current.id, current.generation)
       const before = await tx.generationOf(current.id, current.generation - 1)
-      const inGrace = before !== undefined && before.graceEndsAt !== null && before.graceEndsAt > now
-      if (inGrace && !emergency) {
-        throw new ApiKeyError(
-          'rotation_in_grace',
-          'The secret before the active one is still in its grace period; wait for its end, or rotate with the active one and "emergency": true.',
-        )
-      }
-      const hash = keepRotationSecret ? (active?.rotationSecretHash ?? null) : (second?.hash ?? null)
-      if ((hash === null) !== ((active?.rotationSecretHash ?? null) === null)) {
-        throw new ApiKeyError('store_unavailable', 'The key has changed in the middle of its rotation; try again.')
-      }
+      const activeHash = active?.rotationSecretHash ?? null
+      const hash = keepRotationSecret ? activeHash : (minted?.hash ?? null)
+      const refusal = refusalOfRotation({ plan, key: current, before, activeHash, hash, now })
+      if (refusal !== undefined) throw refusal
+
       // A key keeps the form that its clients and its other instances know.
       const secret = format.mint(current.secretStart === '' ? format.startFor(current.environment) : current.secretStart)
-      const { endsAt, provisional } = graceEnd(plan, now, current.expiresAt)
-      const grace = graceMs === 0 ? {} : { graceEndsAt: endsAt }
-      const digests = await tx.retireGenerations(current.id, { at: now, by, reason: 'rotated', ...grace })
-      const updatedAt = Math.max(now, current.updatedAt + 1)
+      const grace = graceAfter(plan, now, current.expiresAt)
+      const retirement = { at: now, by: recordId, reason: 'rotated', ...(graceMs === 0 ? {} : { graceEndsAt: grace.endsAt }) } as const
+      const digests = await tx.retireGenerations(current.id, retirement)
       // Earlier answers hold secrets that are dead now.
-      await tx.eraseReplays(current.id, emergency ? null : by)
-      const effect = successor ? await succeed() : await renew()
+      await tx.eraseReplays(current.id, emergency ? null : recordId)
+      const next: NextSecret = { secret, hash, grace, now }
+      const effect = successor ? await succeed(tx, current, next) : await renew(tx, current, plan, next)
       return {
         ...effect,
-        ...secretsOf(secret, second),
-        ...(graceMs === 0 ? { retired: { digests, reason: 'rotated' as const } } : { changed: digests, acceptedUntil: endsAt }),
-        ...(provisional ? { graceMs } : {}),
+        ...secretsOf(secret, minted),
+        ...(graceMs === 0 ? { retired: { digests, reason: 'rotated' as const } } : { changed: digests, acceptedUntil: grace.endsAt }),
+        ...(grace.provisional ? { graceMs } : {}),
         waits: true,
-      }
-
-      async function renew(): Promise<Pick<Effect, 'key' | 'events'>> {
-        const key: KeyRow = { ...current, ...shown(secret), generation: current.generation + 1, updatedAt }
-        await tx.insertGeneration({ ...generationRow(key, secret, now, hash), retiresEarlier: onFirstUse })
-        await tx.updateKey(key)
-        const details = {
-          generation: key.generation,
-          // The trail tells no instant that may still change.
-          ...(graceMs === 0 || provisional ? {} : { oldSecretExpiresAt: new Date(endsAt).toISOString() }),
-          ...(onFirstUse ? { retire: 'on-first-use' } : graceMs === 0 ? {} : { retire: { afterMs: graceMs } }),
-          ...(emergency ? { emergency } : {}),
-        }
-        return { key, events: [{ type: 'key.rotated', key, details }] }
-      }
-
-      async function succeed(): Promise<Pick<Effect, 'key' | 'events'>> {
-        const key = newKey(current, secret, now)
-        const ended: KeyRow = { ...current, revokedAt: now, revokedReason: 'rotated', rotatedTo: key.id, updatedAt }
-        await tx.updateKey(ended)
-        await tx.insertKey(key)
-        await tx.insertGeneration(generationRow(key, secret, now, hash))
-        return {
-          key,
-          events: [
-            { type: 'key.rotated', key: ended, details: { rotatedTo: key.id } },
-            { type: 'key.created', key, details: { rotatedFrom: current.id } },
-          ],
-        }
       }
     },
   }
 }
 
-/**
- * When a grace period that begins now ends. A short one counts from the commit, whose instant is known only afterwards: its end is provisional, later
- * than it should be, and lowered then.
- */
-function graceEnd(
-  { graceMs, onFirstUse }: RotationPlan,
-  now: number,
-  keyExpiresAt: number | null,
-): { readonly endsAt: number; readonly provisional: boolean } {
+/** What a rotation is refused by, as read under the locks. */
+export interface RotationCase {
+  readonly plan: Pick<RotationPlan, 'emergency'>
+  readonly key: KeyRow
+  /** The generation before the active one. */
+  readonly before: GenerationRow | undefined
+  /** Of the rotation secret that is active, and of the one that comes after it. */
+  readonly activeHash: string | null
+  readonly hash: string | null
+  readonly now: number
+}
+
+/** Why a key cannot be rotated now; undefined where it can. */
+export function refusalOfRotation({ plan: { emergency }, key, before, activeHash, hash, now }: RotationCase): ApiKeyError | undefined {
+  if (key.revokedAt !== null) return keyRevoked()
+  if (key.expiresAt !== null && key.expiresAt <= now) {
+    return new ApiKeyError('key_expired', 'The key has expired, and a rotation keeps its expiry; move the expiry first.')
+  }
+  const inGrace = before !== undefined && before.graceEndsAt !== null && before.graceEndsAt > now
+  if (inGrace && !emergency) {
+    return new ApiKeyError(
+      'rotation_in_grace',
+      'The secret before the active one is still in its grace period; wait for its end, or rotate with the active one and "emergency": true.',
+    )
+  }
+  // A new rotation secret is made before the transaction, by what the key had then.
+  if ((hash === null) !== (activeHash === null)) {
+    return new ApiKeyError('store_unavailable', 'The key has changed in the middle of its rotation; try again.')
+  }
+  return undefined
+}
+
+/** What comes after the active secret of a key. */
+interface NextSecret {
+  readonly secret: MintedSecret
+  /** Of its rotation secret. */
+  readonly hash: string | null
+  /** Of the secret before it. */
+  readonly grace: Grace
+  readonly now: number
+}
+
+/** Gives a key its next generation. */
+async function renew(
+  tx: StoreTransaction,
+  current: KeyRow,
+  { graceMs, onFirstUse, emergency }: RotationPlan,
+  { secret, hash, grace, now }: NextSecret,
+): Promise<Pick<Effect, 'key' | 'events'>> {
+  const key: KeyRow = {
+    ...current,
+    ...shown(secret),
+    secretCreatedAt: now,
+    generation: current.generation + 1,
+    updatedAt: updateTime(current, now),
+  }
+  await tx.insertGeneration({ ...generationRow(key, secret, now, hash), retiresEarlier: onFirstUse })
+  await tx.updateKey(key)
+  const details = {
+    generation: key.generation,
+    // The trail tells no instant that may still change.
+    ...(graceMs === 0 || grace.provisional ? {} : { oldSecretExpiresAt: new Date(grace.endsAt).toISOString() }),
+    ...(onFirstUse ? { retire: 'on-first-use' } : graceMs === 0 ? {} : { retire: { afterMs: graceMs } }),
+    ...(emergency ? { emergency } : {}),
+  }
+  return { key, events: [{ type: 'key.rotated', key, details }] }
+}
+
+/** Puts a new key in the place of a key, which is revoked. */
+async function succeed(tx: StoreTransaction, current: KeyRow, { secret, hash, now }: NextSecret): Promise<Pick<Effect, 'key' | 'events'>> {
+  const key = newKey(current, secret, now)
+  const ended: KeyRow = {
+    ...current,
+    revokedAt: now,
+    revokedReason: 'rotated',
+    rotatedTo: key.id,
+    updatedAt: updateTime(current, now),
+  }
+  await tx.updateKey(ended)
+  await tx.insertKey(key)
+  await tx.insertGeneration(generationRow(key, secret, now, hash))
+  return {
+    key,
+    events: [
+      { type: 'key.rotated', key: ended, details: { rotatedTo: key.id } },
+      { type: 'key.created', key, details: { rotatedFrom: current.id } },
+    ],
+  }
+}
+
+interface Grace {
+  readonly endsAt: number
+  /** Whether `endsAt` is later than it should be, until the commit is known. */
+  readonly provisional: boolean
+}
+
+/** When a grace period that begins now ends. A short one counts from the commit, whose instant is known only afterwards. */
+function graceAfter({ graceMs, onFirstUse }: RotationPlan, now: number, keyExpiresAt: number | null): Grace {
   const latest = keyExpiresAt ?? Number.POSITIVE_INFINITY
   const provisional = graceMs > 0 && graceMs <= LONGEST_COUNTED_FROM_COMMIT_MS && !onFirstUse && now + graceMs < latest
   return { endsAt: Math.min(now + graceMs + (provisional ? GRACE_ALLOWANCE_MS : 0), latest), provisional }
 }
 
 /** Ends a key for good. */
-export function revocation(target: string, reason: string | null): Mutation {
+export function revocation(target: string, reason: string | null): Change {
   return {
     name: 'revoke',
     target,
     selfAllowed: true,
     fingerprint: reason,
-    async apply(tx, { target: old, now, by }): Promise<Effect> {
-      const current = present(old)
+    async apply(tx, { target: old, now, recordId }): Promise<Effect> {
+      const current = existing(old)
       // Waits even when there is nothing to do: the revocation that did it may still be waiting itself.
       if (current.revokedAt !== null) return { key: current, events: [], waits: true }
-      const key: KeyRow = { ...current, revokedAt: now, revokedReason: reason, updatedAt: Math.max(now, current.updatedAt + 1) }
-      const digests = await tx.retireGenerations(key.id, { at: now, by, reason: 'revoked' })
+      const key: KeyRow = { ...current, revokedAt: now, revokedReason: reason, updatedAt: updateTime(current, now) }
+      const digests = await tx.retireGenerations(key.id, { at: now, by: recordId, reason: 'revoked' })
       await tx.updateKey(key)
-      await tx.eraseReplays(key.id, by)
+      await tx.eraseReplays(key.id, recordId)
       return {
         key,
         retired: { digests, reason: 'revoked' },
@@ -166,7 +217,7 @@ export function revocation(target: string, reason: string | null): Mutation {
 }
 
 /** Changes what callers may choose about a key. */
-export function alteration(target: string, changes: Partial<KeyFields>): Mutation {
+export function alteration(target: string, changes: Partial<KeyFields>): Change {
   return {
     name: 'update',
     target,
@@ -174,9 +225,9 @@ export function alteration(target: string, changes: Partial<KeyFields>): Mutatio
     reach: (target) => target && { ...target, ...changes },
     fingerprint: changes,
     async apply(tx, { target: old, now }): Promise<Effect> {
-      const current = present(old)
+      const current = existing(old)
       if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; nothing about it can change any more.')
-      const key: KeyRow = { ...current, ...changes, updatedAt: Math.max(now, current.updatedAt + 1) }
+      const key: KeyRow = { ...current, ...changes, updatedAt: updateTime(current, now) }
       await tx.updateKey(key)
       // The secret before the active one may be in its grace period, and then stands for the same key.
       const digests: string[] = []
@@ -194,6 +245,7 @@ function newKey(fields: KeyFields, secret: MintedSecret, now: number): KeyRow {
   return {
     ...{ ownerId, name, environment, scopes, metadata, expiresAt },
     ...shown(secret),
+    secretCreatedAt: now,
     id: timeOrderedId(now),
     generation: 1,
     createdAt: now,
@@ -228,11 +280,16 @@ function shown({ start, last4 }: MintedSecret): Pick<KeyRow, 'secretStart' | 'se
   return { secretStart: start, secretLast4: last4 }
 }
 
-function secretsOf({ secret }: MintedSecret, second: MintedRotationSecret | undefined): Pick<Effect, 'secret' | 'rotationSecret'> {
-  return { secret, ...(second === undefined ? {} : { rotationSecret: second.rotationSecret }) }
+function secretsOf({ secret }: MintedSecret, minted: MintedRotationSecret | undefined): Pick<Effect, 'secret' | 'rotationSecret'> {
+  return { secret, ...(minted === undefined ? {} : { rotationSecret: minted.rotationSecret }) }
 }
 
-function present(target: KeyRow | undefined): KeyRow {
-  if (target === undefined) throw new ApiKeyError('key_not_found', 'There is no such key.')
-  return target
+function existing(key: KeyRow | undefined): KeyRow {
+  if (key === undefined) throw keyNotFound()
+  return key
+}
+
+/** Later than before, even where the store's clock was set back. */
+function updateTime({ updatedAt }: KeyRow, now: number): number {
+  return Math.max(now, updatedAt + 1)
 }

@@ -1,5 +1,8 @@
-import { ApiKeyError, type RejectionReason } from '../../errors.js'
+import { ApiKeyError } from '../../errors.js'
 import type { GenerationRow, KeyRow, ReplayRow } from '../../store/store.js'
+import { operatorOf } from '../actor.js'
+import { invalidKey, keyNotFound } from '../refusals.js'
+import { type Facts, type KnownSecret, refusalOf } from './refusal-order.js'
 
 /** What is sealed in a replay record. */
 export interface SealedAnswer {
@@ -15,27 +18,54 @@ export interface SealedAnswer {
 export const COMMIT_ALLOWANCE_MS = 600_000
 
 /** What a replay is decided by. */
-export interface ReplayCase {
+export interface ReplayCase extends Pick<Facts, 'change' | 'command' | 'target'> {
+  readonly secret: KnownSecret | undefined
   readonly record: ReplayRow
-  /** The generation that the recorded mutation made; undefined where it made none. */
+  /** The generation that the recorded change made; undefined where it made none. */
   readonly made: GenerationRow | undefined
   /** The store's clock. */
   readonly now: number
   /** Whether the request is the recorded one. */
   readonly sameRequest: boolean
-  /** Whether the caller's credential is still good: a live caller must not be told 401, since clients delete their key on it. */
-  readonly active: boolean
+  /** Whether the record was found without an Idempotency-Key. */
+  readonly withoutKey: boolean
   /** How long beyond its window a record may be open whose commit nobody has timed. */
   readonly allowanceMs: number
   /** Opens the seal with the caller's credentials; undefined where it does not open. */
   open(sealed: string): string | undefined
 }
 
+export type ReplayDecision =
+  | { readonly kind: 'given'; readonly answer: SealedAnswer }
+  /** `audited` where somebody has failed to open a record. */
+  | { readonly kind: 'refused'; readonly error: ApiKeyError; readonly audited: boolean }
+  /** Nothing is said of the record: the caller has not named it, and is told what it would be told without it. */
+  | { readonly kind: 'passed over' }
+
 /**
- * Decides whether a recorded answer is given, or why not. How often it was given before does not matter: a thief needs it once, and a client may lose any
- * number of answers. The window, the first use and the next change close a record.
+ * Decides whether a recorded answer is given. Limits do not matter, nor does how often it was given before: a thief needs it once, and a client may lose
+ * any number of answers. The window, the first use of the new secret and the next change close a record.
  */
-export function decideReplay({ record, made, now, sameRequest, active, allowanceMs, open }: ReplayCase): SealedAnswer | ApiKeyError {
+export function decideReplay(about: ReplayCase): ReplayDecision {
+  const { change, command, secret, target } = about
+  // A change of the caller's own key was lawful when it was made. The answer of one to another key is given only while the caller may still make it.
+  const forbidden = secret?.own === true ? undefined : refusalOf({ change, command, secret, target, proof: undefined, overLimit: false })
+  if (forbidden !== undefined) return { kind: 'refused', error: forbidden, audited: false }
+  const answer = openedAnswer(about)
+  if (answer instanceof ApiKeyError) {
+    if (about.withoutKey) return { kind: 'passed over' }
+    return { kind: 'refused', error: answer, audited: answer.code === 'invalid_key' || answer.code === 'idempotency_key_spent' }
+  }
+  const owners = operatorOf(command.as)?.owners
+  // What was done for one owner is not shown to an operator that may act for another only.
+  if (owners !== undefined && owners !== 'all' && !owners.includes(answer.key.ownerId)) {
+    return { kind: 'refused', error: keyNotFound(), audited: false }
+  }
+  return { kind: 'given', answer }
+}
+
+function openedAnswer({ secret, record, made, now, sameRequest, allowanceMs, open }: ReplayCase): SealedAnswer | ApiKeyError {
+  if (secret !== undefined && isDead(secret, record.id, now)) return invalidKey(secret.ended, secret.key.id)
   if (!sameRequest) {
     return new ApiKeyError('idempotency_key_mismatch', 'This Idempotency-Key was used for another request; a new request needs a new one.')
   }
@@ -43,10 +73,18 @@ export function decideReplay({ record, made, now, sameRequest, active, allowance
   const closed =
     isClosed(record, allowanceMs, now) || (made !== undefined && (made.retiredAt !== null || isUsedUp(made, record.graceMs, now)))
   const opened = closed || record.sealed === null ? undefined : open(record.sealed)
-  return opened === undefined ? (active ? spent() : invalidKey()) : (JSON.parse(opened) as SealedAnswer)
+  if (opened !== undefined) return JSON.parse(opened) as SealedAnswer
+  // A live caller must not be told 401: clients delete their key on it.
+  return secret?.ended === undefined ? spent() : invalidKey()
 }
 
-/** The stored end may have been moved by whoever can write to the store; creation and window are under the seal. */
+/** The one thing that a dead secret is still good for is the answer of the very change that retired it, and not once its key has expired. */
+function isDead({ ended, key, generation }: KnownSecret, recordId: string, at: number): boolean {
+  if (ended === undefined) return false
+  return generation.retiredBy !== recordId || (key.expiresAt !== null && key.expiresAt <= at)
+}
+
+/** The stored end may have been moved by somebody who can write to the store; creation and window are under the seal. */
 function isClosed({ expiresAt, createdAt, windowMs }: ReplayRow, allowanceMs: number, now: number): boolean {
   return !(now < Math.min(expiresAt, createdAt + windowMs + allowanceMs))
 }
@@ -57,11 +95,6 @@ function isUsedUp({ firstUsedAt }: GenerationRow, graceMs: number, now: number):
 
 export function superseded(): ApiKeyError {
   return new ApiKeyError('rotation_superseded', 'The key has been rotated again since; the secret of this rotation is no longer active.')
-}
-
-/** One refusal for every credential that is not good: a stranger learns nothing from it. */
-export function invalidKey(reason?: RejectionReason | 'rotation_secret', keyId?: string): ApiKeyError {
-  return new ApiKeyError('invalid_key', 'The API key is not valid.', { reason, keyId })
 }
 
 function spent(): ApiKeyError {

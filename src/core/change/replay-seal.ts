@@ -1,5 +1,6 @@
-import { createCipheriv, createDecipheriv, createHmac, hkdfSync, randomBytes } from 'node:crypto'
+import { createCipheriv, createDecipheriv, hkdfSync, randomBytes } from 'node:crypto'
 import type { ReplayRow } from '../../store/store.js'
+import { hmac, lengthPrefixed, subkey } from '../keyed-hash.js'
 
 /** What a record says about itself in the open; the seal breaks when any of it is changed. */
 type SealedContext = Pick<ReplayRow, 'id' | 'callerId' | 'keyId' | 'generation' | 'fingerprint' | 'createdAt' | 'windowMs'>
@@ -99,16 +100,6 @@ export function replaySeals(serverSecrets: readonly Uint8Array[]): Seals {
   }
 }
 
-/** Derives a key for one purpose, so that no two uses of a server secret share one. */
-export function subkey(secret: Uint8Array, purpose: string): Uint8Array {
-  return new Uint8Array(hkdfSync('sha256', secret, new Uint8Array(0), `express-api-keys/${purpose}/v1`, 32))
-}
-
-/** HMAC-SHA-256 over length-prefixed parts, base64url. */
-export function hmac(key: Uint8Array, parts: readonly string[]): string {
-  return createHmac('sha256', key).update(lengthPrefixed(parts)).digest('base64url')
-}
-
 function sealingKey(serverSecret: Uint8Array, context: SealedContext, credentials: SealCredentials, salt: Uint8Array): Uint8Array {
   const { secret, rotationSecret = '', idempotencyKey, network = '' } = credentials
   const material = lengthPrefixed([serverSecret, secret, idempotencyKey, rotationSecret, network])
@@ -127,22 +118,6 @@ function associatedData(context: SealedContext): Buffer {
     String(context.createdAt),
     String(context.windowMs),
   ])
-}
-
-/** Joins parts so that no two different lists give the same bytes. */
-function lengthPrefixed(parts: readonly (string | Uint8Array)[]): Buffer {
-  const lengths = parts.map((part) => Buffer.byteLength(part))
-  const all = Buffer.allocUnsafe(lengths.reduce((sum, length) => sum + 4 + length, 0))
-  let end = 0
-  for (const [index, part] of parts.entries()) {
-    end = all.writeUInt32BE(lengths[index] ?? 0, end)
-    if (typeof part === 'string') end += all.write(part, end)
-    else {
-      all.set(part, end)
-      end += part.length
-    }
-  }
-  return all
 }
 
 /** JSON with the members of every object in code-unit order; undefined as the empty string. */

@@ -1,14 +1,15 @@
-import { timingSafeEqual } from 'node:crypto'
 import { crc32 } from 'node:zlib'
 import type { Cache } from '../../cache/cache.js'
+import { dropOldest } from '../../drop-oldest.js'
 import { ApiKeyError, type RejectionReason } from '../../errors.js'
 import { clearTimeout, setTimeout } from '../../real-time.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, Store } from '../../store/store.js'
 import type { Rejected, Verified, VerifyResult } from '../api-keys.js'
-import { hmac, subkey } from '../change/replay-seal.js'
 import { type Clock, elapsedMs, type Instant, instant } from '../clock.js'
-import { type ApiKey, apiKey, iso } from '../key.js'
+import { apiKey } from '../key.js'
 import { type Asked, batchedRead } from './batched-read.js'
+import { type CacheEntry, cacheEntryCodec } from './cache-entry.js'
+import { endedBecause, type GracePeriod, gracePeriod, lifeMsOf, marginMs, REJECTED, verified } from './verdict.js'
 
 /** What the leases of one process are made of. */
 export interface LeaseParts {
@@ -67,9 +68,6 @@ const MAX_REFUSED = 10_000
 /** Of secrets whose first use was told; forgetting one costs a write that changes nothing. */
 const MAX_KNOWN_USED = 50_000
 
-/** Names the shape of an entry, as part of what its MAC depends on: a change of `Entry` needs another name. */
-const ENTRY = 'cache entry 2'
-
 /** Longest life of a tombstone in the cache. It saves reads; nothing depends on it. */
 const TOMBSTONE_MS = 3_600_000
 
@@ -88,11 +86,6 @@ const DRIFT = 0.001
 const STEP_MS = 20
 /** No lease is longer, so after this long nothing granted before a step is left. */
 const LONGEST_LEASE_MS = 60_000
-
-interface Grace {
-  readonly replacedAt: number
-  readonly endsAt: number
-}
 
 interface Flight {
   answer: Promise<VerifyResult>
@@ -116,30 +109,6 @@ interface Refused {
   readonly since: Instant
   readonly forMs: number
 }
-
-/** An active verdict as it travels through the cache. */
-interface Entry {
-  readonly key: KeyRow
-  /** When it was replaced and when it ends, by the authority's clock; only in a grace period. */
-  readonly grace?: Grace
-  /** Whether the store knows already that this secret has been used. */
-  readonly used: boolean
-  /** On the authority's clock, no later than the snapshot the verdict was read from. */
-  readonly grantedAt: number
-  readonly leaseMs: number
-  /** On the cache server's clock. */
-  readonly cacheExpiry: number
-}
-
-const REJECTED: { readonly [reason in RejectionReason]: Rejected } = {
-  malformed: Object.freeze({ ok: false, reason: 'malformed' }),
-  unknown: Object.freeze({ ok: false, reason: 'unknown' }),
-  expired: Object.freeze({ ok: false, reason: 'expired' }),
-  revoked: Object.freeze({ ok: false, reason: 'revoked' }),
-  rotated: Object.freeze({ ok: false, reason: 'rotated' }),
-}
-
-export const malformed: Rejected = REJECTED.malformed
 
 export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report }: LeaseParts): Leases {
   const held = new Map<string, Held>()
@@ -167,7 +136,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   let storeId: string | undefined
   const readAuthority = batchedRead(clock, (digests) => store.read(digests), { first: (digest) => met.has(digest), atOnce: READS_AT_ONCE })
   const authorityClock = clockReading(clock)
-  const entries = entryCodec(serverSecrets)
+  const entries = cacheEntryCodec(serverSecrets)
 
   return {
     peek,
@@ -217,7 +186,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   function singleFlight(digest: string, ahead: boolean): Promise<VerifyResult> {
     const under = flights.get(digest)
     if (under !== undefined) return under.answer
-    const flight: Flight = { answer: Promise.resolve(malformed), stale: false }
+    const flight: Flight = { answer: Promise.resolve(REJECTED.malformed), stale: false }
     flight.answer = ask(digest, ahead, flight).finally(() => {
       if (flights.get(digest) === flight) flights.delete(digest)
     })
@@ -294,15 +263,15 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
       await endEarlier(digest)
       return singleFlightAfter(digest, ahead, flight)
     }
-    const grace = graceOf(generation)
-    const lifeMs = keyLife(key, grace, answer.leaseMs, answer.at)
+    const grace = gracePeriod(generation)
+    const lifeMs = lifeMsOf(key, grace, answer.leaseMs, answer.at)
     const used = generation.firstUsedAt !== null
     if (!used) noteFirstUse(digest)
     let filledCrc: number | undefined
     if (cache !== undefined && cached !== undefined) {
       // Counted from the cache's own clock before the authority was asked: a fill that lands late is born dead.
       const cacheExpiry = Math.floor(cached.timeMs + lifeMs)
-      const entry: Entry = { key, ...(grace && { grace }), used, grantedAt: answer.at, leaseMs: answer.leaseMs, cacheExpiry }
+      const entry: CacheEntry = { key, ...(grace && { grace }), used, grantedAt: answer.at, leaseMs: answer.leaseMs, cacheExpiry }
       const value = entries.active(answer.storeId, digest, entry)
       filledCrc = crc32(value)
       inBackground(cache.fill(digest, value, cacheExpiry))
@@ -313,7 +282,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   function introduce(digest: string, keyId: string): void {
     met.delete(digest)
     met.set(digest, keyId)
-    if (met.size > maxLeases) dropOldest(met)
+    dropOldest(met, maxLeases)
   }
 
   async function look(digest: string): ReturnType<Leases['look']> {
@@ -363,7 +332,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
    */
   function relay(
     digest: string,
-    entry: Entry,
+    entry: CacheEntry,
     since: Instant,
     cacheNow: number,
     ahead: boolean,
@@ -374,7 +343,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     // Where no change waits for leases to end, one of before it may still be in a cache that lost its tombstone.
     if (!othersHoldLeases() && changedAt !== undefined && elapsedMs(clock, changedAt) < LONGEST_LEASE_MS) return undefined
     const leftMs = Math.min(entry.leaseMs, entry.cacheExpiry - cacheNow, entry.grantedAt + entry.leaseMs - authorityNow)
-    const lifeMs = keyLife(entry.key, entry.grace, leftMs, authorityNow)
+    const lifeMs = lifeMsOf(entry.key, entry.grace, leftMs, authorityNow)
     if (!(lifeMs > 0 && lifeMs > elapsedMs(clock, since))) return undefined
     if (ahead && lifeMs < (1 - REFRESH_AT) * entry.leaseMs) return undefined
     if (!entry.used && !knownUsed.has(digest)) noteFirstUse(digest)
@@ -386,7 +355,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   function hold(
     digest: string,
     row: KeyRow,
-    grace: Grace | undefined,
+    grace: GracePeriod | undefined,
     since: Instant,
     lifeMs: number,
     restMs: number,
@@ -405,7 +374,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     held.delete(digest)
     refused.delete(digest)
     held.set(digest, lease)
-    if (held.size > maxLeases) dropOldest(held)
+    dropOldest(held, maxLeases)
     return lease.result
   }
 
@@ -413,7 +382,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
     held.delete(digest)
     refused.delete(digest)
     refused.set(digest, { result: REJECTED[reason], since: instant(clock), forMs })
-    if (refused.size > MAX_REFUSED) dropOldest(refused)
+    dropOldest(refused, MAX_REFUSED)
     return REJECTED[reason]
   }
 
@@ -449,7 +418,7 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
         .markFirstUse(digest)
         .then(({ retired }) => {
           knownUsed.add(digest)
-          if (knownUsed.size > MAX_KNOWN_USED) dropOldest(knownUsed)
+          dropOldest(knownUsed, MAX_KNOWN_USED)
           return retire(retired, 'rotated')
         })
         .catch(report)
@@ -487,44 +456,9 @@ export function leases({ store, cache, clock, serverSecrets, leaseMs, maxLeases,
   }
 }
 
-/** Why a generation of a key is not accepted at this instant of the authority's clock, or undefined while it is. */
-export function endedBecause(key: KeyRow, generation: GenerationRow, at: number): 'rotated' | 'revoked' | 'expired' | undefined {
-  if (generation.retiredAt !== null && !(generation.graceEndsAt !== null && at < generation.graceEndsAt))
-    return generation.retiredReason ?? 'rotated'
-  if (key.revokedAt !== null) return 'revoked'
-  if (key.expiresAt !== null && key.expiresAt <= at) return 'expired'
-  return undefined
-}
-
-/** A lease outlives neither its key nor a grace period. */
-function keyLife(key: KeyRow, grace: Grace | undefined, leaseMs: number, at: number): number {
-  return Math.min(leaseMs, (key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace?.endsAt ?? Number.POSITIVE_INFINITY) - at)
-}
-
 /** Which part of a lease is left when its renewal falls due. */
 function restAtRenewal(): number {
   return 1 - REFRESH_AT * (1 - Math.random() * REFRESH_JITTER)
-}
-
-function graceOf({ retiredAt, graceEndsAt }: GenerationRow): Grace | undefined {
-  return retiredAt === null || graceEndsAt === null ? undefined : { endsAt: graceEndsAt, replacedAt: retiredAt }
-}
-
-function verified(key: ApiKey, grace: Grace | undefined, live: () => boolean): Verified {
-  if (grace === undefined) return Object.freeze({ ok: true, key, live })
-  return Object.freeze({ ok: true, key, grace: { replacedAt: iso(grace.replacedAt), expiresAt: iso(grace.endsAt) }, live })
-}
-
-/** What is waited beyond a lease, for clocks that run at slightly different speeds. */
-export function marginMs(leaseMs: number): number {
-  return Math.max(50, leaseMs / 100)
-}
-
-function dropOldest(table: Map<string, unknown> | Set<string>): void {
-  for (const digest of table.keys()) {
-    table.delete(digest)
-    return
-  }
 }
 
 /**
@@ -558,40 +492,4 @@ function clockReading(clock: Clock): { take(at: number, askedAt: Instant): void;
       return reading.at + Math.max(passed, 0) * (1 + DRIFT)
     },
   }
-}
-
-/**
- * Writes and reads cache entries: `a` or `r`, the MAC, the content. The MAC covers the store and the digest too, so that an entry cannot be
- * moved to another secret or be taken for the word of another database, and whoever can write to the cache cannot make one.
- */
-function entryCodec(serverSecrets: readonly Uint8Array[]): {
-  active(storeId: string, digest: string, entry: Entry): string
-  tombstone(storeId: string, digest: string, reason: 'rotated' | 'revoked'): string
-  open(storeId: string, digest: string, value: string): Entry | 'rotated' | 'revoked' | undefined
-} {
-  const keys = serverSecrets.map((secret) => subkey(secret, ENTRY))
-  const [current = new Uint8Array(0)] = keys
-  const write = (kind: 'a' | 'r', storeId: string, digest: string, content: string): string => {
-    // ASCII all through, whatever a name holds: the cache counts bytes.
-    const body = Buffer.from(content).toString('base64url')
-    return `${kind}.${hmac(current, [kind, storeId, digest, body])}.${body}`
-  }
-
-  return {
-    active: (storeId, digest, entry) => write('a', storeId, digest, JSON.stringify(entry)),
-    tombstone: (storeId, digest, reason) => write('r', storeId, digest, reason),
-    open(storeId, digest, value) {
-      const [kind, mac, body, ...more] = value.split('.')
-      if ((kind !== 'a' && kind !== 'r') || mac === undefined || body === undefined || more.length > 0) return undefined
-      if (!keys.some((key) => equal(mac, hmac(key, [kind, storeId, digest, body])))) return undefined
-      const content = Buffer.from(body, 'base64url').toString()
-      if (kind === 'r') return content === 'revoked' ? 'revoked' : 'rotated'
-      return JSON.parse(content) as Entry
-    },
-  }
-}
-
-function equal(a: string, b: string): boolean {
-  // Both through an HMAC of their own would hide the length too; a MAC's length is no secret.
-  return a.length === b.length && timingSafeEqual(Buffer.from(a), Buffer.from(b))
 }

@@ -6,7 +6,8 @@ import { rixl } from './rixl.js'
 import { standard } from './standard.js'
 import { suwappu } from './suwappu.js'
 
-interface Contracts {
+/** The contracts that come with the package, by name. */
+export interface Contracts {
   readonly standard: Contract
   readonly redditFind: Contract
   readonly agents: Contract

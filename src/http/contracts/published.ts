@@ -1,5 +1,4 @@
-import type { ApiKeyErrorCode } from '../../errors.js'
-import { failureStatus } from '../problem.js'
+import { type ApiKeyErrorCode, statusOf } from '../../errors.js'
 
 /**
  * The status of a failure on a published page. No page tells a malformed credential from a bad one, or has a status for a body that is too
@@ -7,5 +6,5 @@ import { failureStatus } from '../problem.js'
  */
 export function publishedStatus(code: ApiKeyErrorCode): number {
   if (code === 'credential_malformed') return 401
-  return code === 'body_too_large' || code === 'unsupported_media_type' ? 400 : failureStatus(code)
+  return code === 'body_too_large' || code === 'unsupported_media_type' ? 400 : statusOf(code)
 }

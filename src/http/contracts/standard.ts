@@ -19,6 +19,7 @@ const keySchema: Schema = object({
   rotatedTo: orNull(uuid),
   secretStart: text,
   secretLast4: text,
+  secretCreatedAt: instant,
   lastUsedAt: orNull(instant),
   lastUsedIp: orNull(text),
   lastUsedUserAgent: orNull(text),
@@ -40,7 +41,7 @@ const eventSchema = object({
 })
 const cursor = orNull(text)
 
-/** Our own contract: everything about keys, failures as problem details (RFC 9457). */
+/** Our own contract: everything about keys, and failures as problem details (RFC 9457). */
 export const standard: Contract = {
   name: 'standard',
   path: '/v1/api-keys',
@@ -127,7 +128,13 @@ export const standard: Contract = {
     },
   ],
   failure: problem,
-  failureSchema: object({ type: text, title: text, status: { type: 'integer' }, code: text, detail: text }),
+  failureSchema: object({
+    type: { type: 'string', description: 'The address of what explains the code.' },
+    title: { type: 'string', description: 'The same for every failure with this code.' },
+    status: { type: 'integer' },
+    code: { type: 'string', description: 'Stable, for programs.' },
+    detail: { type: 'string', description: 'For people.' },
+  }),
 }
 
 function issued({ key, secret, rotationSecret, acceptedUntil }: IssuedKey): object {

@@ -1,20 +1,29 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Request, RequestHandler, Response } from 'express'
-import { type ClientRateLimitInfo, ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
-import type { Counters } from '../../cache/cache.js'
-import type { AnyApiKeys } from '../../core/api-keys.js'
+import { ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
+import type { Counters, Hit } from '../../cache/cache.js'
 import type { Clock } from '../../core/clock.js'
+import type { Internals } from '../../core/internals.js'
 import type { Limit } from '../contract.js'
 import { clientAddress } from '../origin.js'
+import { hitsIn, keep, slide, type Window, waitMs, withHit, withoutHit } from './window.js'
 
 /** What routes without a limit of their own are held to: nobody rotates keys this often, and a loop that does is stopped. */
 export const DEFAULT_LIMIT: Limit = { max: 120, windowMs: 60_000, by: 'credential' }
 
 /** Requests with one name, counted. */
 export interface Bucket {
-  /** Counts a request; `within` says whether the limit allows it. */
-  hit(req: Request, res: Response, name: string): Promise<{ readonly within: boolean; readonly retryAfterSeconds: number }>
-  /** Takes a request back, which turns out not to have been one that counts. */
-  takeBack(name: string): Promise<void>
+  /** Counts a request, unless the limit leaves it no room, and sets the RateLimit headers. */
+  hit(
+    req: Request,
+    res: Response,
+    name: string,
+  ): Promise<{
+    readonly within: boolean
+    readonly retryAfterSeconds: number
+    /** Takes this request back, which turned out not to be one that counts. Does nothing the second time, nor for one that had no room. */
+    takeBack(): Promise<void>
+  }>
 }
 
 /** Where a request comes from: an IPv4 address or an IPv6 network, since a household has 2^64 addresses and more of the latter. */
@@ -24,9 +33,22 @@ export function network(req: Request): string {
 }
 
 /** The count of a route's requests. Answers that were lost can be asked for beyond it, and do not count. */
-export function routeBucket(keys: AnyApiKeys, name: string, { max, windowMs }: Limit): Bucket {
-  const store = sharedStore(max, windowMs, keys.counters?.(name, windowMs), keys.clock)
-  const named = new WeakMap<Request, string>()
+export function routeBucket(internals: Internals, route: string, { max, windowMs }: Limit): Bucket {
+  const counter = routeCounter({ max, windowMs }, internals.counters?.(route, { max, windowMs }), internals.clock)
+  // What the limiter cannot hand through: whose request it is counting, and which hit it became.
+  const counting = new AsyncLocalStorage<{ readonly name: string; hit?: RouteHit }>()
+  const store: Store = {
+    localKeys: internals.counters === undefined,
+    async increment(name) {
+      const hit = await counter(name)
+      const request = counting.getStore()
+      if (request !== undefined) request.hit = hit
+      return { totalHits: hit.within ? hit.hits : max + 1, resetTime: new Date(Date.now() + hit.waitMs) }
+    },
+    // The interface wants these. Hits are taken back one by one, and counters end by themselves.
+    decrement() {},
+    resetKey() {},
+  }
   const limiter: RequestHandler = rateLimit({
     windowMs,
     limit: max,
@@ -34,187 +56,136 @@ export function routeBucket(keys: AnyApiKeys, name: string, { max, windowMs }: L
     // RateLimit and RateLimit-Policy. @see draft-ietf-httpapi-ratelimit-headers-08
     standardHeaders: 'draft-8',
     legacyHeaders: false,
-    identifier: name,
+    identifier: route,
     // It would look at the address itself, which may not be had; the names of requests are made here.
     validate: false,
-    requestPropertyName: 'rateLimit',
-    keyGenerator: (req) => named.get(req as Request) ?? 'unknown',
+    keyGenerator: () => counting.getStore()?.name ?? 'unknown',
     // What happens to a request over the limit is the router's to say.
     handler: (_req, _res, next) => next(),
   })
 
   return {
-    async hit(request, res, by) {
+    async hit(request, res, name) {
       // The library looks at the address in passing, and an address may not be had.
-      const req = Object.create(request, { ip: { value: by } }) as Request
-      named.set(req, by)
-      await new Promise<void>((resolve, reject) => {
-        const next = (error?: unknown): void => (error === undefined ? resolve() : reject(error))
-        Promise.resolve(limiter(req, res, next)).catch(reject)
-      })
+      const req = Object.create(request, { ip: { value: name } }) as Request
+      const counted: { name: string; hit?: RouteHit } = { name }
+      await counting.run(
+        counted,
+        () =>
+          new Promise<void>((resolve, reject) => {
+            const next = (error?: unknown): void => (error === undefined ? resolve() : reject(error))
+            Promise.resolve(limiter(req, res, next)).catch(reject)
+          }),
+      )
       res.removeHeader('Retry-After')
-      const { used, resetTime } = (req as Request & { rateLimit: { used: number; resetTime?: Date } }).rateLimit
-      // An instant of the wall clock, made from an interval a moment ago; should the clock have been set in between, no wait is longer than a window.
-      const leftMs = Math.min((resetTime?.getTime() ?? Number.POSITIVE_INFINITY) - Date.now(), windowMs)
-      return { within: used <= max, retryAfterSeconds: Math.max(1, Math.ceil(Math.round(leftMs) / 1_000)) }
-    },
-    async takeBack(by) {
-      await store.decrement(by)
+      const { within, waitMs, takeBack } = counted.hit as RouteHit
+      return { within, retryAfterSeconds: Math.max(1, Math.ceil(waitMs / 1_000)), takeBack }
     },
   }
 }
 
-/** Hits in a window, which ends at an instant of the monotonic clock: setting the other one makes no window longer. */
-interface Count {
-  hits: number
+interface RouteHit {
+  readonly within: boolean
+  readonly hits: number
+  readonly waitMs: number
+  takeBack(): Promise<void>
+}
+
+/**
+ * Counts in this process and, where there are shared counters, in those as well: a hit needs room in both. So one process alone never lets
+ * more than the limit through, whatever becomes of the shared counters. While they are away, the process goes on from what it heard last.
+ * Nobody tells them afterwards: until the window has slid on, each process may have let one limit through.
+ */
+export function routeCounter(
+  limit: { readonly max: number; readonly windowMs: number },
+  counters: Counters | undefined,
+  clock: Clock,
+): (name: string) => Promise<RouteHit> {
+  const own = new Map<string, Window>()
+  const shared = new Map<string, Heard>()
+  // Of a monotonic clock: setting the other one makes nobody wait. In whole milliseconds, so that no sum of times is off by a fraction.
+  const time = (): number => Math.floor(clock.monotonicMs())
+
+  return async function hit(name) {
+    const at = time()
+    const before = slide(own.get(name) ?? [], limit, at)
+    if (hitsIn(before) + 1 > limit.max) {
+      keep(own, name, before)
+      return refused(Math.max(waitMs(before, limit, at), untilRoom(heard(name, at), limit.max, at)))
+    }
+    const window = withHit(before, limit, at)
+    // Before the shared counter is asked: others are counted until it has answered.
+    keep(own, name, window)
+    const said = await counters?.hit(name)
+    const now = time()
+    const mine = { hits: hitsIn(window), waitMs: waitMs(window, limit, at) }
+    const verdict = said === undefined ? alone(mine, heard(name, now), limit.max, now) : together(mine, said, now)
+    if (verdict.heard !== undefined) keep(shared, name, verdict.heard)
+    if (verdict.within) return { ...verdict, takeBack: once(() => takeBack(name, at, said, verdict)) }
+    keep(own, name, withoutHit(own.get(name) ?? [], limit, at))
+    return refused(verdict.waitMs)
+  }
+
+  async function takeBack(name: string, at: number, said: Hit | undefined, verdict: Verdict): Promise<void> {
+    const now = time()
+    const last = heard(name, now)
+    keep(own, name, withoutHit(own.get(name) ?? [], limit, at))
+    if (last !== undefined && verdict.heard !== undefined && at + limit.windowMs > now) {
+      keep(shared, name, { ...last, hits: Math.max(0, last.hits - 1) })
+    }
+    if (said !== undefined) await counters?.takeBack(name, said.at)
+  }
+
+  function heard(name: string, now: number): Heard | undefined {
+    const last = shared.get(name)
+    return last !== undefined && last.endsAt > now ? last : undefined
+  }
+}
+
+/** What the shared counter last said of a name, and how many more were let through since: good until the oldest of its hits slide out. */
+interface Heard {
+  readonly hits: number
   readonly endsAt: number
 }
 
-/** Names that one process counts at most; beyond it the oldest is forgotten, which is some stranger's long before it is a client's. */
-const MAX_NAMES = 50_000
-
-/**
- * Counts with the other instances where they share counters, and in this process as well, which is what goes while they are away: a limit is
- * then neither open nor closed. Hits that the shared counter did not hear of, or that it lost, it is told when it is back.
- */
-function sharedStore(
-  max: number,
-  windowMs: number,
-  counters: Counters | undefined,
-  clock: Clock,
-): Store & { decrement(name: string): Promise<void> } {
-  const own = new Map<string, Count>()
-  /** What the shared counter last said. */
-  const shared = new Map<string, Count>()
-  /** The hits of a window that the shared counter has not heard of, or has lost. */
-  const owed = new Map<string, Count>()
-  const telling = new Set<string>()
-  const running = (count: Count | undefined): Count | undefined => runningAt(clock.monotonicMs(), count)
-  /** An instant of the monotonic clock as express-rate-limit wants it. */
-  const dateOf = (endsAt: number): Date => new Date(Date.now() + endsAt - clock.monotonicMs())
-  const info = ({ hits, endsAt }: Count): ClientRateLimitInfo => ({ totalHits: hits, resetTime: dateOf(endsAt) })
-
-  return {
-    localKeys: counters === undefined,
-    async increment(name): Promise<ClientRateLimitInfo> {
-      // Read at once: by the time the shared counter has answered, others have been counted too.
-      const mine = count(name)
-      const here = info(mine)
-      if (counters === undefined) return here
-      const said = await add(name)
-      // Read after that, so that of those who hear of a loss together one takes note of it.
-      const before = running(shared.get(name))
-      if (said === undefined) {
-        owe(name, 1, before?.endsAt ?? mine.endsAt)
-        const known = before === undefined ? 0 : before.hits + owing(name)
-        return known > here.totalHits ? { totalHits: known, resetTime: dateOf(before?.endsAt ?? 0) } : here
-      }
-      // A new window although the old one is not over: the counter was lost. Others may have told it by now.
-      if (before !== undefined && said.endsAt > before.endsAt + 1_000) owe(name, Math.max(0, before.hits + 1 - said.hits), before.endsAt)
-      keep(shared, name, said)
-      const total = { hits: said.hits + owing(name), endsAt: said.endsAt }
-      await tell(name)
-      return info(total)
-    },
-    async decrement(name) {
-      const here = running(own.get(name))
-      if (here !== undefined && here.hits > 0) here.hits--
-      const debt = running(owed.get(name))
-      const there = running(shared.get(name))
-      if (debt !== undefined && debt.hits > 0) debt.hits--
-      // A counter whose window is over is gone, and taking one back would leave one that never ends.
-      else if (there !== undefined && there.endsAt > clock.monotonicMs() + 1_000) {
-        there.hits--
-        await counters?.decrement(name).catch(() => {})
-      }
-    },
-    resetKey(name) {
-      own.delete(name)
-    },
-  }
-
-  function count(name: string): Count {
-    const there = running(own.get(name)) ?? { hits: 0, endsAt: clock.monotonicMs() + windowMs }
-    there.hits++
-    keep(own, name, there)
-    return there
-  }
-
-  function owing(name: string): number {
-    return running(owed.get(name))?.hits ?? 0
-  }
-
-  function owe(name: string, hits: number, endsAt: number): void {
-    const debt = running(owed.get(name)) ?? { hits: 0, endsAt }
-    // More than would go over the limit makes no difference.
-    debt.hits = Math.min(debt.hits + hits, max + 1)
-    keep(owed, name, debt)
-  }
-
-  /** Tells the shared counter what it is owed; one at a time for each name, and as far as it hears. */
-  async function tell(name: string): Promise<void> {
-    if (telling.has(name)) return
-    telling.add(name)
-    for (let debt = running(owed.get(name)); debt !== undefined && debt.hits > 0; debt = running(owed.get(name))) {
-      const said = await add(name)
-      if (said === undefined) break
-      // One may have been taken back meanwhile.
-      debt.hits = Math.max(0, debt.hits - 1)
-      keep(shared, name, said)
-    }
-    telling.delete(name)
-  }
-
-  /** One hit more in the shared counter, or undefined when there is no answer that makes sense. */
-  async function add(name: string): Promise<Count | undefined> {
-    const said = await counters?.increment(name).catch(() => undefined)
-    const leftMs = (said?.endsAt.getTime() ?? Number.NaN) - Date.now()
-    const sane = said !== undefined && Number.isInteger(said.hits) && said.hits > 0 && leftMs <= windowMs + 1_000
-    return sane ? { hits: said.hits, endsAt: clock.monotonicMs() + leftMs } : undefined
-  }
+interface Count {
+  readonly hits: number
+  readonly waitMs: number
 }
 
-function runningAt(now: number, count: Count | undefined): Count | undefined {
-  return count !== undefined && count.endsAt > now ? count : undefined
+interface Verdict extends Count {
+  readonly within: boolean
+  /** What is known of the shared counter now, this hit included. */
+  readonly heard?: Heard
 }
 
-/** The newest last, and the oldest goes when there are too many. */
-function keep<T>(table: Map<string, T>, name: string, value: T): void {
-  table.delete(name)
-  table.set(name, value)
-  if (table.size > MAX_NAMES) table.delete(table.keys().next().value ?? name)
+/** The shared counter has spoken. Where it has lost hits, those of this process are more. */
+function together(mine: Count, said: Hit, now: number): Verdict {
+  const more = said.counted && mine.hits > said.hits ? mine : said
+  return { within: said.counted, hits: more.hits, waitMs: more.waitMs, heard: { hits: said.hits, endsAt: now + said.waitMs } }
 }
 
-/** Failed authentications by network: what keeps well-formed garbage from buying reads of the store without end. */
-export interface FailureGuard {
-  /** How many seconds until this network may try again a secret that this instance does not know; undefined while it may. */
-  blockedFor(req: Request, max: number): number | undefined
-  note(req: Request): void
+/** There is no shared counter, or it is away. */
+function alone(mine: Count, last: Heard | undefined, max: number, now: number): Verdict {
+  if (last === undefined) return { within: true, ...mine }
+  const theirs = { hits: last.hits + 1, waitMs: last.endsAt - now }
+  if (theirs.hits > max) return { within: false, ...theirs }
+  return { within: true, ...(mine.hits > theirs.hits ? mine : theirs), heard: { ...last, hits: theirs.hits } }
 }
 
-const FAILURE_WINDOW_MS = 60_000
-const guards = new WeakMap<AnyApiKeys, FailureGuard>()
+function untilRoom(last: Heard | undefined, max: number, now: number): number {
+  return last !== undefined && last.hits >= max ? last.endsAt - now : 0
+}
 
-/** The count that every middleware over these keys shares. Each process counts for itself: it is its own reads that this protects. */
-export function failureGuard(keys: AnyApiKeys): FailureGuard {
-  const known = guards.get(keys)
-  if (known !== undefined) return known
-  const failures = new Map<string, Count>()
-  const guard: FailureGuard = {
-    blockedFor(req, max) {
-      const { hits = 0, endsAt = 0 } = runningAt(keys.clock.monotonicMs(), failures.get(network(req))) ?? {}
-      return hits < max ? undefined : Math.max(1, Math.ceil(Math.round(endsAt - keys.clock.monotonicMs()) / 1_000))
-    },
-    note(req) {
-      const name = network(req)
-      const there = runningAt(keys.clock.monotonicMs(), failures.get(name))
-      if (there === undefined) keep(failures, name, { hits: 1, endsAt: keys.clock.monotonicMs() + FAILURE_WINDOW_MS })
-      else there.hits++
-    },
+function refused(waitMs: number): RouteHit {
+  return { within: false, hits: 0, waitMs, takeBack: async () => {} }
+}
+
+function once(work: () => Promise<void>): () => Promise<void> {
+  let done = false
+  return async () => {
+    if (done) return
+    done = true
+    await work()
   }
-  guards.set(keys, guard)
-  return guard
 }
-
-/** Failures a minute from one network, after which secrets that this instance has not accepted before are refused unasked. */
-export const DEFAULT_FAILURES_PER_MINUTE = 300

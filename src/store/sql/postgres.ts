@@ -2,9 +2,10 @@ import { Kysely, PostgresDialect } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import { clearTimeout, setTimeout } from '../../real-time.js'
 import type { Store } from '../store.js'
-import { answered } from './driver-errors.js'
+import { postgresDialect, postgresErrors } from './dialects/postgres.js'
+import { kyselyStore } from './kysely-store.js'
 import { type Faults, faults } from './late-failures.js'
-import { type SqlStoreOptions, storeOver, timeouts } from './sql-store.js'
+import { type TimeoutOptions, timeouts } from './timeouts.js'
 
 /** What the store needs of a `pg` Pool. */
 export interface PgPool {
@@ -24,7 +25,7 @@ export interface PgClient {
   removeListener?(event: 'error', listener: (error: Error) => void): unknown
 }
 
-export type PostgresStoreOptions = Omit<SqlStoreOptions, 'dialect'>
+export type PostgresStoreOptions = TimeoutOptions
 
 /**
  * Keeps keys in PostgreSQL, through a `pg` Pool that stays the application's: `close()` does not end it. Give it at least ten
@@ -43,7 +44,7 @@ export function postgresStore(pool: PgPool, options: PostgresStoreOptions = {}):
       end: async () => {},
     } as ConstructorParameters<typeof PostgresDialect>[0]['pool'] & object,
   })
-  const store = storeOver(new Kysely({ dialect }), { ...limits, dialect: 'postgres', together: true })
+  const store = kyselyStore(new Kysely({ dialect }), postgresDialect({ together: true }), limits)
   return {
     ...store,
     onFault(listener) {
@@ -138,7 +139,7 @@ function bounded(client: PgClient, ms: number): PgClient {
         timer.unref()
         const failed = (error: Error): void => {
           // Such as the `query_timeout` of the pool: what this connection is doing is not known any more.
-          if (!answered(error)) note(error)
+          if (!postgresErrors.refused(error)) note(error)
           reject(error)
         }
         Promise.resolve(answer)

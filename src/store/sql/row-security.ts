@@ -1,22 +1,59 @@
-import { type Kysely, sql } from 'kysely'
+import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
+import type { Tables } from './rows.js'
 import { type Places, quoted, type TableName } from './table-names.js'
 
-/**
- * SQL for a text that is empty unless row-level security has a say in what the role of this session sees of the tables. It looks at what
- * the session has of each table in memory, and reads nothing.
- */
-export function mayHide(places: Places, tables = Object.keys(places) as readonly TableName[]): string {
+/** Whether the database keeps rows from the role of this session: hidden keys would pass for keys that do not exist. */
+export interface RowSecurity {
+  /** A text that is empty unless it may hide rows of these tables, by default of all. Cheap enough for every read. */
+  mayHide(tables?: readonly TableName[]): RawBuilder<string>
+  /** A text that names the tables of which it hides rows. */
+  readonly hides: RawBuilder<string>
+  /** @throws ApiKeyError `store_misconfigured` where it hides rows. */
+  refuseHidden(on: Kysely<Tables>): Promise<void>
+}
+
+/** Of databases that have none. */
+export const noRowSecurity: RowSecurity = {
+  mayHide: () => sql`''`,
+  hides: sql`''`,
+  async refuseHidden() {},
+}
+
+/** Of PostgreSQL. */
+export function rowSecurity(places: Places): RowSecurity {
+  const hiding = sql.raw<string>(hides(places))
+  return {
+    mayHide: (tables = Object.keys(places) as TableName[]) => sql.raw(mayHide(places, tables)),
+    hides: hiding,
+    async refuseHidden(on) {
+      const { rows } = await sql<{ hidden: string }>`select ${hiding} as hidden`.execute(on)
+      refuseHiding(rows[0]?.hidden)
+    },
+  }
+}
+
+/** Refuses what `hides` named. */
+export function refuseHiding(tables: string | undefined): void {
+  if (tables === undefined || tables === '') return
+  throw new ApiKeyError(
+    'store_misconfigured',
+    `Row-level security hides rows of ${tables} from this role; disable it for the tables of the keys, give the role BYPASSRLS, or give each table a policy for all commands: using (true) with check (true).`,
+  )
+}
+
+/** Looks at what the session has of each table in memory, and reads nothing. */
+function mayHide(places: Places, tables: readonly TableName[]): string {
   return `case when ${tables.map((table) => `row_security_active(${regclass(places, table)})`).join(' or ')} then 'maybe' else '' end`
 }
 
 /**
- * SQL for a text that names the tables of which row-level security keeps rows from this role, for reading or for changing: those without
+ * Names the tables of which row-level security keeps rows from this role, for reading or for changing: those without
  * a policy that lets the role at every row in so many words, or with one that takes some away again. What other conditions come to nobody can tell.
  *
  * @see https://www.postgresql.org/docs/current/ddl-rowsecurity.html
  */
-export function hides(places: Places): string {
+function hides(places: Places): string {
   const tables = (Object.keys(places) as TableName[]).map((table) => regclass(places, table))
   return `coalesce((
     with command (name) as (values ('r'), ('a'), ('w')),
@@ -36,21 +73,6 @@ export function hides(places: Places): string {
           and ((command.name <> 'a' and p.seen <> 'true') or (command.name <> 'r' and p.written <> 'true'))
       )
     )), '')`
-}
-
-/** @throws ApiKeyError `store_misconfigured` where row-level security hides rows from the role, which would pass for keys that do not exist. */
-export async function refuseHidden<T>(on: Kysely<T>, places: Places): Promise<void> {
-  const { rows } = await sql<{ hidden: string }>`select ${sql.raw(hides(places))} as hidden`.execute(on)
-  refuseHiding(rows[0]?.hidden)
-}
-
-/** What `hides` answered. */
-export function refuseHiding(tables: string | undefined): void {
-  if (tables === undefined || tables === '') return
-  throw new ApiKeyError(
-    'store_misconfigured',
-    `Row-level security hides rows of ${tables} from this role; disable it for the tables of the keys, give the role BYPASSRLS, or give each table a policy for all commands: using (true) with check (true).`,
-  )
 }
 
 /** Null where there is no such table. */

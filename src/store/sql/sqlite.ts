@@ -2,8 +2,9 @@ import { Kysely, SqliteDialect } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import { monotonicMs } from '../../real-time.js'
 import type { Store } from '../store.js'
-import { isBusy } from './driver-errors.js'
-import { moment, type SqlStoreOptions, storeOver, timeouts } from './sql-store.js'
+import { sqliteDialect, sqliteErrors } from './dialects/sqlite.js'
+import { kyselyStore } from './kysely-store.js'
+import { moment, type TimeoutOptions, timeouts } from './timeouts.js'
 
 /** What the store needs of a better-sqlite3 style handle. */
 export interface SqliteHandle {
@@ -13,7 +14,7 @@ export interface SqliteHandle {
   close(): unknown
 }
 
-export type SqliteStoreOptions = Omit<SqlStoreOptions, 'dialect'>
+export type SqliteStoreOptions = TimeoutOptions
 
 /** How long SQLite itself waits for a lock. It blocks the event loop meanwhile, so the long wait is the store's own. */
 const BUSY_MS = 50
@@ -41,7 +42,7 @@ export function sqliteStore(database: SqliteHandle, options: SqliteStoreOptions 
       }
     },
   })
-  return storeOver(new Kysely({ dialect }), { ...limits, dialect: 'sqlite' })
+  return kyselyStore(new Kysely({ dialect }), sqliteDialect, limits)
 }
 
 function refuseOtherThanHandle(database: unknown): void {
@@ -70,7 +71,7 @@ async function setUp(database: SqliteHandle, ms: number): Promise<void> {
         database.exec(`pragma ${pragma}`)
         break
       } catch (error) {
-        if (!isBusy(error) || monotonicMs() > end) throw error
+        if (!sqliteErrors.isBusy(error) || monotonicMs() > end) throw error
         await moment()
       }
     }

@@ -198,20 +198,86 @@ describe('a tombstone', () => {
 })
 
 describe('a counter', () => {
-  const countersOf = (cache: Cache): Counters => cache.counters?.(LONG_MS) as Counters
+  const countersOf = (cache: Cache, max = 1_000, windowMs = LONG_MS): Counters => cache.counters?.({ max, windowMs }) as Counters
+  const keyOf = (name: string): string => `express-api-keys:count:${name}`
 
   test('is one for all, counts each hit once, and ends with its window', async () => {
-    const [one, two] = [countersOf(await open(redis.url)), countersOf(await open(redis.url))]
+    const [one, two] = [countersOf(await open(redis.url), 50), countersOf(await open(redis.url), 50)]
     const it = digest()
-    const said = await Promise.all(Array.from({ length: 50 }, (_, n) => (n % 2 === 0 ? one : two).increment(it)))
-    expect(said.map(({ hits }) => hits).sort((a, b) => a - b)).toEqual(Array.from({ length: 50 }, (_, n) => n + 1))
-    for (const { endsAt } of said) expect(Math.abs(endsAt.getTime() - Date.now() - LONG_MS)).toBeLessThan(15_000)
-    const left = await admin.pttl(`express-api-keys:count:${it}`)
+    const said = await Promise.all(Array.from({ length: 60 }, (_, n) => (n % 2 === 0 ? one : two).hit(it)))
+    const counted = said.filter((hit) => hit?.counted)
+    expect(counted.map((hit) => hit?.hits).sort((a = 0, b = 0) => a - b)).toEqual(Array.from({ length: 50 }, (_, n) => n + 1))
+    expect(said.length - counted.length).toBe(10)
+    for (const hit of said) {
+      expect(hit?.waitMs).toBeGreaterThan(LONG_MS - 15_000)
+      expect(hit?.waitMs).toBeLessThanOrEqual(LONG_MS)
+    }
+    const left = await admin.pttl(keyOf(it))
     expect(left).toBeGreaterThan(0)
     expect(left).toBeLessThanOrEqual(LONG_MS)
-    await one.decrement(it)
-    expect((await two.increment(it)).hits).toBe(50)
-    expect((await two.increment(digest())).hits).toBe(1)
+    await one.takeBack(it, counted[0]?.at ?? 0)
+    expect(await two.hit(it)).toMatchObject({ counted: true, hits: 50 })
+    expect(await two.hit(digest())).toMatchObject({ counted: true, hits: 1 })
+  })
+
+  test.each([3, 40])('of %i lets no more through in any stretch of time as long as its window, whoever asks', async (max) => {
+    const windowMs = 300
+    const all = [countersOf(await open(redis.url), max, windowMs), countersOf(await open(redis.url), max, windowMs)]
+    const it = digest()
+    const instants: number[] = []
+    const end = performance.now() + 4 * windowMs
+    while (performance.now() < end) {
+      for (const hit of await Promise.all(all.map((counters) => counters.hit(it)))) if (hit?.counted) instants.push(hit.at)
+    }
+    instants.sort((a, b) => a - b)
+    expect(instants.length).toBeGreaterThan(2 * max)
+    for (const [n, at] of instants.slice(max).entries()) expect(at - (instants[n] ?? 0)).toBeGreaterThanOrEqual(windowMs)
+  })
+
+  test('lets in whoever waits as long as it says', async () => {
+    const counters = countersOf(await open(redis.url), 2, 200)
+    const it = digest()
+    for (let n = 0; n < 2; n++) expect((await counters.hit(it))?.counted).toBe(true)
+    const refused = await counters.hit(it)
+    expect(refused).toMatchObject({ counted: false, hits: 2 })
+    await until(async () => (await serverTime()) >= (refused?.at ?? 0) + (refused?.waitMs ?? 0))
+    expect(await counters.hit(it)).toMatchObject({ counted: true })
+  })
+
+  test('takes nothing back of a hit that has slid out, and never falls below zero', async () => {
+    const counters = countersOf(await open(redis.url), 2, 200)
+    const it = digest()
+    const first = await counters.hit(it)
+    for (let n = 0; n < 3; n++) await counters.takeBack(it, first?.at ?? 0)
+    expect(await admin.exists(keyOf(it))).toBe(0)
+    const old = await counters.hit(it)
+    await until(async () => (await serverTime()) >= (old?.at ?? 0) + 200)
+    for (const hits of [1, 2]) expect((await counters.hit(it))?.hits).toBe(hits)
+    await counters.takeBack(it, old?.at ?? 0)
+    expect((await counters.hit(it))?.counted).toBe(false)
+  })
+
+  test('that somebody wrote to is begun anew, or holds for a window at most', async () => {
+    const counters = countersOf(await open(redis.url), 2)
+    const now = await serverTime()
+    for (const nonsense of ['x', '-5', `${now}:-5`, '1e9:2', '']) {
+      const it = digest()
+      await admin.set(keyOf(it), nonsense)
+      expect([nonsense, await counters.hit(it)]).toEqual([nonsense, expect.objectContaining({ counted: true, hits: 1 })])
+    }
+    for (const full of [`${now}:99999999999999999999`, `${now + 3_600_000}:2`]) {
+      const it = digest()
+      await admin.set(keyOf(it), full)
+      const hit = await counters.hit(it)
+      expect(hit).toMatchObject({ counted: false, hits: 2 })
+      expect(hit?.waitMs).toBeLessThanOrEqual(LONG_MS)
+      // Dated as of now, or it would stay full for an hour.
+      expect(await admin.pttl(keyOf(it))).toBeLessThanOrEqual(LONG_MS)
+    }
+    const list = digest()
+    await admin.rpush(keyOf(list), 'x')
+    expect(await counters.hit(list)).toBeUndefined()
+    await admin.del(keyOf(list))
   })
 
   test('survives that the server forgets its scripts, and that it was away when it was made', async () => {
@@ -221,25 +287,57 @@ describe('a counter', () => {
     await until(async () => (await cache.get(digest())) === undefined)
     const counters = countersOf(cache)
     const it = digest()
-    await expect(counters.increment(it)).rejects.toThrow()
+    expect(await counters.hit(it)).toBeUndefined()
+    await counters.takeBack(it, 1)
     await own.start()
     await answering(cache)
-    expect((await counters.increment(it)).hits).toBe(1)
+    expect((await counters.hit(it))?.hits).toBe(1)
     await connect(own.url).script('FLUSH')
-    expect((await counters.increment(it)).hits).toBe(2)
+    expect((await counters.hit(it))?.hits).toBe(2)
   })
 
-  test('rejects in time where Redis has fallen silent, and at once where it is left alone', async () => {
+  test('gives no answer in time where Redis has fallen silent, and at once where it is left alone', async () => {
     const { url, release } = await slowWay(redis.url)
-    const cache = await open(url, { timeoutMs: 100 })
-    const counters = countersOf(cache)
+    const counters = countersOf(await open(url, { timeoutMs: 100 }))
     release.hold()
-    for (let i = 0; i < 5; i++) expect(await timed(() => expect(counters.increment(digest())).rejects.toThrow())).toBeLessThan(1_000)
+    for (let i = 0; i < 5; i++) expect(await timed(async () => expect(await counters.hit(digest())).toBeUndefined())).toBeLessThan(1_000)
     const spent = await timed(async () => {
-      for (let i = 0; i < 100; i++) await expect(counters.increment(digest())).rejects.toThrow()
+      for (let i = 0; i < 100; i++) expect(await counters.hit(digest())).toBeUndefined()
     })
     expect(spent).toBeLessThan(1_000)
     release.go()
+  })
+
+  test.each([
+    ['a number', ':1\r\n'],
+    ['an empty list', '*0\r\n'],
+    ['too little', '*3\r\n:1\r\n:1\r\n:0\r\n'],
+    ['a third state', '*4\r\n:2\r\n:1\r\n:0\r\n:1\r\n'],
+    ['a hit that it counted as none', '*4\r\n:1\r\n:0\r\n:0\r\n:1\r\n'],
+    ['a negative number of hits', '*4\r\n:0\r\n:-1\r\n:0\r\n:1\r\n'],
+    ['more hits than the limit', '*4\r\n:0\r\n:1001\r\n:0\r\n:1\r\n'],
+    ['a wait below zero', '*4\r\n:1\r\n:1\r\n:-1\r\n:1\r\n'],
+    ['a wait of more than a window', '*4\r\n:0\r\n:1000\r\n:60001\r\n:1\r\n'],
+    ['a time below zero', '*4\r\n:1\r\n:1\r\n:5\r\n:-1\r\n'],
+    ['a time that is no number', '*4\r\n:1\r\n:1\r\n:5\r\n$4\r\nnoon\r\n'],
+    ['a huge time', '*4\r\n:1\r\n:1\r\n:5\r\n:9223372036854775807\r\n'],
+    ['a list', '*4\r\n:1\r\n*0\r\n:5\r\n:1\r\n'],
+    ['an error', '-ERR no\r\n'],
+  ])('gives no answer where Redis answers with %s', async (_what, reply) => {
+    let asked = 0
+    const url = await fakeServer((socket) => {
+      socket.on('data', (data) => {
+        for (const name of commandNames(data)) {
+          if (isOurs(name)) asked++
+          socket.write(isOurs(name) ? reply : handshake(name))
+        }
+      })
+    })
+    const counters = countersOf(closing(redisCache(connect(url, { lazyConnect: true }), { onStateChange() {} })))
+    await until(async () => {
+      expect(await counters.hit(digest())).toBeUndefined()
+      return asked > 0
+    })
   })
 })
 
@@ -517,8 +615,8 @@ describe('a Cluster', () => {
     await cache.forget(it)
     expect((await cache.get(it))?.value).toBe(TOMBSTONE)
     expect(await single.get(`app:${KEY}${it}`)).toBe(TOMBSTONE)
-    const counters = cache.counters?.(LONG_MS)
-    for (const hits of [1, 2]) expect((await counters?.increment(it))?.hits).toBe(hits)
+    const counters = cache.counters?.({ max: 2, windowMs: LONG_MS })
+    for (const counted of [true, true, false]) expect((await counters?.hit(it))?.counted).toBe(counted)
     expect(client.status).toBe('wait')
     client.disconnect()
   })

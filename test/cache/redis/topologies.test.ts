@@ -1,7 +1,8 @@
 import { spawnSync } from 'node:child_process'
-import type { Store } from 'express-api-keys'
+import type { Cache, Store } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
+import { cacheContract } from 'express-api-keys/testing'
 import { Cluster, Redis } from 'ioredis'
 import { digestOf } from '../../../src/core/secret.js'
 import { atEnd } from '../../support/cleanup.js'
@@ -15,20 +16,9 @@ import { call } from '../../support/traffic.js'
 const LEASE_MS = 800
 
 ifServer()('P3, P5: a Cluster of three masters and three replicas moves a slot and loses a master in mid-traffic', async () => {
-  const nodes = await Promise.all(Array.from({ length: 6 }, () => startNode('--cluster-enabled', 'yes', '--cluster-node-timeout', '1000')))
-  const addresses = nodes.map(({ port }) => `127.0.0.1:${port}`)
-  const made = spawnSync('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', '1', '--cluster-yes'], {
-    encoding: 'utf8',
-  })
-  if (made.status !== 0) throw new Error(`The cluster was not made: ${made.stdout}${made.stderr}`)
+  const nodes = await startCluster(1)
   await until(async () => (await Promise.all(nodes.map(knowsAll))).every(Boolean))
-  const clients = [1, 2].map(
-    () =>
-      new Cluster(
-        nodes.map(({ port }) => ({ host: '127.0.0.1', port })),
-        { lazyConnect: true },
-      ),
-  )
+  const clients = [clientOf(nodes), clientOf(nodes)]
   const { one, steadily, goesOn, end } = await startTraffic(clients)
 
   // Two keys that are only looked at, so that they stay in their slots, which belong to two masters.
@@ -90,10 +80,6 @@ ifServer()('P3, P5: a Cluster of three masters and three replicas moves a slot a
     const replication = await node.client.info('replication')
     return (await isWhole(node)) && list.match(/slave [0-9a-f]{40} .* connected/g)?.length === 3 && !/link_status:down/.test(replication)
   }
-
-  async function isWhole(node: Node): Promise<boolean> {
-    return /cluster_state:ok/.test(String(await node.client.call('CLUSTER', 'INFO')))
-  }
 })
 
 ifServer()('P3, P5: Sentinel puts a replica in the place of a killed master in mid-traffic', async () => {
@@ -126,6 +112,62 @@ ifServer()('P3, P5: Sentinel puts a replica in the place of a killed master in m
     return value('num-slaves') === '2' && value('num-other-sentinels') === '2' && value('flags') === 'master'
   }
 })
+
+let cluster: Promise<Node[]> | undefined
+cacheContract({ describe, test: ifServer() }, 'redisCache on a Cluster of three masters', async () => {
+  cluster ??= startCluster(0)
+  const nodes = await cluster
+  await until(async () => (await Promise.all(nodes.map(isWhole))).every(Boolean))
+  return answering(clientOf(nodes), clientOf(nodes))
+})
+
+let sentinel: Promise<Node> | undefined
+cacheContract({ describe, test: ifServer() }, 'redisCache behind Sentinel', async () => {
+  sentinel ??= startNode().then(startSentinel)
+  const options = { sentinels: [{ host: '127.0.0.1', port: (await sentinel).port }], name: 'keys', lazyConnect: true }
+  return answering(new Redis(options), new Redis(options))
+})
+
+/** Caches over these clients, which answer. */
+async function answering(...clients: readonly (Redis | Cluster)[]): Promise<{ cache: Cache; sibling: Cache; close(): Promise<void> }> {
+  const [cache, sibling] = clients.map((client) => redisCache(client, { timeoutMs: 2_000 })) as [Cache, Cache]
+  // In a cluster each node is connected to at its first use.
+  const names = Array.from({ length: 50 }, (_, n) => `name ${n}`)
+  const all = async (): Promise<boolean> =>
+    (await Promise.all([cache, sibling].flatMap((each) => names.map((name) => each.get(name))))).every((reading) => reading !== undefined)
+  await until(all)
+  return {
+    cache,
+    sibling,
+    async close() {
+      for (const each of [cache, sibling]) await each.close()
+    },
+  }
+}
+
+/** Three masters, each with so many replicas. */
+async function startCluster(replicas: number): Promise<Node[]> {
+  const nodes = await Promise.all(
+    Array.from({ length: 3 * (1 + replicas) }, () => startNode('--cluster-enabled', 'yes', '--cluster-node-timeout', '1000')),
+  )
+  const addresses = nodes.map(({ port }) => `127.0.0.1:${port}`)
+  const made = spawnSync('redis-cli', ['--cluster', 'create', ...addresses, '--cluster-replicas', String(replicas), '--cluster-yes'], {
+    encoding: 'utf8',
+  })
+  if (made.status !== 0) throw new Error(`The cluster was not made: ${made.stdout}${made.stderr}`)
+  return nodes
+}
+
+function clientOf(nodes: readonly Node[]): Cluster {
+  return new Cluster(
+    nodes.map(({ port }) => ({ host: '127.0.0.1', port })),
+    { lazyConnect: true },
+  )
+}
+
+async function isWhole(node: Node): Promise<boolean> {
+  return /cluster_state:ok/.test(String(await node.client.call('CLUSTER', 'INFO')))
+}
 
 interface Traffic {
   readonly one: Instance

@@ -1,35 +1,7 @@
 import { type ApiKeys, createApiKeys, type IssuedKey, memoryStore, type Operator } from 'express-api-keys'
-import { covers } from '../../../src/core/change/authorise.js'
 
 const SECRET = 'the-server-secret-0123456789-0123456789'
 const [SOON, LATE] = ['2090-01-01T00:00:00.000Z', '2091-01-01T00:00:00.000Z']
-
-test.each<[held: string, wanted: string, covered: boolean]>([
-  ['reports:read', 'reports:read', true],
-  ['reports:read', 'reports:write', false],
-  ['reports:*', 'reports:read', true],
-  ['reports:*', 'reports:daily:read', true],
-  ['reports:*', 'reports:*', true],
-  ['reports:*', 'reports', false],
-  ['reports:*', 'reportsx', false],
-  ['reports:daily:*', 'reports:*', false],
-  ['report*', 'reports:read', false],
-  ['*', 'reports:read', true],
-  ['*', 'reports:*', true],
-  ['*', '*', true],
-  ['*', 'api_keys:write', true],
-  ['*', 'api_keys:admin', false],
-  ['api_keys:*', 'api_keys:write', true],
-  ['api_keys:*', 'api_keys:admin', false],
-  ['api_keys:admin', 'api_keys:admin', true],
-  ['api_keys:admin', 'api_keys:write', true],
-  ['api_keys:admin', 'api_keys:read', true],
-  ['api_keys:admin', 'reports:read', false],
-  ['api_keys:admin', '*', false],
-  ['reports:read', '*', false],
-])('a key with the scope %s covers %s: %p', (held, wanted, covered) => {
-  expect(covers(held, wanted)).toBe(covered)
-})
 
 describe('a key with api_keys:write', () => {
   const make = (keys: ApiKeys, more: object = {}): Promise<IssuedKey> =>

@@ -1,6 +1,6 @@
 import type { Cache } from '../../../src/cache/cache.js'
 import { guardedStore } from '../../../src/core/failures.js'
-import { endedBecause, type Leases, leases, malformed, marginMs } from '../../../src/core/verify/lease.js'
+import { type Leases, leases } from '../../../src/core/verify/lease.js'
 import { ApiKeyError } from '../../../src/errors.js'
 import { memoryStore } from '../../../src/store/memory.js'
 import type { AuthorityAnswer, GenerationRow, KeyRow, LeaseChange, Store } from '../../../src/store/store.js'
@@ -452,13 +452,6 @@ test('a key that is revoked is refused, whatever its secret says', async () => {
   expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'revoked' })
 })
 
-test('a secret in its grace period is good until the end of it, to the millisecond', () => {
-  const { key, generation } = new FakeAuthority(new TestClock())
-  const graced = { ...generation, retiredAt: 1_000, graceEndsAt: 2_000 }
-  expect([endedBecause(key, graced, 1_999), endedBecause(key, graced, 2_000)]).toEqual([undefined, 'rotated'])
-  expect(endedBecause(key, { ...graced, retiredReason: 'revoked', graceEndsAt: null }, 1_000)).toBe('revoked')
-})
-
 test('a verdict on a secret without a grace period names none', async () => {
   const { authority, table, clock } = world()
   authority.generation = { ...authority.generation, graceEndsAt: clock.wallMs() + 300 }
@@ -672,11 +665,6 @@ test('a failure of the store is told apart from a mistake in a program, and keep
   }
   const cause = new Error('down')
   expect(await thrown(cause)).toMatchObject({ code: 'store_unavailable', message: 'The store could not be asked.', cause })
-})
-
-test('the margin is a hundredth of a lease, and at least 50 ms', () => {
-  expect([marginMs(50), marginMs(5_000), marginMs(60_000)]).toEqual([50, 50, 600])
-  expect(malformed).toEqual({ ok: false, reason: 'malformed' })
 })
 
 describe('a secret whose first use ends the grace period of the one before it', () => {
@@ -1328,6 +1316,7 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
       rotatedTo: null,
       secretStart: 'sk_live_',
       secretLast4: '1234',
+      secretCreatedAt: at,
       lastUsedAt: null,
       lastUsedIp: null,
       lastUsedUserAgent: null,

@@ -1,4 +1,5 @@
-import { ApiKeyError, type ApiKeyErrorCode, contracts, type Failure, failureStatus } from 'express-api-keys'
+import { ApiKeyError, type ApiKeyErrorCode, contracts } from 'express-api-keys'
+import type { Failure } from 'express-api-keys/contract'
 
 const { standard, ...published } = contracts
 
@@ -30,7 +31,13 @@ test.each(Object.values(contracts))('$name answers 500, in its own shape, to a c
   const said = failure(new ApiKeyError(code as ApiKeyErrorCode, 'Something new.'), { requestId: 'r' })
   expect(statusOf(failure, code)).toBe(500)
   const bodies: { readonly [name: string]: object } = {
-    standard: { type: 'about:blank', title: 'Internal Server Error', status: 500, code, detail: 'Something new.' },
+    standard: {
+      type: `https://express-api-keys.github.io/reference/errors#${code}`,
+      title: 'Internal error',
+      status: 500,
+      code,
+      detail: 'Something new.',
+    },
     redditFind: { error: { code: 'NEW_IN_ANOTHER_VERSION', message: 'Something new.' } },
     agents: { error: { code, message: 'Something new.' } },
     rixl: { error: { code, message: 'Something new.' } },
@@ -53,5 +60,6 @@ test('write scopes reach every key of the owner where the published page has a k
 })
 
 function statusOf(failure: (error: ApiKeyError, request: { requestId: string }) => Failure, code: string): number {
-  return failure(new ApiKeyError(code as ApiKeyErrorCode, 'Why.'), { requestId: 'r' }).status ?? failureStatus(code as ApiKeyErrorCode)
+  const error = new ApiKeyError(code as ApiKeyErrorCode, 'Why.')
+  return failure(error, { requestId: 'r' }).status ?? error.status
 }

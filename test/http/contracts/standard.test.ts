@@ -87,6 +87,29 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
     })
   })
 
+  test("a secret's age begins with its key and again with each rotation, and with nothing else", async () => {
+    const { key, secret } = (await here.send({ path: '/', secret: admin, body: { name: 'n' } })).body
+    expect(key.secretCreatedAt).toBe(key.createdAt)
+    const renamed = await here.send({ method: 'PATCH', path: `/${key.id}`, secret: admin, body: { name: 'm' } })
+    expect(renamed.body.key.secretCreatedAt).toBe(key.createdAt)
+    // Clocks are read in whole milliseconds.
+    while (Date.now() <= Date.parse(key.createdAt)) await new Promise(setImmediate)
+    const { body: rotated } = await here.send({ path: '/self/rotate', secret })
+    const { secretCreatedAt } = rotated.key
+    expect(Date.parse(secretCreatedAt)).toBeGreaterThan(Date.parse(key.createdAt))
+    expect(rotated.key.createdAt).toBe(key.createdAt)
+    const shown = await here.send({ method: 'GET', path: `/${key.id}`, secret: admin })
+    const listed = await here.send({ method: 'GET', path: '/', secret: admin })
+    const own = listed.body.keys.find(({ id }: { id: string }) => id === key.id)
+    const verified = await here.keys.verify(rotated.secret)
+    const ages = [shown.body.key, own, verified.ok && verified.key].map((each) => each.secretCreatedAt)
+    expect(ages).toEqual([secretCreatedAt, secretCreatedAt, secretCreatedAt])
+    const { key: successor } = await here.keys.rotate({ as: 'application', id: key.id, identity: 'successor' })
+    expect(successor.secretCreatedAt).toBe(successor.createdAt)
+    const ended = await here.keys.get(key.id)
+    expect([ended?.rotatedTo, ended?.secretCreatedAt]).toEqual([successor.id, secretCreatedAt])
+  })
+
   describe('a grace period', () => {
     test('lets the old secret go on until its end, and says so on every request that comes with it', async () => {
       const { id, secret } = await worker()

@@ -140,8 +140,8 @@ describe('what only a person can end', () => {
       503,
       '30',
       {
-        type: 'about:blank',
-        title: 'Service Unavailable',
+        type: 'https://express-api-keys.github.io/reference/errors#store_misconfigured',
+        title: 'Store misconfigured',
         status: 503,
         code: 'store_misconfigured',
         detail: 'The store cannot be used at the moment.',
@@ -484,10 +484,11 @@ describe('roles as people make them', () => {
     await admin.query(`create schema app authorization ${role}; create schema keys authorization ${role}`)
     await postgresStore(pool(url, { options: '-c search_path=keys' })).migrate()
     // As the release before left them.
-    await admin.query(`delete from keys.express_api_key_migrations where version = 3;
+    await admin.query(`delete from keys.express_api_key_migrations where version >= 3;
       alter table keys.express_api_key_replays add column replays integer not null default 0, add column refusals integer not null default 0,
         drop column window_ms, drop column grace_ms;
-      alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version`)
+      alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version;
+      alter table keys.express_api_keys drop column secret_created_at`)
     await worksWith(postgresStore(pool(url)))
     const { rows } = await admin.query("select schemaname from pg_tables where tablename like 'express%' group by 1")
     expect(rows).toEqual([{ schemaname: 'keys' }])
@@ -789,10 +790,10 @@ describe('refused at start-up', () => {
 
   test('sqlStore of a transaction', async () => {
     await lite.transaction().execute(async (tx) => {
-      expect(messageOf(() => sqlStore(tx))).toContain('no transaction')
+      expect(messageOf(() => sqlStore(tx))).toContain('not a transaction')
     })
     const controlled = await lite.startTransaction().execute()
-    expect(messageOf(() => sqlStore(controlled))).toContain('no transaction')
+    expect(messageOf(() => sqlStore(controlled))).toContain('not a transaction')
     await controlled.rollback().execute()
   })
 })

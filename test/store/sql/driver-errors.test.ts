@@ -1,5 +1,21 @@
 import { ApiKeyError } from 'express-api-keys'
-import { answered, isBusy, storeError } from '../../../src/store/sql/driver-errors.js'
+import { postgresErrors } from '../../../src/store/sql/dialects/postgres.js'
+import { sqliteErrors } from '../../../src/store/sql/dialects/sqlite.js'
+import { type DriverErrors, storeError } from '../../../src/store/sql/driver-errors.js'
+
+/** Each with the codes and words that may be its own. What may come from either must be the same to both. */
+const DATABASES: readonly (readonly [own: RegExp, errors: DriverErrors])[] = [
+  [/^(?!.*sqlite|ERR_INVALID_STATE|.*database (connection )?is)/i, postgresErrors],
+  [/^(?![0-9A-DF-Z][0-9A-Z]{4} |.*(SASL|support SSL))/, sqliteErrors],
+]
+
+function known(error: unknown): ApiKeyError {
+  const { code = '', message = '' } = (error ?? {}) as { code?: string; message?: string }
+  const [first, ...others] = DATABASES.filter(([own]) => own.test(`${code} ${message}`)).map(([, errors]) => storeError(error, errors))
+  if (first === undefined) throw new Error('No database knows this error.')
+  for (const other of others) expect(other.code).toBe(first.code)
+  return first
+}
 
 /** As a driver throws it. */
 function thrown(code: string | undefined, fields: object = {}): Error {
@@ -7,10 +23,10 @@ function thrown(code: string | undefined, fields: object = {}): Error {
 }
 
 function codeOf(error: unknown): string {
-  const known = storeError(error)
-  expect(known).toBeInstanceOf(ApiKeyError)
-  expect(known.cause).toBe(error)
-  return known.code
+  const own = known(error)
+  expect(own).toBeInstanceOf(ApiKeyError)
+  expect(own.cause).toBe(error)
+  return own.code
 }
 
 test('what passes by itself is store_unavailable', () => {
@@ -34,7 +50,7 @@ test('what passes by itself is store_unavailable', () => {
     'driver has already been destroyed',
   ]
   for (const message of messages) expect([message, codeOf(new Error(message))]).toEqual([message, 'store_unavailable'])
-  for (const odd of [undefined, null, 'lost', 7, {}]) expect(storeError(odd)).toMatchObject({ code: 'store_unavailable', cause: odd })
+  for (const odd of [undefined, null, 'lost', 7, {}]) expect(known(odd)).toMatchObject({ code: 'store_unavailable', cause: odd })
 })
 
 test('a closed handle is a store that cannot be asked, whatever the driver makes of it', () => {
@@ -61,7 +77,7 @@ test.each([
 ])('%j is store_misconfigured, and says what to do: %s', (codes, sentence) => {
   for (const code of codes) {
     expect([code, codeOf(thrown(code))]).toEqual([code, 'store_misconfigured'])
-    expect(storeError(thrown(code)).message).toContain(sentence)
+    expect(known(thrown(code)).message).toContain(sentence)
   }
 })
 
@@ -75,7 +91,7 @@ test.each([
   ['cannot start a transaction within a transaction', 'a handle of its own'],
   ['near "returning": syntax error', 'cannot run a statement'],
 ])('SQLite has one code for every fault of a statement, so its words tell: %s', (message, sentence) => {
-  expect(storeError(thrown('SQLITE_ERROR', { message }))).toMatchObject({
+  expect(known(thrown('SQLITE_ERROR', { message }))).toMatchObject({
     code: 'store_misconfigured',
     message: expect.stringContaining(sentence),
   })
@@ -88,13 +104,13 @@ test('what pg itself refuses before it has asked is told by its words', () => {
 })
 
 test('a statement that PostgreSQL knows otherwise is the fault of a pooler; what a pooler says with the same code passes', () => {
-  expect(storeError(thrown('08P01', { routine: 'exec_bind_message' })).code).toBe('store_misconfigured')
-  expect(storeError(thrown('08P01', { severity: 'FATAL' })).code).toBe('store_unavailable')
+  expect(known(thrown('08P01', { routine: 'exec_bind_message' })).code).toBe('store_misconfigured')
+  expect(known(thrown('08P01', { severity: 'FATAL' })).code).toBe('store_unavailable')
 })
 
 test('a character that the database cannot hold is the fault of the request', () => {
   for (const code of ['22021', '22P05']) expect(codeOf(thrown(code))).toBe('invalid_request')
-  expect(storeError(thrown('22021')).message).toContain('a character that the database cannot store')
+  expect(known(thrown('22021')).message).toContain('a character that the database cannot store')
 })
 
 test('constraints, triggers and mistakes in programs are internal_error', () => {
@@ -108,7 +124,7 @@ test('constraints, triggers and mistakes in programs are internal_error', () => 
 })
 
 test('a right that a function of the application lacks is not taken for one of the store', () => {
-  const { code, message } = storeError(thrown('42501', { where: 'PL/pgSQL-Funktion audit() Zeile 3' }))
+  const { code, message } = known(thrown('42501', { where: 'PL/pgSQL-Funktion audit() Zeile 3' }))
   expect([code, message]).toEqual(['store_misconfigured', expect.stringContaining('trigger or function')])
 })
 
@@ -124,16 +140,25 @@ test('numbers of node:sqlite are the names of the others', () => {
   ] as const) {
     expect([errcode, codeOf(thrown('ERR_SQLITE_ERROR', { errcode }))]).toEqual([errcode, code])
   }
-  for (const errcode of [5, 261, 517, 6]) expect(isBusy(thrown('ERR_SQLITE_ERROR', { errcode }))).toBe(true)
-  expect([isBusy(thrown('SQLITE_BUSY_SNAPSHOT')), isBusy(thrown('SQLITE_FULL')), isBusy(new Error('busy'))]).toEqual([true, false, false])
+  for (const errcode of [5, 261, 517, 6]) expect(sqliteErrors.isBusy(thrown('ERR_SQLITE_ERROR', { errcode }))).toBe(true)
+  expect([
+    sqliteErrors.isBusy(thrown('SQLITE_BUSY_SNAPSHOT')),
+    sqliteErrors.isBusy(thrown('SQLITE_FULL')),
+    sqliteErrors.isBusy(new Error('busy')),
+  ]).toEqual([true, false, false])
 })
 
 test('an error of ours passes as it is', () => {
-  const known = new ApiKeyError('key_not_found', 'There is no such key.')
-  expect(storeError(known)).toBe(known)
+  const own = new ApiKeyError('key_not_found', 'There is no such key.')
+  expect(known(own)).toBe(own)
 })
 
 test('only what the database itself has said counts as an answer', () => {
-  for (const code of ['40001', '23505', '0A000', 'SQLITE_BUSY', 'SQLITE_FULL']) expect(answered(thrown(code))).toBe(true)
-  for (const code of ['08006', '57P01', 'EPIPE', 'ECONNRESET', 'SQLITE_IOERR_FSYNC', undefined]) expect(answered(thrown(code))).toBe(false)
+  for (const code of ['40001', '23505', '0A000']) expect(postgresErrors.refused(thrown(code))).toBe(true)
+  for (const code of ['SQLITE_BUSY', 'SQLITE_FULL']) expect(sqliteErrors.refused(thrown(code))).toBe(true)
+  for (const code of ['08006', '57P01']) expect(postgresErrors.refused(thrown(code))).toBe(false)
+  expect(sqliteErrors.refused(thrown('SQLITE_IOERR_FSYNC'))).toBe(false)
+  for (const { refused } of [postgresErrors, sqliteErrors]) {
+    for (const code of ['EPIPE', 'ECONNRESET', undefined]) expect(refused(thrown(code))).toBe(false)
+  }
 })

@@ -1,0 +1,132 @@
+import { clearTimeout, nextTurn, setTimeout } from '../../real-time.js'
+import { createBreaker } from './breaker.js'
+import type { Client, Link } from './clients.js'
+
+export type StateListener = (state: 'up' | 'down', cause?: unknown) => unknown
+
+/** The way to a Redis that may be in trouble: every command raced against a timer, and a pause after repeated failures. */
+export interface Connection {
+  /**
+   * What `read` makes of the reply, or undefined when there is none in time or one that makes no sense. Never rejects. A reply that comes
+   * later is lost; its command may still be carried out, so each command is one that may come late. `asking` wait for the reply.
+   */
+  run<T>(command: (link: Link) => Promise<unknown>, read: (reply: unknown) => T | undefined, asking?: number): Promise<T | undefined>
+  /** Whether Redis is left alone but for one command now and then. */
+  isLeftAlone(): boolean
+  close(): Promise<void>
+}
+
+/** Connects at the first command; until then there is no answer. */
+export function createConnection(client: Client, timeoutMs: number, onStateChange: StateListener = logState): Connection {
+  const breaker = createBreaker()
+  let link: Link | undefined
+  let closed = false
+  let state: 'up' | 'down' = 'up'
+
+  return {
+    isLeftAlone: breaker.isOpen,
+    async run(command, read, asking = 1) {
+      const connected = readyLink()
+      if (connected === undefined) return undefined
+      const pass = breaker.enter()
+      if (pass === undefined) return undefined
+      try {
+        const answer = read(await inTime(command(connected), timeoutMs))
+        if (answer === undefined) throw new Error('Redis gave a reply that makes no sense.')
+        breaker.succeeded()
+        tell('up')
+        return answer
+      } catch (cause) {
+        // A refusal is an answer too, if a bad one: nobody has waited in vain.
+        if (!breaker.failed(pass, client.isRefusal(cause) ? 1 : asking)) return undefined
+        tell('down', cause)
+        // A connection that went silent may stay so for a quarter of an hour, until TCP gives up: a new one knows better.
+        if (cause instanceof NoAnswer && !closed) {
+          breaker.droppedConnection()
+          connected.reconnect()
+        }
+        return undefined
+      }
+    },
+    async close() {
+      closed = true
+      if (link === undefined) return
+      link.close()
+      link = undefined
+      await nextTurn()
+    },
+  }
+
+  /** The connection, if it can be written to now. One that cannot costs nothing: the client goes on trying to connect by itself. */
+  function readyLink(): Link | undefined {
+    if (closed) return undefined
+    try {
+      link ??= open()
+    } catch (cause) {
+      tell('down', cause)
+      return undefined
+    }
+    if (link.hasEnded() && breaker.mayRevive()) link.connect()
+    return link.isReady() ? link : undefined
+  }
+
+  function open(): Link {
+    let lastError: unknown
+    return client.open(timeoutMs, {
+      error(error) {
+        lastError = error
+        // A wrong password is refused on a connection that stays open: no close says so.
+        if (client.isRefusal(error)) tell('down', error)
+      },
+      close() {
+        if (!breaker.closedConnection()) tell('down', lastError)
+      },
+      ready() {
+        lastError = undefined
+        breaker.readyConnection()
+      },
+    })
+  }
+
+  function tell(now: 'up' | 'down', cause?: unknown): void {
+    if (closed || now === state) return
+    state = now
+    // A listener's own trouble must not become an answer, nor end the process; it may be an async function.
+    try {
+      Promise.resolve(onStateChange(now, cause)).catch(complain)
+    } catch (failure) {
+      complain(failure)
+    }
+  }
+}
+
+class NoAnswer extends Error {}
+
+/** Our own timer: a client can leave a promise pending for ever. */
+function inTime<T>(work: Promise<T>, ms: number): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new NoAnswer(`Redis gave no answer within ${ms} ms.`)), ms)
+    timer.unref()
+    work.then(resolve, reject).finally(() => clearTimeout(timer))
+  })
+}
+
+function complain(failure: unknown): void {
+  console.error(`express-api-keys: onStateChange has failed: ${oneLine(failure)}`)
+}
+
+function logState(state: 'up' | 'down', cause?: unknown): void {
+  const why = cause === undefined ? '' : ` (${oneLine(cause)})`
+  const change = state === 'up' ? 'answers again.' : `has stopped answering${why}; requests go on without it.`
+  console.error(`express-api-keys: Redis ${change}`)
+}
+
+/** The name and the message alone: an error of a client carries the command with its arguments, and a message may name a URL with a password. */
+function oneLine(error: unknown): string {
+  const { name, message } = error instanceof Error ? error : { name: typeof error, message: '' }
+  return `${name} ${message}`
+    .replaceAll(/\s+/g, ' ')
+    .replaceAll(/\/\/[^/@\s]*@/g, '//')
+    .slice(0, 300)
+    .trim()
+}

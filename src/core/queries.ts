@@ -1,0 +1,68 @@
+import { ApiKeyError } from '../errors.js'
+import { refuseUnknown } from '../options.js'
+import type { KeyRow, Store } from '../store/store.js'
+import type { ApiKeys } from './api-keys.js'
+import { cursorOf, keyId, ownerText, pageLimit, positionOf } from './input.js'
+import { apiKey, keyEvent, type Page } from './key.js'
+
+/** Reads keys and their audit trails. Nothing here goes by a lease. */
+export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events'> {
+  return {
+    async get(id, scope = {}) {
+      checkQuery('get', scope, ['ownerId'])
+      return (await keyOf(id, scope))?.key
+    },
+
+    async list(query) {
+      checkQuery('list', query, ['ownerId', 'cursor', 'limit'])
+      const size = pageLimit(query.limit)
+      const rows = await store.keys({ ownerId: ownerText(query.ownerId), after: positionOf(query.cursor), limit: size + 1 })
+      return page(rows, size, apiKey, ({ createdAt, id }) => ({ at: createdAt, id }))
+    },
+
+    async events(query) {
+      checkQuery('events', query, ['id', 'ownerId', 'cursor', 'limit'])
+      const size = pageLimit(query.limit)
+      const after = positionOf(query.cursor)
+      const found = await keyOf(query.id, query)
+      if (found === undefined) return undefined
+      const rows = await store.events({ keyId: found.row.id, after, limit: size + 1 })
+      return page(rows, size, keyEvent, ({ at, id }) => ({ at, id }))
+    },
+  }
+
+  /** The key, where it is one of the owner that the query names. */
+  async function keyOf(
+    id: string,
+    scope: { readonly ownerId?: string },
+  ): Promise<{ readonly row: KeyRow; readonly key: ReturnType<typeof apiKey> } | undefined> {
+    const ownerId = ownerFilter(scope)
+    const row = (await store.key(keyId(id)))?.key
+    if (row === undefined || (ownerId !== undefined && row.ownerId !== ownerId)) return undefined
+    return { row, key: apiKey(row) }
+  }
+}
+
+function checkQuery(where: string, query: object, names: readonly string[]): void {
+  try {
+    refuseUnknown(query, names, where)
+  } catch (error) {
+    throw new ApiKeyError('invalid_request', (error as Error).message)
+  }
+}
+
+/** An `ownerId` that is present and undefined is refused: the boundary between owners must not depend on a value that was lost. */
+function ownerFilter(scope: { readonly ownerId?: string }): string | undefined {
+  return 'ownerId' in scope ? ownerText(scope.ownerId) : undefined
+}
+
+function page<Row, Item>(
+  rows: readonly Row[],
+  size: number,
+  item: (row: Row) => Item,
+  position: (row: Row) => { at: number; id: string },
+): Page<Item> {
+  const shown = rows.slice(0, size)
+  const last = shown.at(-1)
+  return { items: shown.map(item), nextCursor: rows.length > size && last !== undefined ? cursorOf(position(last)) : null }
+}

@@ -1,0 +1,14 @@
+import { ApiKeyError, type RejectionReason } from '../errors.js'
+
+/** One refusal for every credential that is not good: a stranger learns nothing from it. */
+export function invalidKey(reason?: RejectionReason | 'rotation_secret', keyId?: string): ApiKeyError {
+  return new ApiKeyError('invalid_key', 'The API key is not valid.', { reason, keyId })
+}
+
+export function keyNotFound(): ApiKeyError {
+  return new ApiKeyError('key_not_found', 'There is no such key.')
+}
+
+export function keyRevoked(): ApiKeyError {
+  return new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
+}

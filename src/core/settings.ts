@@ -1,0 +1,110 @@
+import type { Cache } from '../cache/cache.js'
+import { ApiKeyError } from '../errors.js'
+import { integerOption, refuseUnknown } from '../options.js'
+import type { Store } from '../store/store.js'
+import type { ApiKeysOptions } from './api-keys.js'
+import { type Clock, systemClock } from './clock.js'
+import { logError } from './report.js'
+import { type SecretFormat, secretFormat } from './secret.js'
+
+/** The options of `createApiKeys`, checked and with their defaults. */
+export interface Settings {
+  readonly store: Store
+  readonly cache: Cache | undefined
+  readonly clock: Clock
+  readonly onError: (error: ApiKeyError) => unknown
+  /** The current one first. */
+  readonly serverSecrets: readonly [Uint8Array, ...Uint8Array[]]
+  readonly format: SecretFormat
+  readonly environmentInSecret: boolean
+  readonly leaseMs: number
+  readonly replayWindowMs: number
+  readonly replayGraceMs: number
+  readonly waitForLease: boolean
+  readonly maxLeases: number
+}
+
+const OPTIONS = [
+  'store',
+  'serverSecret',
+  'cache',
+  'prefix',
+  'acceptedPrefixes',
+  'environmentInSecret',
+  'leaseMs',
+  'replayWindowMs',
+  'replayGraceMs',
+  'waitForLease',
+  'maxLeases',
+  'onError',
+  'clock',
+] as const satisfies readonly (keyof ApiKeysOptions)[]
+
+const MIN_SERVER_SECRET_BYTES = 32
+
+/** Throws `invalid_option` for an option that is missing, unknown or out of range. */
+export function settingsFrom(options: ApiKeysOptions): Settings {
+  refuseUnknown(options, OPTIONS, 'createApiKeys')
+  const { store, cache, clock = systemClock, onError = logError } = options
+  if (!isStore(store)) throw badOption('store must be a store, such as postgresStore(pool), sqliteStore(database) or memoryStore().')
+  if (cache !== undefined && typeof cache?.get !== 'function') throw badOption('cache must be a cache, such as redisCache(client).')
+  if (typeof onError !== 'function') throw badOption('onError must be a function.')
+  const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
+  return {
+    store,
+    cache,
+    clock,
+    onError,
+    serverSecrets: serverSecretOption(options.serverSecret),
+    format: secretFormat(prefixOption(options.prefix), environmentInSecret, acceptedPrefixesOption(options.acceptedPrefixes)),
+    environmentInSecret,
+    leaseMs: integerOption('leaseMs', options.leaseMs, 1_000, 50, 60_000),
+    replayWindowMs: integerOption('replayWindowMs', options.replayWindowMs, 600_000, 1_000, 86_400_000),
+    replayGraceMs: integerOption('replayGraceMs', options.replayGraceMs, 10_000, 0, 600_000),
+    waitForLease: booleanOption('waitForLease', options.waitForLease),
+    maxLeases: integerOption('maxLeases', options.maxLeases, 50_000, 100, 1_000_000),
+  }
+}
+
+function isStore(store: unknown): store is Store {
+  return typeof store === 'object' && store !== null && 'read' in store && 'transaction' in store && 'shared' in store
+}
+
+function serverSecretOption(secret: ApiKeysOptions['serverSecret']): Settings['serverSecrets'] {
+  const list = Array.isArray(secret) ? secret : [secret]
+  // Copied: an application may well wipe its own buffer once we have it.
+  const bytes = list.map((one: unknown) =>
+    typeof one === 'string' ? Buffer.from(one) : one instanceof Uint8Array ? Uint8Array.from(one) : undefined,
+  )
+  const [current, ...previous] = bytes.filter((one) => one !== undefined && one.byteLength >= MIN_SERVER_SECRET_BYTES) as Uint8Array[]
+  if (current === undefined || bytes.length !== previous.length + 1) {
+    throw badOption(
+      `serverSecret must be at least ${MIN_SERVER_SECRET_BYTES} bytes, or a list of such with the current one first; make one with: openssl rand -base64 32`,
+    )
+  }
+  return [current, ...previous]
+}
+
+function prefixOption(prefix: string | undefined): string {
+  if (prefix === undefined) return 'sk'
+  if (typeof prefix === 'string' && /^[a-z][a-z0-9_]{0,31}$/.test(prefix) && !prefix.endsWith('_') && !/^rot(_|$)/.test(prefix))
+    return prefix
+  throw badOption(
+    'prefix must be 1 to 32 lower-case letters, digits and inner "_", begin with a letter, and not be "rot" or "rot_…", such as "sk".',
+  )
+}
+
+function acceptedPrefixesOption(prefixes: readonly string[] | undefined): readonly string[] {
+  if (prefixes === undefined) return []
+  if (!Array.isArray(prefixes)) throw badOption('acceptedPrefixes must be a list of prefixes, such as ["sk"].')
+  return prefixes.map(prefixOption)
+}
+
+function booleanOption(name: string, value: boolean | undefined): boolean {
+  if (value === undefined || typeof value === 'boolean') return value ?? true
+  throw badOption(`${name} must be true or false.`)
+}
+
+function badOption(message: string): ApiKeyError {
+  return new ApiKeyError('invalid_option', message)
+}

@@ -1,0 +1,52 @@
+import type { RejectionReason } from '../../errors.js'
+import type { GenerationRow, KeyRow } from '../../store/store.js'
+import type { Rejected, Verified } from '../api-keys.js'
+import { type ApiKey, iso } from '../key.js'
+
+/** Why a secret that was good once is not accepted any more. */
+export type EndReason = 'rotated' | 'revoked' | 'expired'
+
+/** When a secret was replaced and when it ends, by the authority's clock. */
+export interface GracePeriod {
+  readonly replacedAt: number
+  readonly endsAt: number
+}
+
+/** Why a generation of a key is not accepted at this instant of the authority's clock, or undefined while it is. */
+export function endedBecause(key: KeyRow, generation: GenerationRow, at: number): EndReason | undefined {
+  if (generation.retiredAt !== null && !(generation.graceEndsAt !== null && at < generation.graceEndsAt))
+    return generation.retiredReason ?? 'rotated'
+  if (key.revokedAt !== null) return 'revoked'
+  if (key.expiresAt !== null && key.expiresAt <= at) return 'expired'
+  return undefined
+}
+
+/** The grace period of a generation that has one. */
+export function gracePeriod({ retiredAt, graceEndsAt }: GenerationRow): GracePeriod | undefined {
+  return retiredAt === null || graceEndsAt === null ? undefined : { endsAt: graceEndsAt, replacedAt: retiredAt }
+}
+
+export const REJECTED: { readonly [reason in RejectionReason]: Rejected } = {
+  malformed: Object.freeze({ ok: false, reason: 'malformed' }),
+  unknown: Object.freeze({ ok: false, reason: 'unknown' }),
+  expired: Object.freeze({ ok: false, reason: 'expired' }),
+  revoked: Object.freeze({ ok: false, reason: 'revoked' }),
+  rotated: Object.freeze({ ok: false, reason: 'rotated' }),
+}
+
+export const malformed: Rejected = REJECTED.malformed
+
+export function verified(key: ApiKey, grace: GracePeriod | undefined, live: () => boolean): Verified {
+  if (grace === undefined) return Object.freeze({ ok: true, key, live })
+  return Object.freeze({ ok: true, key, grace: { replacedAt: iso(grace.replacedAt), expiresAt: iso(grace.endsAt) }, live })
+}
+
+/** For how much of `leaseMs` a verdict may be relied on: it outlives neither its key nor a grace period. */
+export function lifeMsOf(key: KeyRow, grace: GracePeriod | undefined, leaseMs: number, at: number): number {
+  return Math.min(leaseMs, (key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace?.endsAt ?? Number.POSITIVE_INFINITY) - at)
+}
+
+/** What is waited beyond a lease, for clocks that run at slightly different speeds. */
+export function marginMs(leaseMs: number): number {
+  return Math.max(50, leaseMs / 100)
+}

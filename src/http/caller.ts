@@ -1,0 +1,64 @@
+import type { Request } from 'express'
+import type { AnyApiKeys, Operator } from '../core/api-keys.js'
+import type { Internals } from '../core/internals.js'
+import { invalidKey } from '../core/refusals.js'
+import { digestOf } from '../core/secret.js'
+import { ApiKeyError } from '../errors.js'
+import type { Operators } from './operator-jwt.js'
+import { synchronous } from './problem.js'
+import { credentialOf, type Source } from './source.js'
+
+/** Who asks: the key of a secret, which nobody has authenticated yet, or an operator, who has been. */
+export type Caller = { readonly secret: string } | { readonly operator: Operator }
+
+/** Who asks, or why that cannot be told. */
+export type Identified = { readonly caller: Caller } | { readonly refusal: unknown }
+
+const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
+
+/** Tells who asks, with no I/O. What looks like a secret is one, whoever the operators are. */
+export function identify(req: Request, keys: AnyApiKeys, source: Source, operators: Operators | undefined): Identified {
+  try {
+    const token = credentialOf(req, source)
+    if (keys.wellFormed(token)) return { caller: { secret: token } }
+    if (operators === undefined || !JWT.test(token)) return { refusal: invalidKey('malformed') }
+    return { caller: { operator: synchronous(operators.authenticate(token), 'authenticate()') } }
+  } catch (refusal) {
+    return { refusal }
+  }
+}
+
+/** The id of the caller's key, where this instance has met its secret lately and it was good then. No I/O, and no verdict. */
+export function familiarKey(internals: Internals, caller: Caller): string | undefined {
+  return 'secret' in caller ? internals.familiar(caller.secret) : undefined
+}
+
+/**
+ * Whose requests are counted together: those of a key, also across its rotations, where this instance knows the key. Never the secret itself:
+ * the name goes to a shared counter.
+ */
+export function countedAs(internals: Internals, caller: Caller): string {
+  if ('operator' in caller) return `operator:${digestOf(JSON.stringify([caller.operator.issuer, caller.operator.subject]))}`
+  return familiarKey(internals, caller) ?? digestOf(caller.secret)
+}
+
+/** The owner that an operator acts for: the one it names, or its only one. Undefined for a key, which acts for its own and names none. */
+export function ownerOf(caller: Caller, named: unknown): string | undefined {
+  if (!('operator' in caller)) {
+    if (named !== undefined) throw new ApiKeyError('invalid_request', 'ownerId is for operators; a key acts for its own owner.')
+    return undefined
+  }
+  const { owners } = caller.operator
+  const [only, ...more] = owners === 'all' ? [] : owners
+  const ownerId = named ?? (more.length === 0 ? only : undefined)
+  if (typeof ownerId !== 'string') {
+    throw new ApiKeyError('invalid_request', 'Say which owner: this token names none, or several. Send ownerId.')
+  }
+  if (!mayActFor(caller, ownerId)) throw new ApiKeyError('insufficient_scope', 'This token does not name that owner.')
+  return ownerId
+}
+
+/** Whether an operator's token names this owner. True for a key, which acts for its own owner only. */
+export function mayActFor(caller: Caller, ownerId: string): boolean {
+  return !('operator' in caller) || caller.operator.owners === 'all' || caller.operator.owners.includes(ownerId)
+}

@@ -1,0 +1,36 @@
+import type { Request } from 'express'
+import type { Verified, VerifyResult } from '../core/api-keys.js'
+import type { Internals } from '../core/internals.js'
+import { invalidKey } from '../core/refusals.js'
+import { ApiKeyError, failureHeaders } from '../errors.js'
+import { integerOption } from '../options.js'
+import { DEFAULT_FAILURES_PER_MINUTE, type FailureGuard } from './limits/failure-guard.js'
+import { originOf } from './origin.js'
+
+/** The option `failuresPerMinute`, checked. */
+export function failuresOption(value: number | false | undefined): number | false {
+  return value === false ? false : integerOption('failuresPerMinute', value, DEFAULT_FAILURES_PER_MINUTE, 1, 1_000_000)
+}
+
+/** Refuses to look up another unknown secret for an address that keeps presenting bad ones. Throws `rate_limited`. */
+export function refuseFlood(internals: Internals, guard: FailureGuard, max: number | false, req: Request, secret: string): void {
+  if (max === false || internals.familiar(secret) !== undefined) return
+  const blockedFor = guard.blockedFor(req, max)
+  if (blockedFor !== undefined) throw rateLimited('Too many bad API keys came from this address; try again later.', blockedFor)
+}
+
+export function rateLimited(message: string, retryAfterSeconds: number, cause?: unknown): ApiKeyError {
+  return new ApiKeyError('rate_limited', message, { cause, headers: failureHeaders('rate_limited', { retryAfterSeconds }) })
+}
+
+/** The process may have been paused, after the verdict, for longer than its lease. */
+export function verdictTooLate(): ApiKeyError {
+  return new ApiKeyError('store_unavailable', 'No verdict came back in time to be relied on.')
+}
+
+/** The verdict on a good secret. Throws `invalid_key` for a bad one, with one answer for all of them: nobody learns that it once was good. */
+export function accepted(internals: Internals, req: Request, secret: string, result: VerifyResult): Verified {
+  if (result.ok) return result
+  if (result.reason === 'rotated' || result.reason === 'revoked') internals.refused(secret, originOf(req))
+  throw invalidKey(result.reason)
+}

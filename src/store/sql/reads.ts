@@ -1,0 +1,160 @@
+import { sql } from 'kysely'
+import { ApiKeyError } from '../../errors.js'
+import { wallMs } from '../../real-time.js'
+import type { ReplayAnswer, Store } from '../store.js'
+import type { Database } from './database.js'
+import { standbyAnswered, storeError } from './driver-errors.js'
+import { type Answered, generationOf, keyOf, type ReadQuery, readQuery, replayOf, replaysQuery } from './read-query.js'
+import { refuseHiding } from './row-security.js'
+import { eventRow, generationRow, keyRow } from './rows.js'
+import { moment, tooLate, within } from './timeouts.js'
+
+type Reads = Pick<Store, 'read' | 'replays' | 'key' | 'keys' | 'events'>
+
+/** What a store does outside of transactions. */
+export function reads(database: Database): Reads {
+  const read = reading(database)
+  const replays = readingReplays(database)
+  return {
+    read: (digests) => bounded(database, () => read(digests)),
+    replays: (ids) => bounded(database, () => replays(ids)),
+    key: (id) => bounded(database, () => key(database, id)),
+    keys: (query) => bounded(database, () => keys(database, query)),
+    events: (query) => bounded(database, () => events(database, query)),
+  }
+}
+
+/** Rejects what is not done in time. A read that meets a lock, such as that of SQLite's switch to WAL, waits for it. */
+export function bounded<T>(database: Database, work: () => Promise<T>, ms: number = database.timeouts.readTimeoutMs): Promise<T> {
+  const { errors } = database.dialect
+  let over = false
+  const asked = async (): Promise<T> => {
+    for (;;) {
+      try {
+        return await work()
+      } catch (error) {
+        if (!errors.isBusy(error) || over) throw error
+        await moment()
+      }
+    }
+  }
+  const late = (): ApiKeyError => {
+    over = true
+    return tooLate()
+  }
+  return within(ms, asked(), late, database.missed).catch((error) => Promise.reject(storeError(error, errors)))
+}
+
+function reading(database: Database): Reads['read'] {
+  const { rowSecurity } = database.dialect
+  const query = readQuery(database, rowSecurity.mayHide(['express_api_key_generations', 'express_api_keys']))
+  const careful = readQuery(database, rowSecurity.hides)
+  return async (digests) => {
+    const before = wallMs()
+    const rows = await complete(database, { query, careful }, digests, (row) => row.k_id !== null)
+    const first = answeredByPrimary(rows[0])
+    const found = rows.flatMap((row) => {
+      const [key, generation] = [keyOf(row), generationOf(row)]
+      return key === undefined || generation === undefined ? [] : [{ key, generation }]
+    })
+    return { at: instantOf(first, before), storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
+  }
+}
+
+function readingReplays(database: Database): Reads['replays'] {
+  const { rowSecurity } = database.dialect
+  const query = replaysQuery(database, rowSecurity.mayHide(['express_api_key_replays', 'express_api_key_generations']))
+  const careful = replaysQuery(database, rowSecurity.hides)
+  return async (ids): Promise<ReplayAnswer> => {
+    const before = wallMs()
+    const isWhole = (row: { r_id: unknown; r_generation: unknown; g_digest: unknown }): boolean =>
+      row.r_id !== null && (row.r_generation === null || row.g_digest !== null)
+    const rows = await complete(database, { query, careful }, ids, isWhole)
+    const first = answeredByPrimary(rows[0])
+    const found = rows.flatMap((row) => {
+      const record = replayOf(row)
+      return record === undefined ? [] : [{ record, made: generationOf(row) }]
+    })
+    return { at: instantOf(first, before), waitMs: Math.max(Number(first.lease_ms), Number(first.earlier_lease_ms)), found }
+  }
+}
+
+async function key(database: Database, id: string): ReturnType<Reads['key']> {
+  const row = await database.db.selectFrom('express_api_keys').selectAll().where('id', '=', id).executeTakeFirst()
+  const generation =
+    row &&
+    (await database.db
+      .selectFrom('express_api_key_generations')
+      .selectAll()
+      .where('key_id', '=', id)
+      .orderBy('generation', 'desc')
+      .limit(1)
+      .executeTakeFirst())
+  if (row && generation) return { key: keyRow(row), generation: generationRow(generation) }
+  await refuseMissing(database)
+  return undefined
+}
+
+async function keys(database: Database, { ownerId, after, limit }: Parameters<Reads['keys']>[0]): ReturnType<Reads['keys']> {
+  const rows = await database.db
+    .selectFrom('express_api_keys')
+    .selectAll()
+    .where('owner_id', '=', ownerId)
+    .$if(after !== undefined, (query) => query.where(sql<boolean>`(created_at, id) < (${after?.at}, ${after?.id})`))
+    .orderBy('created_at', 'desc')
+    .orderBy('id', 'desc')
+    .limit(limit)
+    .execute()
+  if (rows.length < limit) await refuseMissing(database)
+  return rows.map(keyRow)
+}
+
+async function events(database: Database, { keyId, after, limit }: Parameters<Reads['events']>[0]): ReturnType<Reads['events']> {
+  const rows = await database.db
+    .selectFrom('express_api_key_events')
+    .selectAll()
+    .where('key_id', '=', keyId)
+    .$if(after !== undefined, (query) => query.where(sql<boolean>`(at, id) < (${after?.at}, ${after?.id})`))
+    .orderBy('at', 'desc')
+    .orderBy('id', 'desc')
+    .limit(limit)
+    .execute()
+  if (rows.length < limit) await refuseMissing(database)
+  return rows.map(eventRow)
+}
+
+/**
+ * The rows of a read. Where some are missing and row-level security may be what hides them, it is asked again with what is hidden in the
+ * same statement: between two, somebody could let the role see them, and a live key would pass for one that never was.
+ */
+async function complete<Row extends Answered>(
+  database: Database,
+  { query, careful }: { readonly query: ReadQuery<Row>; readonly careful: ReadQuery<Row> },
+  ids: readonly string[],
+  isWhole: (row: Row) => boolean,
+): Promise<readonly Row[]> {
+  const rows = await query(ids)
+  const [first] = rows
+  if (first === undefined) await refuseMissing(database)
+  if (first === undefined || first.hidden === '' || rows.filter(isWhole).length >= ids.length) return rows
+  const again = await careful(ids)
+  refuseHiding(again[0]?.hidden)
+  return again
+}
+
+/** What is not there may only be hidden. */
+function refuseMissing({ db, dialect }: Database): Promise<void> {
+  return dialect.rowSecurity.refuseHidden(db)
+}
+
+/** The first row of a read, which has the settings in it. */
+function answeredByPrimary<Row extends Answered>(first: Row | undefined): Row {
+  if (first === undefined) throw new ApiKeyError('store_misconfigured', 'The settings row is missing; call keys.migrate() first.')
+  if (Number(first.standby) !== 0) throw standbyAnswered()
+  return first
+}
+
+/** Whatever a read does not show is committed later than this: see `Dialect.readClock`. */
+function instantOf({ at }: Answered, before: number): number {
+  return at === null ? before : Number(at)
+}

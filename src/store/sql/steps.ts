@@ -1,0 +1,198 @@
+import type { Kysely } from 'kysely'
+import type { ApiKeyError } from '../../errors.js'
+import type { Store, StoreTransaction } from '../store.js'
+import type { Database } from './database.js'
+import type { Dialect } from './dialect.js'
+import { storeError } from './driver-errors.js'
+import {
+  eventColumns,
+  type GenerationTable,
+  generationColumns,
+  generationRow,
+  keyColumns,
+  keyRow,
+  replayColumns,
+  replayRow,
+  type Tables,
+} from './rows.js'
+import { inTransaction } from './transaction.js'
+
+/** The transactions of the core. */
+export function transactions(database: Database): Store['transaction'] {
+  const { dialect } = database
+  return (work) =>
+    inTransaction(database, async (on) => {
+      let failed: ApiKeyError | undefined
+      const note = (error: ApiKeyError): void => {
+        failed ??= error
+      }
+      const result = await work(translated(steps(on, dialect), dialect, note))
+      // PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and says no more about it.
+      if (failed !== undefined) throw failed
+      return result
+    })
+}
+
+/** What a transaction can do, over the connection that it has. */
+export function steps(on: Kysely<Tables>, dialect: Dialect): StoreTransaction {
+  return {
+    now: () => dialect.now(on),
+
+    async waitMs() {
+      const query = dialect.forShare(on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1))
+      const row = await query.executeTakeFirstOrThrow()
+      return Math.max(Number(row.lease_ms), Number(row.earlier_lease_ms))
+    },
+
+    lockName: (name) => dialect.lockName(on, name),
+
+    ...keySteps(on, dialect),
+    ...generationSteps(on, dialect),
+    ...replaySteps(on),
+
+    async appendEvent(row) {
+      await on.insertInto('express_api_key_events').values(eventColumns(row)).execute()
+    },
+  }
+}
+
+/** What the driver throws becomes an error of ours at each step, so that what `work` throws itself can pass as it is. */
+function translated(steps: StoreTransaction, { errors }: Dialect, failed: (error: ApiKeyError) => void): StoreTransaction {
+  const entries = Object.entries(steps).map(([name, step]: [string, (...args: never[]) => Promise<unknown>]) => [
+    name,
+    (...args: never[]) =>
+      step(...args).catch((error: unknown) => {
+        const known = storeError(error, errors)
+        failed(known)
+        throw known
+      }),
+  ])
+  return Object.fromEntries(entries) as StoreTransaction
+}
+
+function keySteps(on: Kysely<Tables>, dialect: Dialect): Pick<StoreTransaction, 'lockKeys' | 'insertKey' | 'updateKey'> {
+  return {
+    async lockKeys(ids) {
+      if (ids.length === 0) return []
+      const query = on
+        .selectFrom('express_api_keys')
+        .selectAll()
+        .where('id', 'in', [...ids])
+        .orderBy('id')
+      return (await dialect.forUpdate(query).execute()).map(keyRow)
+    },
+
+    async insertKey(row) {
+      await on.insertInto('express_api_keys').values(keyColumns(row)).execute()
+    },
+
+    async updateKey(row) {
+      const {
+        id,
+        owner_id: _owner,
+        environment: _environment,
+        created_at: _created,
+        last_used_at: _at,
+        last_used_ip: _ip,
+        last_used_user_agent: _agent,
+        ...changes
+      } = keyColumns(row)
+      await on.updateTable('express_api_keys').set(changes).where('id', '=', id).execute()
+    },
+  }
+}
+
+function generationSteps(
+  on: Kysely<Tables>,
+  dialect: Dialect,
+): Pick<StoreTransaction, 'generation' | 'generationOf' | 'insertGeneration' | 'retireGenerations' | 'lowerGrace'> {
+  return {
+    async generation(digest) {
+      const row = await on.selectFrom('express_api_key_generations').selectAll().where('digest', '=', digest).executeTakeFirst()
+      return row && generationRow(row)
+    },
+
+    async generationOf(keyId, generation) {
+      const row = await on
+        .selectFrom('express_api_key_generations')
+        .selectAll()
+        .where('key_id', '=', keyId)
+        .where('generation', '=', generation)
+        .executeTakeFirst()
+      return row && generationRow(row)
+    },
+
+    async insertGeneration(row) {
+      await on.insertInto('express_api_key_generations').values(generationColumns(row)).execute()
+    },
+
+    async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
+      // Locked before they are changed, since not every database says which rows an update has changed.
+      const query = on
+        .selectFrom('express_api_key_generations')
+        .select(['digest', 'retired_at', 'grace_ends_at'])
+        .where('key_id', '=', keyId)
+        .where((is) => is.or([is('retired_at', 'is', null), is('grace_ends_at', 'is not', null)]))
+        .orderBy('generation')
+      const locked = await dialect.forUpdate(query).execute()
+      const isOver = ({ grace_ends_at: end }: { grace_ends_at: number | null }): boolean => end !== null && Number(end) <= at
+      const over = locked.filter(isOver).map(({ digest }) => digest)
+      const accepted = locked.filter((row) => row.retired_at === null || !isOver(row)).map(({ digest }) => digest)
+      const update = (digests: readonly string[], change: Partial<GenerationTable>): Promise<unknown> =>
+        on.updateTable('express_api_key_generations').set(change).where('digest', 'in', digests).execute()
+      // What is over stays over: a clock that is set back would have it begin again.
+      if (over.length > 0) await update(over, { grace_ends_at: null })
+      if (accepted.length > 0)
+        await update(accepted, { retired_at: at, retired_by: by, retired_reason: reason, grace_ends_at: graceEndsAt })
+      return accepted
+    },
+
+    async lowerGrace(keyId, generation, { from, to }) {
+      await on
+        .updateTable('express_api_key_generations')
+        .set({ grace_ends_at: to })
+        .where('key_id', '=', keyId)
+        .where('generation', '=', generation)
+        .where('grace_ends_at', '=', from)
+        .where('grace_ends_at', '>', to)
+        .execute()
+    },
+  }
+}
+
+function replaySteps(on: Kysely<Tables>): Pick<StoreTransaction, 'replay' | 'insertReplay' | 'reseal' | 'eraseReplays'> {
+  return {
+    async replay(ids) {
+      const row = await on
+        .selectFrom('express_api_key_replays')
+        .selectAll()
+        .where('id', 'in', [...ids])
+        .executeTakeFirst()
+      return row && replayRow(row)
+    },
+
+    async insertReplay(row) {
+      await on.insertInto('express_api_key_replays').values(replayColumns(row)).execute()
+    },
+
+    async reseal(replayId, { from, to }) {
+      const { numUpdatedRows } = await on
+        .updateTable('express_api_key_replays')
+        .set({ sealed: to })
+        .where('id', '=', replayId)
+        .where('sealed', '=', from)
+        .executeTakeFirst()
+      return numUpdatedRows > 0n
+    },
+
+    async eraseReplays(keyId, exceptId) {
+      await on
+        .updateTable('express_api_key_replays')
+        .set({ sealed: null })
+        .where((is) => is.or([is('key_id', '=', keyId), is('caller_id', '=', keyId)]))
+        .where('sealed', 'is not', null)
+        .$if(exceptId !== null, (query) => query.where('id', '!=', exceptId ?? ''))
+        .execute()
+    },
+  }
+}

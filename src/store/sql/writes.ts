@@ -1,0 +1,123 @@
+import { type Kysely, sql } from 'kysely'
+import type { KeyUse, LeaseChange, Store } from '../store.js'
+import type { Database } from './database.js'
+import { type LastUse, recordUse } from './last-use.js'
+import type { Tables } from './rows.js'
+import { steps } from './steps.js'
+import { inOwnTransaction } from './transaction.js'
+
+type Writes = Pick<Store, 'markFirstUse' | 'settleFirstUse' | 'recordUses' | 'settle' | 'eraseSeals' | 'setLease' | 'settleLease'>
+
+/**
+ * What a store writes by itself. Single statements open a transaction like all others, whatever the defaults of the role or the database. On SQLite
+ * they too take the write lock first: a statement that meets it halfway fails.
+ */
+export function writes(database: Database): Writes {
+  const own = <T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> => inOwnTransaction(database, work)
+  return {
+    markFirstUse: (digest) => own((on) => markFirstUse(database, on, digest)),
+
+    settleFirstUse: (digest) =>
+      own(async (on) => {
+        await on.updateTable('express_api_key_generations').set({ retires_earlier: 0 }).where('digest', '=', digest).execute()
+      }),
+
+    recordUses: (uses) => recordUses(database, uses),
+    settle: (replayId, agoMs) => own((on) => settle(database, on, replayId, agoMs)),
+    eraseSeals: () => own((on) => eraseSeals(database, on)),
+    setLease: (leaseMs) => own((on) => setLease(database, on, leaseMs)),
+
+    settleLease: (version) =>
+      own(async (on) => {
+        await on
+          .updateTable('express_api_key_settings')
+          .set({ earlier_lease_ms: 0 })
+          .where('id', '=', 1)
+          .where('lease_version', '=', version)
+          .execute()
+      }),
+  }
+}
+
+async function markFirstUse({ dialect }: Database, on: Kysely<Tables>, digest: string): ReturnType<Writes['markFirstUse']> {
+  const tx = steps(on, dialect)
+  const found = await tx.generation(digest)
+  if (found === undefined) return { retired: [], waitMs: 0 }
+  // The key's row first, as every mutation does: otherwise this and a rotation could wait for each other.
+  if (found.retiresEarlier) await tx.lockKeys([found.keyId])
+  const now = await dialect.now(on)
+  const generations = on.updateTable('express_api_key_generations')
+  await generations.set({ first_used_at: now }).where('digest', '=', digest).where('first_used_at', 'is', null).execute()
+  if (!found.retiresEarlier) return { retired: [], waitMs: 0 }
+  const earlier = generations.where('key_id', '=', found.keyId).where('generation', '<', found.generation)
+  await earlier.set({ grace_ends_at: null }).where('grace_ends_at', 'is not', null).execute()
+  const retired = await on
+    .selectFrom('express_api_key_generations')
+    .select('digest')
+    .where('key_id', '=', found.keyId)
+    .where('generation', '=', found.generation - 1)
+    .execute()
+  return { retired: retired.map((row) => row.digest), waitMs: await tx.waitMs() }
+}
+
+async function recordUses(database: Database, uses: readonly KeyUse[]): Promise<void> {
+  if (uses.length === 0) return
+  const { dialect } = database
+  const left = await inOwnTransaction(database, async (on) => {
+    const now = await dialect.now(on)
+    const latest = new Map<string, LastUse>(
+      [...uses].sort((a, b) => b.agoMs - a.agoMs).map((use) => [use.keyId, { ...use, at: Math.floor(now - use.agoMs) }]),
+    )
+    return dialect.recordUses(on, [...latest.values()])
+  })
+  // One transaction each: these wait for a key that somebody is changing, and hold no other meanwhile.
+  for (const use of left) await inOwnTransaction(database, (on) => recordUse(on, use))
+}
+
+async function settle({ dialect }: Database, on: Kysely<Tables>, replayId: string, agoMs: number): Promise<void> {
+  const now = await dialect.now(on)
+  const committedAt = Math.floor(now - agoMs)
+  const ends = sql<number>`case when expires_at < ${committedAt} + window_ms then expires_at else ${committedAt} + window_ms end`
+  await on
+    .updateTable('express_api_key_replays')
+    .set({ settled_at: now, expires_at: ends })
+    .where('id', '=', replayId)
+    .where('settled_at', 'is', null)
+    .execute()
+}
+
+async function eraseSeals({ dialect }: Database, on: Kysely<Tables>): Promise<void> {
+  const now = await dialect.now(on)
+  await on
+    .updateTable('express_api_key_replays as r')
+    .set({ sealed: null })
+    .where('r.sealed', 'is not', null)
+    .where((is) =>
+      is.or([
+        is('r.expires_at', '<=', now),
+        is.exists(
+          is
+            .selectFrom('express_api_key_generations as g')
+            .select('g.digest')
+            .whereRef('g.key_id', '=', 'r.key_id')
+            .whereRef('g.generation', '=', 'r.generation')
+            .where(sql<boolean>`g.first_used_at + r.grace_ms <= ${now}`),
+        ),
+      ]),
+    )
+    .execute()
+}
+
+async function setLease({ dialect }: Database, on: Kysely<Tables>, leaseMs: number): Promise<LeaseChange> {
+  const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
+  const row = await dialect.forUpdate(query).executeTakeFirstOrThrow()
+  const [old, earlier, version] = [Number(row.lease_ms), Number(row.earlier_lease_ms), Number(row.lease_version)]
+  if (old === leaseMs) return { waitMs: earlier, version }
+  const change = leaseMs > old ? { waitMs: earlier, version } : { waitMs: Math.max(old, earlier), version: version + 1 }
+  await on
+    .updateTable('express_api_key_settings')
+    .set({ lease_ms: leaseMs, earlier_lease_ms: change.waitMs, lease_version: change.version })
+    .where('id', '=', 1)
+    .execute()
+  return change
+}
