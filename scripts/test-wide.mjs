@@ -17,7 +17,7 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
   writeFileSync(STAMP, wanted)
 }
 
-// The clients in Python, curl and the browser are the system's. Without Python or Chromium the tests leave theirs out, and say so.
+// Python, curl and the browser are the system's. Without Python or Chromium the tests skip what needs them, and say so.
 const there = (/** @type {string} */ command, /** @type {string[]} */ ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
@@ -40,7 +40,7 @@ if (missing.length > 0 && there('apt-get', '--version')) {
 
 mkdirSync('.tmp', { recursive: true })
 run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile=.tmp/jest-wide.json', ...process.argv.slice(2))
-// With arguments, only some of the tests in that folder are wanted.
+// With arguments somebody is after some of the tests in that folder only.
 if (process.argv.length === 2) {
   process.env.LONG_TESTS = 'true'
   run('npx', 'jest', '--json', '--outputFile=.tmp/jest-long.json')
