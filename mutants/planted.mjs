@@ -882,6 +882,14 @@ export const FAULTS = [
   },
   {
     promise: 'limits',
+    name: 'an instance that has not met a key counts it apart',
+    file: 'src/http/caller.ts',
+    find: '(await internals.keyIdOf(caller.secret)) ?? digestOf(caller.secret)',
+    replace: 'familiarKey(internals, caller) ?? digestOf(caller.secret)',
+    tests: [['test/http/limits/route-limits.test.ts', 'of a key is one limit, whichever instance']],
+  },
+  {
+    promise: 'limits',
     name: 'a slot of a window is dated by its first hit',
     file: 'src/http/limits/window.ts',
     find: 'return [...window.slice(0, -1), { last: now, hits: newest.hits + 1 }]',

@@ -23,7 +23,7 @@ import { reports } from './report.js'
 import { digestOf } from './secret.js'
 import { type Settings, settingsFrom } from './settings.js'
 import { type Leases, leases as leaseTable } from './verify/lease.js'
-import { malformed } from './verify/verdict.js'
+import { endedBecause, malformed } from './verify/verdict.js'
 
 /**
  * Makes API keys over a store: issue, verify, rotate, revoke. It connects to nothing and starts nothing by itself.
@@ -135,11 +135,24 @@ function engineOf(settings: Settings): Engine {
       life.command(() => runner.auditRefusedSecret(digestOf(secret), origin)).catch(report)
     },
     familiar: (secret) => (format.wellFormed(secret) ? leases.familiar(digestOf(secret)) : undefined),
+    async keyIdOf(secret) {
+      if (!format.wellFormed(secret)) return undefined
+      const digest = digestOf(secret)
+      return leases.familiar(digest) ?? life.command(() => metKey(leases, digest)).catch(() => undefined)
+    },
     report,
     clock,
     counters: countersOf(cache, serverSecrets[0]),
   }
   return { store, leases, listeners, rotationSecrets, runner, life, internals }
+}
+
+/** The id of the key of a digest that is good by the authority. From here on this instance has met it. */
+async function metKey(leases: Leases, digest: string): Promise<string | undefined> {
+  const { at, found } = await leases.look(digest)
+  if (found === undefined || endedBecause(found.key, found.generation, at) !== undefined) return undefined
+  leases.introduce(digest, found.key.id)
+  return found.key.id
 }
 
 function commandsOf(

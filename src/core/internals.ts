@@ -16,6 +16,11 @@ export interface Internals {
   refused(secret: string, origin: Origin): void
   /** The id of the key that a secret belongs to, where this instance has met it lately and it was good then. No I/O, and no verdict. */
   familiar(secret: string): string | undefined
+  /**
+   * The id of the key of a secret that is good, which the store is asked for where this instance has not met it. That is no use of the secret. Undefined
+   * for a bad secret, and where the store cannot be asked. Never rejects.
+   */
+  keyIdOf(secret: string): Promise<string | undefined>
   /** Hands a failure to `onError`. Never throws. */
   report(error: unknown): void
   /** The clock that was given, or the machine's. */

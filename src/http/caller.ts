@@ -34,12 +34,12 @@ export function familiarKey(internals: Internals, caller: Caller): string | unde
 }
 
 /**
- * Whose requests are counted together: those of a key, also across its rotations, where this instance knows the key. Never the secret itself:
- * the name goes to a shared counter.
+ * Whose requests are counted together: those of a key, across its rotations and whichever instance they reach, so an instance that has not met the secret
+ * asks the store whose it is. Bad secrets are counted each for itself. Never the secret itself: the name goes to a shared counter.
  */
-export function countedAs(internals: Internals, caller: Caller): string {
+export async function countedAs(internals: Internals, caller: Caller): Promise<string> {
   if ('operator' in caller) return `operator:${digestOf(JSON.stringify([caller.operator.issuer, caller.operator.subject]))}`
-  return familiarKey(internals, caller) ?? digestOf(caller.secret)
+  return (await internals.keyIdOf(caller.secret)) ?? digestOf(caller.secret)
 }
 
 /** The owner that an operator acts for: the one it names, or its only one. Undefined for a key, which acts for its own and names none. */

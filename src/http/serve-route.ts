@@ -124,7 +124,7 @@ async function allowanceOf(
   again: Repetition | undefined,
 ): Promise<Allowance> {
   if (limit === undefined) return UNLIMITED
-  const name = limit.by === 'ip' || !('caller' in identified) ? network(req) : countedAs(internals, identified.caller)
+  const name = limit.by === 'ip' || !('caller' in identified) ? network(req) : await countedAs(internals, identified.caller)
   const { within, retryAfterSeconds, takeBack } = await limit.bucket.hit(req, res, name)
   if (!within && again === undefined) throw tooMany(retryAfterSeconds)
   return { only: within ? undefined : 'replay', retryAfterSeconds, takeBack }

@@ -332,6 +332,20 @@ describe('a limit', () => {
     for (let n = 0; n < 5; n++) expect((await ask('lost', ELSEWHERE)).body).toEqual(lost.body)
   })
 
+  test('of a key is one limit, whichever instance made the key, has met its secret or rotates it', async () => {
+    const [redis, store] = [await startRedis(), memoryStore()]
+    const instances = [await sharing(redis, 3, store, 'credential'), await sharing(redis, 3, store, 'credential')]
+    const maker = await serveContract(narrow({ max: 3, windowMs: 60_000, by: 'credential' }), store)
+    let secret = await issue(maker)
+    const statuses = []
+    for (let n = 0; n < 6; n++) {
+      const { status, body } = await (instances[n % 2] as Serving).send({ ...ROTATE, secret })
+      statuses.push(status)
+      if (status === 200) secret = body.api_key as string
+    }
+    expect(statuses).toEqual([200, 200, 200, 429, 429, 429])
+  })
+
   test('counts what is asked with a dead secret on its own, and not as the key it was of', async () => {
     const here = await serveContract(narrow({ max: 3, windowMs: 60_000, by: 'credential' }), memoryStore())
     const dead = await issue(here)
@@ -361,7 +375,12 @@ function narrow(limit: Limit): Contract {
 }
 
 /** An instance that counts in Redis; it is connected. */
-async function sharing(redis: TestRedis, max: number, store = memoryStore()): Promise<Serving & { answering(): Promise<void> }> {
+async function sharing(
+  redis: TestRedis,
+  max: number,
+  store = memoryStore(),
+  by: Limit['by'] = 'ip',
+): Promise<Serving & { answering(): Promise<void> }> {
   const client = new Redis(redis.url)
   client.on('error', () => {})
   atEnd(async () => client.disconnect())
@@ -369,7 +388,7 @@ async function sharing(redis: TestRedis, max: number, store = memoryStore()): Pr
   const answering = async (): Promise<void> => {
     while ((await cache.get('none')) === undefined) await new Promise(setImmediate)
   }
-  const serving = await serveContract(narrow({ max, windowMs: 60_000, by: 'ip' }), store, { cache, clock })
+  const serving = await serveContract(narrow({ max, windowMs: 60_000, by }), store, { cache, clock })
   await answering()
   return { ...serving, answering }
 }
