@@ -3,6 +3,7 @@ import type { AnyApiKeys } from '../core/api-keys.js'
 import { internalsOf } from '../core/internals.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
+import { checkContract } from './check-contract.js'
 import type { Contract, Route } from './contract.js'
 import { contracts } from './contracts/contracts.js'
 import { failureGuard } from './limits/failure-guard.js'
@@ -57,7 +58,7 @@ function serviceOf(keys: AnyApiKeys, options: KeyRouterOptions): Service {
   const internals = internalsOf(keys, 'keyRouter')
   refuseUnknown(options, ['contract', 'realm', 'operators', 'limits', 'failuresPerMinute', 'retryWithoutKey'], 'keyRouter')
   const { contract = contracts.standard, limits = true, operators, retryWithoutKey } = options
-  if (!Array.isArray(contract?.routes)) throw invalid('contract must be a contract, such as contracts.standard.')
+  checkContract(contract)
   if (operators !== undefined && (typeof operators.authenticate !== 'function' || contract.operators !== true)) {
     throw invalid('operators must come from operatorJwt, and the contract must let operators in, as contracts.standard does.')
   }

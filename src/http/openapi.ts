@@ -1,4 +1,5 @@
 import { type ApiKeyErrorCode, challenges, statusOf } from '../errors.js'
+import { checkContract } from './check-contract.js'
 import { type Contract, object, type Route } from './contract.js'
 import { SAMPLE_REQUEST_ID, SAMPLES, sampleFailure } from './samples.js'
 import {
@@ -13,14 +14,26 @@ import {
   type SentHeader,
 } from './schema.js'
 
+/** The parts of an OpenAPI 3.1 document that are always there. */
+export interface OpenApiDocument {
+  readonly openapi: string
+  readonly info: { readonly title: string; readonly version: string; readonly [member: string]: unknown }
+  readonly servers: readonly object[]
+  readonly security: readonly object[]
+  readonly paths: { readonly [path: string]: { readonly [method: string]: object } }
+  readonly components: { readonly [member: string]: object }
+}
+
 /**
  * Describes a contract as an OpenAPI 3.1 document. Everything in it comes from the contract's own values: the examples are what its `success` and
  * `failure` make.
  *
  * @param path where the router is mounted; default where the contract says it usually is.
+ * @throws ApiKeyError `invalid_option` for a broken contract, naming the route.
  * @see https://spec.openapis.org/oas/v3.1.1
  */
-export function openApiDocument(contract: Contract, path: string = contract.path): object {
+export function openApiDocument(contract: Contract, path: string = contract?.path): OpenApiDocument {
+  checkContract(contract)
   const paths: { [path: string]: { [method: string]: object } } = {}
   const base = path.replace(/\/+$/, '')
   for (const route of contract.routes) {
