@@ -21,7 +21,7 @@ export function integerOption(name: string, value: number | undefined, fallback:
 }
 
 function shown(value: unknown): string {
-  const text = String(value)
+  const text = typeof value === 'string' ? `"${value}"` : String(value)
   return text.length <= 16 ? `, not ${text}` : ''
 }
 

@@ -15,33 +15,33 @@ export interface ApiKeysOptions {
    */
   serverSecret: string | Uint8Array | readonly (string | Uint8Array)[]
   /** `redisCache(client)`, or nothing: every promise holds without it. */
-  cache?: Cache
+  cache?: Cache | undefined
   /** What every new secret begins with. Lower-case letters, digits and `_`, at most 32, not `rot` or `rot_…`. Default `sk`. */
-  prefix?: string
+  prefix?: string | undefined
   /**
    * Other prefixes whose keys are good here too: earlier ones of this application, or those of another instance over the same store. A key keeps the prefix
    * it was made with through every rotation. Default none.
    */
-  acceptedPrefixes?: readonly string[]
+  acceptedPrefixes?: readonly string[] | undefined
   /** Whether new secrets name their environment after the prefix (`sk_live_…`). Keys of either form are accepted. Default true. */
-  environmentInSecret?: boolean
+  environmentInSecret?: boolean | undefined
   /** How long a verdict may be relied on, in milliseconds: 50 to 60,000. A rotation takes this long to answer. Default 1,000. */
-  leaseMs?: number
+  leaseMs?: number | undefined
   /** How long a lost answer can be asked for again, in milliseconds from the commit: 1,000 to 86,400,000. Default 600,000. */
-  replayWindowMs?: number
+  replayWindowMs?: number | undefined
   /** How long after its first use a new secret's replay stays open, in milliseconds: 0 to 600,000. Default 10,000. */
-  replayGraceMs?: number
+  replayGraceMs?: number | undefined
   /** Set to false to answer a rotation right after COMMIT; the answer then says in `acceptedUntil` how long the old secret may still work. Default true. */
-  waitForLease?: boolean
+  waitForLease?: boolean | undefined
   /** How many verdicts one process keeps, 100 to 1,000,000; the least recently granted goes first. Default 50,000. */
-  maxLeases?: number
+  maxLeases?: number | undefined
   /**
    * Hears of trouble that no answer tells of: each fault of the store once per cause and minute, with the driver's error as `cause`; a bug behind a 500; a
    * set-up that cannot keep a promise. What it throws, or rejects with, goes to stderr. Default: one line on stderr.
    */
-  onError?: (error: ApiKeyError) => unknown
+  onError?: ((error: ApiKeyError) => unknown) | undefined
   /** For tests. Default: the machine's clocks. */
-  clock?: Clock
+  clock?: Clock | undefined
 }
 
 /**
@@ -60,22 +60,28 @@ export interface Command {
    */
   idempotencyKey?: string | undefined
   /** What a retry must repeat exactly; a difference is `idempotency_key_mismatch`. Default: the command itself. */
-  request?: RequestShape
+  request?: RequestShape | undefined
   /** Whether only the answer of an earlier request may be given, and anything else is `rate_limited`. Default false. */
-  replayOnly?: boolean
+  replayOnly?: boolean | undefined
   /** Where the request came from, for the audit trail. */
-  origin?: Origin
+  origin?: Origin | undefined
   /**
    * How far `api_keys:write` of a key reaches. `bounded`: it creates, changes and rotates only what it could be itself. `open`: any key of its owner and
    * environment, as some published contracts have it. Default `bounded`.
    */
-  delegation?: 'bounded' | 'open'
+  delegation?: 'bounded' | 'open' | undefined
 }
 
-export interface CreateCommand<Metadata extends object = JsonObject> extends Command, Omit<CreateInput<Metadata>, 'ownerId'> {
-  /** 1 to 255 characters. A key makes keys for its own owner, and may leave it out. */
-  ownerId?: string
-}
+export type CreateCommand<Metadata extends object = JsonObject> = Command &
+  Omit<CreateInput<Metadata>, 'ownerId' | 'metadata'> &
+  MetadataField<Metadata> & {
+    /** 1 to 255 characters. A key makes keys for its own owner, and may leave it out. */
+    ownerId?: string
+  }
+
+/** `metadata` may be left out where no member of its type is required. */
+export type MetadataField<Metadata extends object> =
+  Record<never, never> extends Metadata ? Pick<CreateInput<Metadata>, 'metadata'> : Required<Pick<CreateInput<Metadata>, 'metadata'>>
 
 export interface RotateCommand extends Command, RotateOptions {
   /** Which key it is about. Default: the key that the presented secret belongs to. */
@@ -91,20 +97,20 @@ export interface RotateCommand extends Command, RotateOptions {
 /** How a rotation is done. */
 export interface RotateOptions {
   /** The rotation secret of the caller's own key. A key that has one cannot rotate itself without it. */
-  rotationSecret?: string
+  rotationSecret?: string | undefined
   /** When the old secret stops being accepted. Default `now`. */
-  retire?: RetirePolicy
+  retire?: RetirePolicy | undefined
   /**
    * Both credentials are compromised: ends a grace period too, burns every answer that could still be asked for, and its own answer can never be asked
    * for again. Default false.
    */
-  emergency?: boolean
+  emergency?: boolean | undefined
   /** `same`: the key keeps its id. `successor`: a new key with a new id takes its place, and the old one is revoked. Default `same`. */
-  identity?: 'same' | 'successor'
+  identity?: 'same' | 'successor' | undefined
   /** Whether a key needs `api_keys:write` even to rotate itself. Default false. */
-  scopeRequired?: boolean
+  scopeRequired?: boolean | undefined
   /** Whether a rotation secret stays as it is, for whoever has no way to hand out a new one. Default false: it is rotated together with the key. */
-  keepRotationSecret?: boolean
+  keepRotationSecret?: boolean | undefined
 }
 
 /** Somebody who is not a key: a person or a back office, as an access token names them. */
@@ -130,7 +136,7 @@ export interface RevokeCommand extends Command {
   /** Which key it is about. Default: the key that the presented secret belongs to. */
   id?: string
   /** 1 to 255 characters. */
-  reason?: string
+  reason?: string | undefined
 }
 
 export interface UpdateCommand<Metadata extends object = JsonObject> extends Command {

@@ -85,7 +85,10 @@ export function rotationPlan({ retire, emergency, identity, scopeRequired, keepR
 }
 
 /** What a rotation presents beside its secret, checked. */
-export function presentedWith({ rotationSecret, retryFrom }: RotateCommand): Pick<RotateCommand, 'rotationSecret' | 'retryFrom'> {
+export function presentedWith({ rotationSecret, retryFrom }: RotateCommand): {
+  readonly rotationSecret?: string
+  readonly retryFrom?: string
+} {
   if (rotationSecret !== undefined && typeof rotationSecret !== 'string') throw badRequest('rotationSecret must be a string.')
   if (retryFrom !== undefined && (typeof retryFrom !== 'string' || retryFrom === '')) throw badRequest('retryFrom must name a network.')
   return { ...(rotationSecret === undefined ? {} : { rotationSecret }), ...(retryFrom === undefined ? {} : { retryFrom }) }

@@ -76,7 +76,8 @@ export function graceOf(retire: RetirePolicy | undefined): { readonly graceMs: n
   if (!good || Object.keys(more).length > 0) {
     throw invalid('retire must be "now", "on-first-use" or { "afterMs": a whole number of milliseconds }.')
   }
-  return { graceMs: Math.min(afterMs, LONGEST_GRACE_MS), onFirstUse: false }
+  if (afterMs > LONGEST_GRACE_MS) throw invalid(`retire.afterMs must be at most ${LONGEST_GRACE_MS}, which is 7 days.`)
+  return { graceMs: afterMs, onFirstUse: false }
 }
 
 export function flag(name: string, value: unknown): boolean {
@@ -132,7 +133,7 @@ function known(input: object, names: readonly string[], where: string): void {
 
 function text(name: string, value: unknown): string {
   if (typeof value !== 'string' || value.length < 1 || value.length > FIELD_LIMITS.text)
-    throw invalid(`${name} must be 1 to ${FIELD_LIMITS.text} characters.`)
+    throw invalid(`${name} must be a string of 1 to ${FIELD_LIMITS.text} characters.`)
   if (CONTROL.test(value) || !value.isWellFormed()) throw invalid(`${name} must not hold control characters.`)
   if (holdsSecret(value)) throw invalid(`${name} must not hold a secret: it is kept and shown in clear.`)
   return value

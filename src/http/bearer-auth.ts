@@ -30,14 +30,14 @@ export interface BearerAuthOptions {
    */
   scope?: string | readonly string[]
   /** Names the protected space in challenges (RFC 9110 §11.5). Default `api`. */
-  realm?: string
+  realm?: string | undefined
   /**
    * How many bad keys one address (IPv6: one /56 network) may present in a minute, 1 to 1,000,000. Beyond that, keys new to this process are
    * answered 429 without asking the store. Each process counts for itself. `false` for no limit. Default 300.
    */
-  failuresPerMinute?: number | false
+  failuresPerMinute?: number | false | undefined
   /** Whether answers to a secret in its grace period also have `Deprecation` (RFC 9745) and `Sunset` (RFC 8594). Default false. */
-  deprecation?: boolean
+  deprecation?: boolean | undefined
 }
 
 /**
@@ -101,15 +101,17 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
 
   function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
     const { key, grace } = accepted(internals, req, secret, result)
-    for (const wanted of scopes) {
-      if (!hasScope(key.scopes, wanted)) {
-        throw new ApiKeyError('insufficient_scope', `This needs the scope ${scope}.`, { keyId: key.id })
-      }
-    }
+    for (const wanted of scopes) if (!hasScope(key.scopes, wanted)) throw lacksScopes(key, scopes)
     setApiKey(req, key)
     if (grace !== undefined) announceEnd(res, grace, deprecation)
     internals.used(key.id, () => originOf(req))
   }
+}
+
+function lacksScopes(key: ApiKey, scopes: readonly string[]): ApiKeyError {
+  const missing = scopes.filter((wanted) => !hasScope(key.scopes, wanted))
+  const what = missing.length === 1 ? 'the scope' : 'the scopes'
+  return new ApiKeyError('insufficient_scope', `This needs ${what} ${missing.join(', ')}.`, { keyId: key.id })
 }
 
 function scopeOption(scope: BearerAuthOptions['scope']): readonly string[] {

@@ -17,7 +17,7 @@ declare global {
 
 export interface IdempotencyKeyOptions {
   /** Whether a request without the header is refused. Default false. */
-  required?: boolean
+  required?: boolean | undefined
 }
 
 export const MAX_IDEMPOTENCY_KEY_LENGTH = 255

@@ -18,21 +18,21 @@ import { failuresOption } from './verdict.js'
 
 export interface KeyRouterOptions {
   /** The wire shape to serve. Default `contracts.standard`. */
-  contract?: Contract
+  contract?: Contract | undefined
   /** Names the protected space in challenges. Default `api`. */
-  realm?: string
+  realm?: string | undefined
   /** Who may call besides keys, if the contract lets operators in: what `operatorJwt` returned. Default nobody. */
-  operators?: Operators
+  operators?: Operators | undefined
   /** Set to false if something in front limits requests already. Default true: as the contract says. */
-  limits?: boolean
+  limits?: boolean | undefined
   /** As in `bearerAuth`. */
-  failuresPerMinute?: number | false
+  failuresPerMinute?: number | false | undefined
   /**
    * Whether a key that rotates itself without an Idempotency-Key can repeat the request with its dead secret and get the same answer: from the same network
    * (IPv4 address or IPv6 /56), for at most 60 s, until the first use of the new secret, and never in an emergency. The price: a thief of the old secret in
    * the same network can do it too. Needs a correct `trust proxy` setting. Default: only for requests that also present a rotation secret.
    */
-  retryWithoutKey?: boolean
+  retryWithoutKey?: boolean | undefined
 }
 
 /**

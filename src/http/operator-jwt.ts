@@ -19,18 +19,18 @@ export interface OperatorJwtOptions {
   /** The algorithms that a token may be signed with, all of one family, and never `none`. */
   algorithms: readonly OperatorAlgorithm[]
   /** A public key in PEM, or for HS256, HS384 and HS512 a shared secret of at least 32 bytes. Instead of `keys`. */
-  key?: OperatorKey
+  key?: OperatorKey | undefined
   /** Keys by their `kid`, which every token must then name. Add the next key before it signs, and remove an old one once its tokens have expired. */
-  keys?: { readonly [kid: string]: OperatorKey }
+  keys?: { readonly [kid: string]: OperatorKey } | undefined
   /** The claim that lists the owners whose keys the operator may see and change. `["*"]` means all of them. Default `owners`. */
-  ownersClaim?: string
+  ownersClaim?: string | undefined
   /**
    * The claim with what the operator may hand out, as `{ "scopes": [], "environments": [] }`. Every token must then have it. Default: no claim, and the
    * operator may hand out everything.
    */
-  grantsClaim?: string
+  grantsClaim?: string | undefined
   /** The longest that a token may still be good for, in milliseconds. Default 86,400,000 (a day). */
-  maxLifetimeMs?: number
+  maxLifetimeMs?: number | undefined
 }
 
 /** What a token may be signed with (RFC 7518 §3.1). */

@@ -29,7 +29,7 @@ const FIELDS: { readonly [field in Field]: Schema } = {
     oneOf: [
       oneOf('now', 'on-first-use'),
       object({
-        afterMs: { type: 'integer', minimum: 1, description: `Anything over ${LONGEST_GRACE_MS / 86_400_000} days counts as that.` },
+        afterMs: { type: 'integer', minimum: 1, maximum: LONGEST_GRACE_MS },
       }),
     ],
   },

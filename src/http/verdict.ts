@@ -32,5 +32,5 @@ export function verdictTooLate(): ApiKeyError {
 export function accepted(internals: Internals, req: Request, secret: string, result: VerifyResult): Verified {
   if (result.ok) return result
   if (result.reason === 'rotated' || result.reason === 'revoked') internals.refused(secret, originOf(req))
-  throw invalidKey(result.reason)
+  throw invalidKey(result.reason, internals.familiar(secret))
 }

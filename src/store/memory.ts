@@ -5,7 +5,7 @@ import type { EventRow, GenerationRow, KeyRow, Position, ReplayRow, Store, Store
 
 export interface MemoryStoreOptions {
   /** The store's clock, in milliseconds since the epoch; for tests. Default `Date.now`. */
-  now?: () => number
+  now?: (() => number) | undefined
 }
 
 /** Names the data behind a store object: instances over the same data are counted. */

@@ -1,4 +1,4 @@
-import type { ApiKeys, ApiKeysOptions, IssuedKey } from '../core/api-keys.js'
+import type { ApiKeys, ApiKeysOptions, CreateCommand, IssuedKey } from '../core/api-keys.js'
 import { createApiKeys } from '../core/create-api-keys.js'
 import type { CreateInput } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
@@ -73,7 +73,9 @@ export async function testApiKeys<Metadata extends object = JsonObject>(options:
     keys,
     clock,
     async issue(input = {}) {
-      const issued = await keys.create({ as: 'application', ownerId: 'test-owner', name: 'test key', ...input })
+      // Metadata may be left out here whatever its type: a test that needs none need not invent some.
+      const command = { as: 'application', ownerId: 'test-owner', name: 'test key', ...input } as CreateCommand<Metadata>
+      const issued = await keys.create(command)
       return Object.assign(issued, { headers: { Authorization: `Bearer ${issued.secret}` } })
     },
     close,

@@ -774,7 +774,6 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
                     /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
@@ -1149,7 +1148,6 @@ export interface operations {
                     rotationSecret?: string;
                     /** @description When the old secret stops being accepted. */
                     retire?: ("now" | "on-first-use") | {
-                        /** @description Anything over 7 days counts as that. */
                         afterMs: number;
                     };
                     /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */

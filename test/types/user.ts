@@ -39,6 +39,9 @@ const typed = createApiKeys<Plan>({ store, serverSecret: secret })
 export const handlers: RequestHandler[] = [bearerAuth(keys, { scope: ['a', 'b'] }), idempotencyKey({ required: true })]
 export const typedHandlers: RequestHandler[] = [bearerAuth(typed), keyRouter(typed)]
 export const router: RequestHandler = keyRouter(keys, { contract: contracts.standard, retryWithoutKey: true })
+/** Options that an application may or may not have. */
+export const perhaps = (limits: boolean | undefined, leaseMs: number | undefined): RequestHandler =>
+  keyRouter(createApiKeys({ store, serverSecret: secret, leaseMs, cache: undefined, onError: undefined }), { limits, operators: undefined })
 export const contract: Contract = contracts.agents
 export const code: ApiKeyErrorCode = 'secret_in_grace'
 
@@ -79,6 +82,9 @@ export async function use(): Promise<string> {
   const plan: 'free' | 'paid' = key.metadata.plan
   // @ts-expect-error the metadata are those that were named
   await typed.create({ as: 'application', ownerId: 'acme', name: 'ci', metadata: { plan: 'none' } })
+  // @ts-expect-error metadata whose type has required members cannot be left out
+  await typed.create({ as: 'application', ownerId: 'acme', name: 'ci' })
+  await createApiKeys<{ plan?: string }>({ store, serverSecret: secret }).create({ as: 'application', ownerId: 'acme', name: 'ci' })
   // @ts-expect-error nobody is the application by omission
   await keys.rotate({ id: key.id })
   // @ts-expect-error undefined is nobody

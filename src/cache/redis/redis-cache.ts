@@ -8,12 +8,12 @@ import { COUNT, FILL, FORGET, GET, MAX_ENTRY_LENGTH, readCount, readCounts, read
 
 export interface RedisCacheOptions {
   /** How long one command may take before it reads as "no answer", in milliseconds: 10 to 5,000. Default 150. */
-  timeoutMs?: number
+  timeoutMs?: number | undefined
   /**
    * Hears when Redis stops answering (`down`, with the cause where one is known) and when it answers again (`up`). Requests go on all the
    * while. What it throws or rejects with goes to stderr. Default: one line on stderr at each change.
    */
-  onStateChange?: (state: 'up' | 'down', cause?: unknown) => unknown
+  onStateChange?: ((state: 'up' | 'down', cause?: unknown) => unknown) | undefined
 }
 
 const PREFIX = 'express-api-keys:v1:'

@@ -13,7 +13,7 @@ export type SqlDialect = 'postgres' | 'sqlite'
 
 export interface SqlStoreOptions extends TimeoutOptions {
   /** Which SQL to speak. Default: what the Kysely instance speaks. */
-  dialect?: SqlDialect
+  dialect?: SqlDialect | undefined
 }
 
 /**

@@ -5,12 +5,15 @@ import { setTimeout } from '../../real-time.js'
 /** The options that every store over SQL takes. */
 export interface TimeoutOptions {
   /** How long one read may take, in milliseconds: 10 to 600,000. Default 2,000. */
-  readTimeoutMs?: number
+  readTimeoutMs?: number | undefined
   /** How long one transaction may take from asking for a connection to the answer of COMMIT, in milliseconds: 10 to 600,000. Default 5,000. */
-  transactionTimeoutMs?: number
+  transactionTimeoutMs?: number | undefined
 }
 
-export type Timeouts = Readonly<Required<TimeoutOptions>>
+export interface Timeouts {
+  readonly readTimeoutMs: number
+  readonly transactionTimeoutMs: number
+}
 
 /** @throws ApiKeyError `invalid_option` for other options than these and `more`, and for values out of range. */
 export function timeouts(options: TimeoutOptions, more: readonly string[] = []): Timeouts {
