@@ -966,8 +966,8 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a protected route asks for no scope',
     file: 'src/http/bearer-auth.ts',
-    find: 'if (!hasScope(key.scopes, wanted)) {',
-    replace: 'if (wanted === undefined) {',
+    find: 'if (!hasScope(key.scopes, wanted)) throw lacksScopes(key, scopes)',
+    replace: 'if (wanted === undefined) throw lacksScopes(key, scopes)',
     tests: [['test/http/http.test.ts', 'on Express 5 bearerAuth asks for the scope that is missing']],
   },
   {
