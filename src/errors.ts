@@ -50,9 +50,9 @@ export class ApiKeyError extends Error {
   /** Whether a client may be shown the message: false from 500 on. */
   readonly expose: boolean
   /** Why a key was refused, where the code is `invalid_key`. For the server's own logs: a client gets the same answer for every reason. */
-  readonly reason: RejectionReason | 'rotation_secret' | undefined
+  declare readonly reason: RejectionReason | 'rotation_secret' | undefined
   /** The id of the key that was refused, where it is known. For the server's own logs too. */
-  readonly keyId: string | undefined
+  declare readonly keyId: string | undefined
 
   constructor(
     code: ApiKeyErrorCode,
@@ -68,10 +68,10 @@ export class ApiKeyError extends Error {
     super(message, 'cause' in options ? { cause: options.cause } : undefined)
     this.code = code
     this.status = statusOf(code)
-    this.headers = options.headers ?? failureHeaders(code)
+    this.headers = Object.freeze(options.headers === undefined ? failureHeaders(code) : sendable(options.headers))
     this.expose = this.status < 500
-    this.reason = options.reason
-    this.keyId = options.keyId
+    // Not enumerable, like `cause`: an error handler that sends the error as JSON must not tell a client why its key was refused.
+    Object.defineProperties(this, { reason: { value: options.reason }, keyId: { value: options.keyId } })
     Object.defineProperty(this, BRAND, { value: true })
   }
 
@@ -87,6 +87,11 @@ const BRAND = Symbol.for('express-api-keys.error')
 
 /** The page that has a heading for each code. */
 const DOCUMENTATION = 'https://express-api-keys.github.io/reference/errors'
+
+/** Headers that Node can send: a handler of the application's must not fail for the sake of an error. */
+function sendable(headers: { readonly [name: string]: string }): { readonly [name: string]: string } {
+  return Object.fromEntries(Object.entries(headers).map(([name, value]) => [name, value.replaceAll(/[^\t\x20-\x7e]/g, ' ')]))
+}
 
 /** The HTTP status of a code; 500 for an unknown one. */
 export function statusOf(code: ApiKeyErrorCode): number {

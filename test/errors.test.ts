@@ -16,6 +16,15 @@ test.each([
   expect([error.status, error.expose, error.headers]).toEqual([status, expose, { 'Cache-Control': 'no-store', ...headers }])
 })
 
+test('an ApiKeyError that is sent as JSON tells no client why its key was refused, and has headers that can be sent', () => {
+  const error = new ApiKeyError('invalid_key', 'Why.', { reason: 'revoked', keyId: 'id', headers: { 'X-Odd': 'a\r\nb: ü' } })
+  expect([error.reason, error.keyId]).toEqual(['revoked', 'id'])
+  expect(JSON.parse(JSON.stringify({ ...error }))).toEqual({
+    ...{ name: 'ApiKeyError', code: 'invalid_key', status: 401, expose: true, headers: { 'X-Odd': 'a  b:  ' } },
+  })
+  expect(Object.isFrozen(new ApiKeyError('internal_error', 'Why.').headers)).toBe(true)
+})
+
 test('the error handler of Express answers one with its status and its headers', async () => {
   const app = express()
   app.get('/', (_req, _res, next) => next(new ApiKeyError('store_unavailable', 'The store did not answer in time.')))

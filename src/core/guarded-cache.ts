@@ -99,6 +99,7 @@ function isHit(answer: unknown, { max, windowMs }: Limit): boolean {
   if (answer === undefined) return true
   const { counted, hits, waitMs, at } = (answer ?? {}) as { [Member in keyof Hit]?: unknown }
   if (typeof counted !== 'boolean' || !Number.isInteger(hits) || !Number.isFinite(at)) return false
-  const isPossible = Number(hits) >= (counted ? 1 : 0) && Number(hits) <= max
+  // Only a full window has no room.
+  const isPossible = counted ? Number(hits) >= 1 && Number(hits) <= max : Number(hits) === max
   return isPossible && typeof waitMs === 'number' && waitMs >= 0 && waitMs <= windowMs
 }

@@ -51,11 +51,14 @@ export function refuse(
   } catch (cause) {
     listener.report(new ApiKeyError('internal_error', 'A failure could not be answered.', { cause }))
     // A change that was made must not look like one that was not.
-    lastResort(res, known.code === 'outcome_unknown' ? known : SERVER_ERROR)
+    lastResort(res, known.code === 'outcome_unknown' ? known : serverError())
   }
 }
 
-const SERVER_ERROR = new ApiKeyError('internal_error', 'The server met an unforeseen error.')
+/** A new one each time: a contract's `failure` may change what it gets. */
+function serverError(): ApiKeyError {
+  return new ApiKeyError('internal_error', 'The server met an unforeseen error.')
+}
 
 function denialOf(req: Request, { code, reason, keyId }: ApiKeyError): Denial {
   return { code, reason, keyId: keyId ?? req.apiKey?.id, origin: originOf(req) }
@@ -63,13 +66,19 @@ function denialOf(req: Request, { code, reason, keyId }: ApiKeyError): Denial {
 
 /** The error without what is for the server only (`cause`, `reason`, `keyId`), and with the headers that fit this request. */
 function forClient(known: ApiKeyError, context: FailureContext): ApiKeyError {
-  if (statusOf(known.code) === 500) return SERVER_ERROR
+  const status = statusOf(known.code)
+  if (status === 500) return serverError()
   const message = known.code === 'store_misconfigured' ? 'The store cannot be used at the moment.' : known.message
-  return new ApiKeyError(known.code, message, { headers: headersOf(known, known.status, context) })
+  return new ApiKeyError(known.code, message, { headers: headersOf(known, status, context) })
 }
 
-function headersOf({ code, headers }: ApiKeyError, status: number, context: FailureContext): { readonly [name: string]: string } {
-  return failureHeaders(code, { ...context, status, retryAfterSeconds: headers['Retry-After'] })
+/** An error of another installed copy of the package may have no headers. */
+function headersOf(
+  { code, headers }: Partial<ApiKeyError> & Pick<ApiKeyError, 'code'>,
+  status: number,
+  context: FailureContext,
+): { readonly [name: string]: string } {
+  return failureHeaders(code, { ...context, status, retryAfterSeconds: headers?.['Retry-After'] })
 }
 
 /** A failure as it goes out. */
@@ -85,10 +94,14 @@ function composed(listener: FailureListener, error: ApiKeyError, context: Failur
     // A contract may have chosen another status, and the headers follow it.
     const { status = error.status, contentType = 'application/json', body } = made
     if (typeof body !== 'object' || body === null) throw new TypeError('failure() must return an object with a body.')
-    return { status, headers: { ...headersOf(error, status, context), 'Content-Type': contentType }, text: JSON.stringify(body) }
+    if (!(Number.isInteger(status) && status >= 400 && status <= 599))
+      throw new TypeError('The status of a failure must be from 400 to 599.')
+    const text: unknown = JSON.stringify(body)
+    if (typeof text !== 'string') throw new TypeError('The body of a failure must have a form in JSON.')
+    return { status, headers: { ...headersOf(error, status, context), 'Content-Type': contentType }, text }
   } catch (cause) {
     listener.report(new ApiKeyError('internal_error', "The contract's failure() has failed.", { cause }))
-    return plain(SERVER_ERROR)
+    return plain(serverError())
   }
 }
 

@@ -3,7 +3,7 @@ import type { AnyApiKeys, Command, MutationResult } from '../core/api-keys.js'
 import type { Internals } from '../core/internals.js'
 import { isKeyId } from '../core/key.js'
 import { READ_SCOPE, WRITE_SCOPE } from '../core/scope.js'
-import { ApiKeyError } from '../errors.js'
+import { ApiKeyError, statusOf } from '../errors.js'
 import { type Asked, carryOut } from './actions.js'
 import { type BodyRead, beginBody } from './body.js'
 import { type Caller, countedAs, familiarKey, type Identified, identify } from './caller.js'
@@ -109,7 +109,7 @@ async function actWithinLimit(service: Service, limit: RouteLimit, incoming: Inc
     })
   } catch (error) {
     if ('caller' in incoming.identified && error instanceof ApiKeyError && error.code === 'invalid_key') service.guard.note(incoming.req)
-    const serverSide = !(error instanceof ApiKeyError) || error.status >= 500
+    const serverSide = !(error instanceof ApiKeyError) || statusOf(error.code) >= 500
     // A request that failed through the server's own trouble does not count: the client is to repeat it.
     if (serverSide) await allowed.takeBack()
     throw allowed.only === 'replay' && !serverSide ? tooMany(allowed.retryAfterSeconds, error) : error

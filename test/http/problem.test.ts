@@ -10,6 +10,7 @@ import {
   memoryStore,
 } from 'express-api-keys'
 import type { Contract } from 'express-api-keys/contract'
+import { secretFormat } from '../../src/core/secret.js'
 import { atEnd } from '../support/cleanup.js'
 import { exchange, serveContract } from '../support/contract.js'
 import { documentOf } from '../support/document.js'
@@ -103,8 +104,9 @@ describe('a contract', () => {
     ]
     for (const each of sent) {
       const { status, headers } = await send(each)
-      const { message, ...error } = given.at(-1) as ApiKeyError
-      expect(error).toMatchObject({ status, reason: undefined, keyId: undefined, expose: true })
+      const error = given.at(-1) as ApiKeyError
+      const { message } = error
+      expect([error.status, error.reason, error.keyId, error.cause, error.expose]).toEqual([status, undefined, undefined, undefined, true])
       for (const [name, value] of Object.entries(error.headers)) expect([name, headers[name.toLowerCase()]]).toEqual([name, value])
       expect(Object.keys(error.headers)).toEqual(
         expect.arrayContaining(['Cache-Control', 'WWW-Authenticate'].slice(0, status === 401 ? 2 : 1)),
@@ -127,6 +129,53 @@ describe('a contract', () => {
     expect(given).toHaveLength(1)
     expect(given[0]).toMatchObject({ code: 'store_unavailable', status: 503, headers: { 'Retry-After': '1' } })
     expect(given[0]).not.toHaveProperty('cause')
+  })
+
+  test('may change the error that it is given, and no other request sees it', async () => {
+    const seen: string[] = []
+    const failure: Contract['failure'] = (error, { requestId }) => {
+      seen.push(error.message)
+      error.message += ` [${requestId}]`
+      expect(() => Object.assign(error.headers, { 'X-Leak': requestId })).toThrow(TypeError)
+      return contracts.standard.failure(error, { requestId })
+    }
+    const broken = { ...memoryStore(), read: () => Promise.reject(new TypeError('a bug')) }
+    const { url } = await serveContract({ ...contracts.standard, failure }, broken)
+    seen.length = 0
+    for (let n = 0; n < 2; n++) {
+      const answer = await exchange(url, {
+        path: `${contracts.standard.path}/self/rotate`,
+        secret: secretFormat('sk', true).mint('sk_live_').secret,
+      })
+      expect([answer.status, answer.headers['x-leak']]).toEqual([500, undefined])
+    }
+    expect(seen).toEqual(Array(2).fill('The server met an unforeseen error.'))
+  })
+
+  test.each<[string, unknown]>([
+    ['the status 101', { status: 101, body: {} }],
+    ['the status 200', { status: 200, body: {} }],
+    ['a status that is a text', { status: '401', body: {} }],
+    ['a status that is none', { status: Number.NaN, body: {} }],
+    ['a body without a form in JSON', { body: { toJSON: () => undefined } }],
+  ])('whose failure() has %s gets a plain 500 instead', async (_what, made) => {
+    const told: ApiKeyError[] = []
+    const contract = { ...contracts.standard, failure: () => made } as unknown as Contract
+    const { url } = await serveContract(contract, memoryStore(), { onError: (error) => told.push(error) })
+    const answer = await exchange(url, { path: `${contract.path}/self/rotate` })
+    expect([answer.status, answer.body.code, answer.headers['www-authenticate']]).toEqual([500, 'internal_error', undefined])
+    expect(told.map(({ message }) => message)).toEqual(["The contract's failure() has failed."])
+  })
+
+  test('answers an error of another installed copy of the package, which knew no headers, by its code', async () => {
+    const foreign = new ApiKeyError('store_unavailable', 'Away.')
+    for (const member of ['headers', 'status', 'expose']) Object.defineProperty(foreign, member, { value: undefined })
+    const { url } = await serveContract(contracts.standard, { ...memoryStore(), read: () => Promise.reject(foreign) })
+    const answer = await exchange(url, {
+      path: `${contracts.standard.path}/self/rotate`,
+      secret: secretFormat('sk', true).mint('sk_live_').secret,
+    })
+    expect([answer.status, answer.body.status, answer.headers['retry-after']]).toEqual([503, 503, '1'])
   })
 
   test('that chooses another status gets the headers of that one', async () => {

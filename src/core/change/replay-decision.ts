@@ -74,9 +74,16 @@ function openedAnswer({ presented, record, made, now, sameRequest, allowanceMs, 
   const closed =
     isClosed(record, allowanceMs, now) || (made !== undefined && (made.retiredAt !== null || isUsedUp(made, record.graceMs, now)))
   const opened = closed || record.sealed === null ? undefined : open(record.sealed)
-  if (opened !== undefined) return JSON.parse(opened) as SealedAnswer
+  if (opened !== undefined) return answerOf(opened, made)
   // A live caller must not be told 401: clients delete their key on it.
   return presented?.ended === undefined ? spent() : invalidKey()
+}
+
+/** An answer that was sealed before keys had `secretCreatedAt` gets it from its generation. */
+function answerOf(opened: string, made: GenerationRow | undefined): SealedAnswer {
+  const answer = JSON.parse(opened) as SealedAnswer
+  const secretCreatedAt = answer.key.secretCreatedAt ?? made?.createdAt ?? answer.key.createdAt
+  return { ...answer, key: { ...answer.key, secretCreatedAt } }
 }
 
 /** The one thing that a dead secret is still good for is the answer of the very change that retired it, and not once its key has expired. */

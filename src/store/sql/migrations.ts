@@ -183,10 +183,8 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
     await run(sql`alter table ${settings} add column ${sql.raw(`lease_version ${integer} not null default 0`)}`)
     await run(sql`alter table ${settings} drop column earlier_until`)
   },
-  async (run, { table, rows, types: { ms } }) => {
-    const [keys, generations, key] = [table('express_api_keys'), table('express_api_key_generations'), rows('express_api_keys')]
-    await run(sql`alter table ${keys} add column ${sql.raw(`secret_created_at ${ms} not null default 0`)}`)
-    await run(sql`update ${keys} set secret_created_at = coalesce((select g.created_at from ${generations} g
-      where g.key_id = ${key}.id and g.generation = ${key}.generation), created_at)`)
+  // Not filled in: that would lock the table for as long as it is large. Where it is null, reads go by the generation.
+  async (run, { table, types: { ms } }) => {
+    await run(sql`alter table ${table('express_api_keys')} add column ${sql.raw(`secret_created_at ${ms}`)}`)
   },
 ]

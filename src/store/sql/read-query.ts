@@ -67,7 +67,10 @@ export function replaysQuery({ db, dialect }: Database, hidden: RawBuilder<strin
 }
 
 export function keyOf(row: ReadRow): KeyRow | undefined {
-  return row.k_id === null ? undefined : keyRow(part<KeyTable, ReadRow>(row, KEY_PART))
+  if (row.k_id === null) return undefined
+  // The secret that was presented may be an earlier one.
+  const madeAt = row.g_generation === row.k_generation ? row.g_created_at : null
+  return keyRow(part<KeyTable, ReadRow>(row, KEY_PART), madeAt)
 }
 
 export function generationOf(row: ReadRow | ReplaysRow): GenerationRow | undefined {

@@ -7,7 +7,7 @@ import type { Database } from './database.js'
 import { standbyAnswered, storeError } from './driver-errors.js'
 import { type Answered, generationOf, keyOf, type ReadQuery, readQuery, replayOf, replaysQuery } from './read-query.js'
 import { refuseHiding } from './row-security.js'
-import { eventRow, generationRow, keyRow } from './rows.js'
+import { eventRow, generationRow, keyRow, madeAt } from './rows.js'
 import { moment, tooLate } from './timeouts.js'
 
 type Reads = Pick<Store, 'read' | 'replays' | 'key' | 'keys' | 'events'>
@@ -91,7 +91,7 @@ async function key(database: Database, id: string): ReturnType<Reads['key']> {
       .orderBy('generation', 'desc')
       .limit(1)
       .executeTakeFirst())
-  if (row && generation) return { key: keyRow(row), generation: generationRow(generation) }
+  if (row && generation) return { key: keyRow(row, generation.created_at), generation: generationRow(generation) }
   await refuseMissing(database)
   return undefined
 }
@@ -100,6 +100,7 @@ async function keys(database: Database, { ownerId, after, limit }: Parameters<Re
   const rows = await database.db
     .selectFrom('express_api_keys')
     .selectAll()
+    .select(madeAt)
     .where('owner_id', '=', ownerId)
     .$if(after !== undefined, (query) => query.where(sql<boolean>`(created_at, id) < (${after?.at}, ${after?.id})`))
     .orderBy('created_at', 'desc')
@@ -107,7 +108,7 @@ async function keys(database: Database, { ownerId, after, limit }: Parameters<Re
     .limit(limit)
     .execute()
   if (rows.length < limit) await refuseMissing(database)
-  return rows.map(keyRow)
+  return rows.map((row) => keyRow(row, row.made_at))
 }
 
 async function events(database: Database, { keyId, after, limit }: Parameters<Reads['events']>[0]): ReturnType<Reads['events']> {

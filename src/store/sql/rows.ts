@@ -1,3 +1,4 @@
+import type { AliasedExpression, ExpressionBuilder } from 'kysely'
 import type { EventRow, GenerationRow, JsonObject, KeyRow, ReplayRow } from '../store.js'
 
 /** The tables of the keys, as Kysely knows them. */
@@ -25,7 +26,8 @@ export interface KeyTable {
   rotated_to: string | null
   secret_start: string
   secret_last4: string
-  secret_created_at: number
+  /** Null for keys that nothing has changed since this column came. */
+  secret_created_at: number | null
   last_used_at: number | null
   last_used_ip: string | null
   last_used_user_agent: string | null
@@ -73,8 +75,8 @@ interface EventTable {
   details: string
 }
 
-// Drivers hand out 64-bit integers as strings, hence the conversions.
-export function keyRow(row: KeyTable): KeyRow {
+/** @param madeAt when the active secret was made, by its generation: for rows that do not know it. */
+export function keyRow(row: KeyTable, madeAt?: number | null): KeyRow {
   return {
     id: row.id,
     ownerId: row.owner_id,
@@ -91,7 +93,8 @@ export function keyRow(row: KeyTable): KeyRow {
     rotatedTo: row.rotated_to,
     secretStart: row.secret_start,
     secretLast4: row.secret_last4,
-    secretCreatedAt: Number(row.secret_created_at),
+    // Drivers hand out 64-bit integers as strings, hence the conversions.
+    secretCreatedAt: Number(row.secret_created_at ?? madeAt ?? row.created_at),
     lastUsedAt: numberOrNull(row.last_used_at),
     lastUsedIp: row.last_used_ip,
     lastUsedUserAgent: row.last_used_user_agent,
@@ -220,4 +223,15 @@ export function eventColumns(row: EventRow): EventTable {
 
 function numberOrNull(value: number | null): number | null {
   return value === null ? null : Number(value)
+}
+
+/** When the active secret of a key was made, by its generation. */
+export function madeAt(db: ExpressionBuilder<Tables, 'express_api_keys'>): AliasedExpression<number | null, 'made_at'> {
+  return db
+    .selectFrom('express_api_key_generations as active')
+    .select('active.created_at')
+    .whereRef('active.key_id', '=', 'express_api_keys.id')
+    .whereRef('active.generation', '=', 'express_api_keys.generation')
+    .$asScalar()
+    .as('made_at')
 }

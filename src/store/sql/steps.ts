@@ -11,6 +11,7 @@ import {
   generationRow,
   keyColumns,
   keyRow,
+  madeAt,
   replayColumns,
   replayRow,
   type Tables,
@@ -77,9 +78,10 @@ function keySteps(on: Kysely<Tables>, dialect: Dialect): Pick<StoreTransaction, 
       const query = on
         .selectFrom('express_api_keys')
         .selectAll()
+        .select(madeAt)
         .where('id', 'in', [...ids])
         .orderBy('id')
-      return (await dialect.forUpdate(query).execute()).map(keyRow)
+      return (await dialect.forUpdate(query).execute()).map((row) => keyRow(row, row.made_at))
     },
 
     async insertKey(row) {
@@ -176,13 +178,11 @@ function replaySteps(on: Kysely<Tables>): Pick<StoreTransaction, 'replay' | 'ins
     },
 
     async reseal(replayId, { from, to }) {
-      const { numUpdatedRows } = await on
-        .updateTable('express_api_key_replays')
-        .set({ sealed: to })
-        .where('id', '=', replayId)
-        .where('sealed', '=', from)
-        .executeTakeFirst()
-      return numUpdatedRows > 0n
+      // Looked at under the lock of the key, which every writer of a seal holds: not every driver says how many rows it has updated.
+      const row = await on.selectFrom('express_api_key_replays').select('sealed').where('id', '=', replayId).executeTakeFirst()
+      if (row?.sealed !== from) return false
+      await on.updateTable('express_api_key_replays').set({ sealed: to }).where('id', '=', replayId).where('sealed', '=', from).execute()
+      return true
     },
 
     async eraseReplays(keyId, exceptId) {

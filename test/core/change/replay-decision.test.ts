@@ -51,6 +51,13 @@ test.each<[string, Partial<ReplayCase>]>([
   expect(decideReplay({ ...GIVEN, ...more })).toEqual({ kind: 'given', answer })
 })
 
+test('an answer that was sealed before keys had secretCreatedAt gets it from its generation', () => {
+  const given = decideReplay({ ...GIVEN, made: { ...active, createdAt: 900 } })
+  expect(given).toEqual({ kind: 'given', answer: { ...answer, key: { ...key, secretCreatedAt: 900 } } })
+  const open = (): string => JSON.stringify({ ...answer, key: { ...key, secretCreatedAt: 800 } })
+  expect(decideReplay({ ...GIVEN, open, made: { ...active, createdAt: 900 } })).toMatchObject({ answer: { key: { secretCreatedAt: 800 } } })
+})
+
 const DEAD = { ...retired, generation: { ...retired.generation, retiredBy: 'another record' } }
 
 test.each<[string, Partial<ReplayCase>, code: string, audited: boolean]>([

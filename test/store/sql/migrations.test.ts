@@ -2,7 +2,7 @@ import { createApiKeys } from 'express-api-keys'
 import { stores } from '../../support/stores.js'
 
 describe.each(stores)('on %s', (_name, makeStore) => {
-  test('keys from before secretCreatedAt get the instant at which their active secret was made', async () => {
+  test('keys from before secretCreatedAt tell when their active secret was made', async () => {
     const { store, query } = await makeStore()
     const keys = createApiKeys({ store, serverSecret: 'the-server-secret-0123456789-0123456789', leaseMs: 50 })
     await keys.migrate()
@@ -10,13 +10,19 @@ describe.each(stores)('on %s', (_name, makeStore) => {
       await keys.create({ as: 'application', ownerId: 'acme', name: 'fresh' }),
       await keys.create({ as: 'application', ownerId: 'acme', name: 'rotated' }),
     ]
-    const { key } = await keys.rotate({ as: 'application', id: rotated.key.id })
+    const { key, secret } = await keys.rotate({ as: 'application', id: rotated.key.id })
     // As the release before left them.
     await query('delete from express_api_key_migrations where version = 4')
     await query('alter table express_api_keys drop column secret_created_at')
     await keys.migrate()
-    expect((await keys.get(fresh.key.id))?.secretCreatedAt).toBe(fresh.key.createdAt)
+    expect(await keys.get(fresh.key.id)).toEqual(fresh.key)
     expect(await keys.get(key.id)).toEqual(key)
-    await keys.close()
+    expect((await keys.list({ ownerId: 'acme' })).items).toEqual([key, fresh.key])
+    // A reader of another instance, that has no lease yet.
+    const other = createApiKeys({ store, serverSecret: 'the-server-secret-0123456789-0123456789', leaseMs: 50 })
+    expect(await other.verify(secret)).toMatchObject({ ok: true, key: { secretCreatedAt: key.secretCreatedAt } })
+    const { key: updated } = await other.update({ as: 'application', id: key.id, changes: { name: 'renamed' } })
+    expect(updated.secretCreatedAt).toBe(key.secretCreatedAt)
+    await Promise.all([keys.close(), other.close()])
   })
 })
