@@ -84,6 +84,21 @@ console.log([new Date(0).toUTCString(), '0', '5', '3600', 'soon'].map(waitMs)) /
 await shutDown()
 console.log(server.listening, (await instance.verify(secret).catch((error) => error)).message) // false These API keys have been closed.
 `,
+  "app.post('/account/keys/:id/rotate'": `
+const server = await listening()
+const rotate = (idempotencyKey: string): Promise<globalThis.Response> =>
+  fetch(\`\${server.url}/account/keys/\${key.id}/rotate\`, { method: 'POST', headers: { 'idempotency-key': idempotencyKey } })
+const refused = await rotate('short')
+console.log(refused.status, refused.headers.get('cache-control'), /idempotency_key_invalid/.test(await refused.text())) // 400 no-store true
+console.log((await rotate(idempotencyKey)).status) // 200
+server.close()
+`,
+  'const token = jwt.sign(': `
+const server = await listening()
+const responses = await Promise.all([token, \`\${token}x\`].map((one) => fetch(\`\${server.url}/v1/api-keys\`, { headers: { authorization: \`Bearer \${one}\` } })))
+server.close()
+console.log(responses.map(({ status }) => status)) // [ 200, 401 ]
+`,
   'const perPlan = rateLimit(': `
 app.get('/v1/limited', (_req, res) => { res.end() })
 const server = await listening()
