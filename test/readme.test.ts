@@ -54,7 +54,10 @@ test('the lines of the benchmark are those of docs/performance.md', () => {
         .split('\n')
         .find((line) => line.startsWith(`| ${long} |`))
         ?.split('|') ?? []
-    const figure = cells[4]?.trim().replace(/ \(.*–.*/, '').replace(/^tie \((.*)\)$/, '$1 (within noise)')
+    const figure = cells[4]
+      ?.trim()
+      .replace(/ \(.*–.*/, '')
+      .replace(/^tie \((.*)\)$/, '$1 (within noise)')
     expect(README).toContain(`| ${short} | ${figure} |`)
   }
 })
