@@ -7,7 +7,8 @@ import { Pool } from 'pg'
 
 const { DATABASE_URL, REDIS_URL, API_KEYS_SECRET, PORT = 3000 } = process.env
 const store = postgresStore(new Pool({ connectionString: DATABASE_URL }))
-const keys = createApiKeys({ store, cache: redisCache(new Redis(REDIS_URL)), serverSecret: API_KEYS_SECRET })
+const redis = new Redis(REDIS_URL).on('error', () => {}) // redisCache reports when Redis is down.
+const keys = createApiKeys({ store, cache: redisCache(redis), serverSecret: API_KEYS_SECRET })
 await keys.migrate()
 const app = express()
 app.use('/v1/api-keys', keyRouter(keys))

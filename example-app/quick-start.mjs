@@ -16,8 +16,8 @@ const read = (secret) => send('GET /reports', secret)
 const rotate = (secret) => send('POST /api-keys/self/rotate', secret, { 'Idempotency-Key': idempotencyKey })
 
 await read(old)
-await rotate(old) // Say that this answer gets lost on its way.
-const fresh = await rotate(old) // The same request again, with the key that is dead by now.
+await rotate(old) // Pretend this response never arrives.
+const fresh = await rotate(old) // The same request again, with the old key, which no longer works.
 await read(old)
 await read(fresh)
 

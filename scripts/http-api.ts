@@ -21,7 +21,7 @@ Paths are those where a contract is usually mounted; \`app.use\` decides. Bodies
 | \`POST /self/rotate\` | the key itself | the same |
 | \`POST /:id/revoke\` | \`api_keys:write\`, or the key itself | ends a key for good |
 | \`GET /:id/events\` | \`api_keys:read\` | the audit trail, newest first |
-| \`GET /openapi.json\` | everybody | OpenAPI 3.1 of these routes |
+| \`GET /openapi.json\` | anyone | OpenAPI 3.1 of these routes |
 
 A caller sees the keys of its own owner only, and [what it may hand out is bounded](../guides/scopes.md#what-a-key-may-hand-out).
 `
@@ -66,7 +66,7 @@ function contractSection(name: string, contract: Contract): string {
   return `## contracts.${name}\n\nUsually at \`${contract.path}\`. A failure looks like this:\n\n${json(failureIn(paths))}\n${routes.join('\n')}`
 }
 
-/** What the contract answers to a bad key, as an example of its failures. */
+/** What the contract responds to a bad key, as an example of its failures. */
 function failureIn(paths: { readonly [path: string]: { readonly [method: string]: Operation } }): object | undefined {
   const operations = Object.values(paths).flatMap((methods) => Object.values(methods))
   const contents = operations.flatMap(({ responses }) => Object.values(responses).flatMap(({ content = {} }) => Object.values(content)))
@@ -99,7 +99,7 @@ function routeSection(route: string, operation: Operation): string {
   return [
     `### ${route}\n\n${summary}.\n`,
     rows.length === 0 ? '' : `\n| | in | |\n|---|---|---|\n${rows.join('')}`,
-    `\nAnswers ${status}:\n\n${json(success?.content?.['application/json']?.example)}`,
+    `\nResponds with ${status}:\n\n${json(success?.content?.['application/json']?.example)}`,
     `\n| otherwise | code |\n|---|---|\n${codes.join('')}`,
   ].join('')
 }

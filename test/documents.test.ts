@@ -65,17 +65,51 @@ server.close()
 `,
   'async function rotate(url, secret, idempotencyKey)': `
 let asked = 0
+const trouble = [[503, new Date(0).toUTCString()], [502, '0'], [500, '0'], [504, '0']]
 app.use('/lossy', (req, res, next) => {
   const { end } = res
-  // The first answer is lost after the work is done; the second time the server has trouble.
+  const [status, retryAfter] = trouble[asked - 1] ?? []
+  // The first response is lost after the work is done; then the server and its proxies have trouble.
   if (asked++ === 0) res.end = () => req.socket.destroy()
-  else if (asked === 2) { res.status(503).setHeader('Retry-After', '0'); end.call(res, '{}', 'utf8'); return }
+  else if (status !== undefined) { res.status(Number(status)).setHeader('Retry-After', String(retryAfter)); end.call(res, '<html>', 'utf8'); return }
   next()
 }, keyRouter(keys))
 const server = await listening()
 const fresh = await rotate(\`\${server.url}/lossy\`, secret, idempotencyKey)
 server.close()
-console.log(asked, (await keys.verify(secret)).ok, (await keys.verify(fresh)).ok) // 3 false true
+console.log(asked, (await keys.verify(secret)).ok, (await keys.verify(fresh)).ok) // 6 false true
+console.log([new Date(0).toUTCString(), '0', '5', '3600', 'soon'].map(waitMs)) // [ 200, 200, 5000, 30000, 1000 ]
+`,
+  'async function shutDown()': `
+await shutDown()
+console.log(server.listening, (await instance.verify(secret).catch((error) => error)).message) // false These API keys have been closed.
+`,
+  "app.post('/account/keys/:id/rotate'": `
+const server = await listening()
+const rotate = (idempotencyKey: string): Promise<globalThis.Response> =>
+  fetch(\`\${server.url}/account/keys/\${key.id}/rotate\`, { method: 'POST', headers: { 'idempotency-key': idempotencyKey } })
+const refused = await rotate('short')
+console.log(refused.status, refused.headers.get('cache-control'), /idempotency_key_invalid/.test(await refused.text())) // 400 no-store true
+console.log((await rotate(idempotencyKey)).status) // 200
+server.close()
+`,
+  'const token = jwt.sign(': `
+const server = await listening()
+const responses = await Promise.all([token, \`\${token}x\`].map((one) => fetch(\`\${server.url}/v1/api-keys\`, { headers: { authorization: \`Bearer \${one}\` } })))
+server.close()
+console.log(responses.map(({ status }) => status)) // [ 200, 401 ]
+`,
+  'const perPlan = rateLimit(': `
+app.get('/v1/limited', (_req, res) => { res.end() })
+const server = await listening()
+const other = await keys.create({ as: 'application', ownerId: 'acme', name: 'another' })
+const told: (string | null)[] = []
+for (const one of [secret, other.secret]) {
+  const { headers } = await fetch(\`\${server.url}/v1/limited\`, { headers: { authorization: \`Bearer \${one}\` } })
+  told.push(headers.get('x-ratelimit-limit'), headers.get('x-ratelimit-remaining'))
+}
+server.close()
+console.log(told) // [ '1000', '999', '1000', '998' ]
 `,
 }
 

@@ -12,8 +12,8 @@ const SOURCES = readdirSync(join(ROOT, 'src'), { recursive: true, encoding: 'utf
   .map((file) => source(join('src', file)))
   .join('\n')
 
-/** Codes that no answer has, and what the page of errors says instead of a status. */
-const NEVER_SENT: { readonly [code: string]: string } = { invalid_option: 'thrown', retried_without_key: 'told' }
+/** Codes that no response has, and what the page of errors says instead of a status. */
+const NEVER_SENT: { readonly [code: string]: string } = { invalid_option: 'thrown', retried_without_key: 'reported' }
 
 test('the page of errors has a heading for every code, with its title and status, and for no other', () => {
   const page = pageText('docs/reference/errors.md')

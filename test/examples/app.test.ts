@@ -26,7 +26,7 @@ test('reports need their scope, until the key expires', async () => {
   await close()
 })
 
-test('a client that lost the answer of its rotation gets it again', async () => {
+test('a client that lost the response to its rotation gets it again', async () => {
   const { keys, issue, close } = await testApiKeys()
   const app = createApp(keys)
   const { headers } = await issue()

@@ -16,7 +16,7 @@ test('the old secret works until its grace period is over', async () => {
   await keys.close()
 })
 
-test('a revocation answers when the last lease has run out', async () => {
+test('a revocation resolves when the last lease has ended', async () => {
   const clock = turnedClock()
   const store = memoryStore({ now: clock.wallMs })
   const [here, there] = [createApiKeys({ store, serverSecret: secret, clock }), createApiKeys({ store, serverSecret: secret, clock })]
