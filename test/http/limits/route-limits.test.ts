@@ -119,9 +119,15 @@ describe('a limit', () => {
     const lost = { ...ROTATE, secret: victim, idempotencyKey: 'lost' }
     const first = await here.send(lost)
     expect(first.status).toBe(200)
-    const attempts = [undefined, stranger(), other].flatMap((secret) => Array.from({ length: 40 }, () => ({ ...lost, secret })))
+    // Those of a good key wait for each other, and a second each for an answer from elsewhere.
+    const times: [secret: string | undefined, many: number][] = [
+      [undefined, 40],
+      [stranger(), 40],
+      [other, 5],
+    ]
+    const attempts = times.flatMap(([secret, many]) => Array.from({ length: many }, () => ({ ...lost, secret })))
     const statuses = await Promise.all(attempts.map(async (sent) => (await exchange(here.url + contracts.suwappu.path, sent)).status))
-    expect(statuses.filter((status) => status === 429).length).toBe(118)
+    expect(statuses.filter((status) => status === 429).length).toBe(83)
     const again = await here.send(lost)
     expect([again.status, again.body]).toEqual([200, first.body])
   })
