@@ -236,7 +236,7 @@ export const FAULTS = [
     promise: 'P2',
     name: 'replays count against the limit of their route',
     file: 'src/http/serve-route.ts',
-    find: 'if ((result as MutationResult).replayed === true) await takeBack()',
+    find: 'if ((result as ChangeResult).replayed === true) await takeBack()',
     replace: '',
     tests: [['test/http/contracts/agents.test.ts', 'a successful replay leaves the attempts']],
   },

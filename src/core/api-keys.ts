@@ -145,8 +145,8 @@ export interface UpdateCommand<Metadata extends object = JsonObject> extends Com
   changes: KeyChanges<Metadata>
 }
 
-/** The answer of a mutation. */
-export interface MutationResult<Metadata extends object = JsonObject> {
+/** The answer of a change. */
+export interface ChangeResult<Metadata extends object = JsonObject> {
   readonly key: ApiKey<Metadata>
   /** Whether this is the answer of an earlier request with the same Idempotency-Key. */
   readonly replayed: boolean
@@ -158,7 +158,7 @@ export interface MutationResult<Metadata extends object = JsonObject> {
  * The answer of `create` and `rotate`: the only moment a secret exists outside its client. `util.inspect` shows it redacted, and `JSON.stringify` throws, so
  * that it is neither logged nor lost: send `{ secret: issued.secret, … }`.
  */
-export interface IssuedKey<Metadata extends object = JsonObject> extends MutationResult<Metadata> {
+export interface IssuedKey<Metadata extends object = JsonObject> extends ChangeResult<Metadata> {
   readonly secret: string
   /** The new rotation secret, where the key has one. */
   readonly rotationSecret?: string | undefined
@@ -232,8 +232,8 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
    */
   rotate(command: RotateCommand): Promise<IssuedKey<Metadata>>
   /** Ends a key for good. Revoking a revoked key changes nothing. */
-  revoke(command: RevokeCommand): Promise<MutationResult<Metadata>>
-  update(command: UpdateCommand<Metadata>): Promise<MutationResult<Metadata>>
+  revoke(command: RevokeCommand): Promise<ChangeResult<Metadata>>
+  update(command: UpdateCommand<Metadata>): Promise<ChangeResult<Metadata>>
   /** Resolves with the key, or undefined; `ownerId` narrows it to that owner's, and is refused when it is there and undefined. */
   get(id: string, scope?: { ownerId?: string }): Promise<ApiKey<Metadata> | undefined>
   /** Lists an owner's keys, newest first. `limit` 1 to 100, default 50. */

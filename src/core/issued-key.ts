@@ -1,6 +1,6 @@
 import { inspect } from 'node:util'
 import { ApiKeyError } from '../errors.js'
-import type { IssuedKey, MutationResult } from './api-keys.js'
+import type { ChangeResult, IssuedKey } from './api-keys.js'
 import type { FinishedChange } from './change/change.js'
 import { type ApiKey, apiKey, iso } from './key.js'
 
@@ -9,7 +9,7 @@ export function issuedKey(change: FinishedChange): IssuedKey {
 }
 
 /** The answer of a change that issues no secret. */
-export function changedKey({ key, replayed, acceptedUntil }: FinishedChange): MutationResult {
+export function changedKey({ key, replayed, acceptedUntil }: FinishedChange): ChangeResult {
   return { key: apiKey(key), replayed, ...(acceptedUntil === undefined ? {} : { acceptedUntil: iso(acceptedUntil) }) }
 }
 

@@ -1,4 +1,4 @@
-import type { IssuedKey, MutationResult } from '../core/api-keys.js'
+import type { ChangeResult, IssuedKey } from '../core/api-keys.js'
 import type { ApiKey, KeyEvent, Page } from '../core/key.js'
 import type { ApiKeyError } from '../errors.js'
 
@@ -6,8 +6,8 @@ import type { ApiKeyError } from '../errors.js'
 export interface Answers {
   create: IssuedKey
   rotate: IssuedKey
-  revoke: MutationResult
-  update: MutationResult
+  revoke: ChangeResult
+  update: ChangeResult
   get: ApiKey
   list: Page<ApiKey>
   events: Page<KeyEvent>

@@ -1,5 +1,5 @@
 import type { Request, RequestHandler, Response } from 'express'
-import type { AnyApiKeys, Command, MutationResult } from '../core/api-keys.js'
+import type { AnyApiKeys, ChangeResult, Command } from '../core/api-keys.js'
 import type { Internals } from '../core/internals.js'
 import { isKeyId } from '../core/key.js'
 import { READ_SCOPE, WRITE_SCOPE } from '../core/scope.js'
@@ -158,7 +158,7 @@ async function act(service: Service, incoming: Incoming, { only, takeBack }: All
   const result = await carryOut(keys, internals, asked)
   const used = usedBefore ?? familiarKey(internals, caller)
   if (used !== undefined) internals.used(used, () => originOf(req))
-  if ((result as MutationResult).replayed === true) await takeBack()
+  if ((result as ChangeResult).replayed === true) await takeBack()
   send(internals, route, res, result)
 }
 
@@ -215,7 +215,7 @@ function send(internals: Internals, route: Route, res: Response, result: Answers
     const made = synchronous((route.success as (answer: Answers[Action]) => object)(result), 'success()')
     if (typeof made !== 'object' || made === null) throw new TypeError('success() must return an object.')
     const body = JSON.stringify(made)
-    if ((result as MutationResult).replayed === true) res.setHeader('Idempotent-Replayed', 'true')
+    if ((result as ChangeResult).replayed === true) res.setHeader('Idempotent-Replayed', 'true')
     res.status(route.status)
     res.setHeader('Cache-Control', 'no-store')
     res.setHeader('Content-Type', 'application/json; charset=utf-8')

@@ -45,7 +45,7 @@ export interface GenerationRow {
   readonly retiredAt: number | null
   /** Until when it is accepted although it is retired; null where it is not, also once a grace period was ended before its time. */
   readonly graceEndsAt: number | null
-  /** The id of the replay record of the mutation that retired it; null while active or where there was no Idempotency-Key. */
+  /** The id of the replay record of the change that retired it; null while active or where there was no Idempotency-Key. */
   readonly retiredBy: string | null
   readonly retiredReason: 'rotated' | 'revoked' | null
   /** When a verifier first met this secret; null until then. */
@@ -59,13 +59,13 @@ export interface GenerationRow {
   readonly secretLast4: string
 }
 
-/** The sealed answer of a finished mutation. */
+/** The sealed answer of a finished change. */
 export interface ReplayRow {
   /** HMAC of the caller and the Idempotency-Key, base64url; the Idempotency-Key itself is never stored. */
   readonly id: string
   readonly callerId: string
   readonly keyId: string
-  /** The generation that the mutation made; null where it made none (revoke, update). */
+  /** The generation that the change made; null where it made none (revoke, update). */
   readonly generation: number | null
   /** HMAC of the request, base64url. */
   readonly fingerprint: string
@@ -81,7 +81,7 @@ export interface ReplayRow {
    * `settle` moves it to the commit and `windowMs`.
    */
   readonly expiresAt: number
-  /** When the mutation had waited out every lease; null before. */
+  /** When the change had waited out every lease; null before. */
   readonly settledAt: number | null
 }
 
@@ -91,7 +91,7 @@ export interface ReplayAnswer {
   readonly at: number
   /** The longest lease that a verifier may hold on the word of before this read. */
   readonly waitMs: number
-  /** The records that exist, each with the generation that its mutation made (undefined where it made none). */
+  /** The records that exist, each with the generation that its change made (undefined where it made none). */
   readonly found: readonly { readonly record: ReplayRow; readonly made: GenerationRow | undefined }[]
 }
 

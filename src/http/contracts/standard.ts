@@ -1,4 +1,4 @@
-import type { IssuedKey, MutationResult } from '../../core/api-keys.js'
+import type { ChangeResult, IssuedKey } from '../../core/api-keys.js'
 import { type Contract, instant, object, oneOf, orNull, type Schema, text, texts, uuid } from '../contract.js'
 import { problem } from '../problem.js'
 
@@ -146,6 +146,6 @@ function issued({ key, secret, rotationSecret, acceptedUntil }: IssuedKey): obje
   }
 }
 
-function changed({ key, acceptedUntil }: MutationResult): object {
+function changed({ key, acceptedUntil }: ChangeResult): object {
   return { key, ...(acceptedUntil === undefined ? {} : { acceptedUntil }) }
 }

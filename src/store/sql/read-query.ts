@@ -49,7 +49,7 @@ export function readQuery({ db, dialect }: Database, hidden: RawBuilder<string>)
   }
 }
 
-/** Makes the read of replay records, each with the generation that its mutation made. */
+/** Makes the read of replay records, each with the generation that its change made. */
 export function replaysQuery({ db, dialect }: Database, hidden: RawBuilder<string>): ReadQuery<ReplaysRow> {
   return (ids) =>
     db

@@ -43,7 +43,7 @@ async function markFirstUse({ dialect }: Database, on: Kysely<Tables>, digest: s
   const tx = steps(on, dialect)
   const found = await tx.generation(digest)
   if (found === undefined) return { retired: [], waitMs: 0 }
-  // The key's row first, as every mutation does: otherwise this and a rotation could wait for each other.
+  // The key's row first, as every change does: otherwise this and a rotation could wait for each other.
   if (found.retiresEarlier) await tx.lockKeys([found.keyId])
   const now = await dialect.now(on)
   const generations = on.updateTable('express_api_key_generations')

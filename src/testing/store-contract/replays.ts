@@ -2,7 +2,7 @@ import { ok, deepStrictEqual as same } from 'node:assert/strict'
 import type { ReplayAnswer } from '../../store/store.js'
 import { type Check, digest, issue, recordOf, replayOf } from './samples.js'
 
-/** The records of finished mutations. */
+/** The records of finished changes. */
 export function replays(check: Check): void {
   check('of racing records with one id exactly one is written', async (store, sibling) => {
     const { key } = await issue(store)

@@ -1,6 +1,6 @@
 import { ok, deepStrictEqual as same } from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
-import type { GenerationRow, Store } from '../../store/store.js'
+import type { GenerationRow, StoreTransaction } from '../../store/store.js'
 import { type Check, digest, generationOf, issue } from './samples.js'
 
 /** How secrets end. */
@@ -19,9 +19,20 @@ export function retirements(check: Check): void {
 
   check('of racing transactions one retires the active secret', async (store, sibling) => {
     const { key, generation } = await issue(store)
-    const retire = (each: Store): Promise<readonly string[]> =>
-      each.transaction((tx) => tx.retireGenerations(key.id, { at: 42, by: null, reason: 'rotated' }))
-    const retired = await Promise.all(Array.from({ length: 10 }, (_, n) => retire(n % 2 === 0 ? store : sibling)))
+    const retire = (tx: StoreTransaction): Promise<readonly string[]> =>
+      tx.retireGenerations(key.id, { at: 42, by: null, reason: 'rotated' })
+    // Connected before, or the first would be over by then.
+    await sibling.transaction((tx) => tx.now())
+    let second: Promise<readonly string[]> | undefined
+    const first = await store.transaction(async (tx) => {
+      const digests = await retire(tx)
+      second = sibling.transaction(retire)
+      // Time enough for the second to have looked, where it does not wait.
+      for (let n = 0; n < 100; n++) await tx.now()
+      return digests
+    })
+    const more = await Promise.all(Array.from({ length: 10 }, (_, n) => (n % 2 === 0 ? store : sibling).transaction(retire)))
+    const retired = [first, await second, ...more].map((digests) => digests ?? [])
     same(retired.flat(), [generation.digest])
   })
 
