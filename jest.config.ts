@@ -6,10 +6,16 @@ import tsconfig from './tsconfig.json' with { type: 'json' }
 const LONG = [
   'cache/redis/topologies',
   'chaos/chaos',
+  'documents',
+  'example-app',
+  'exports',
+  'getting-started',
   'hostile/flood',
+  'hostile/fuzz',
   'package',
   'store/sql/databases',
   'store/sql/outages',
+  'store/sql/tables-page',
   'timing/rotation-secret',
 ]
 const asked = process.argv.some((argument) => argument.startsWith('test/'))
