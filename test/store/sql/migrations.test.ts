@@ -19,7 +19,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     expect(await keys.get(key.id)).toEqual(key)
     expect((await keys.list({ ownerId: 'acme' })).items).toEqual([key, fresh.key])
     // A reader of another instance, that has no lease yet.
-    const other = createApiKeys({ store, serverSecret: 'the-server-secret-0123456789-0123456789', leaseMs: 50 })
+    const other = createApiKeys({ store, serverSecret: 'the-server-secret-0123456789-0123456789' })
     expect(await other.verify(secret)).toMatchObject({ ok: true, key: { secretCreatedAt: key.secretCreatedAt } })
     const { key: updated } = await other.update({ as: 'application', id: key.id, changes: { name: 'renamed' } })
     expect(updated.secretCreatedAt).toBe(key.secretCreatedAt)
