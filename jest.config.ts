@@ -41,6 +41,8 @@ const config: Config = {
   testTimeout: 60_000,
   // More workers than two cores: most tests wait, for leases, processes and servers.
   maxWorkers: 3,
+  // A worker that has grown this large is replaced before its next file: what one file leaves behind is not to crash another.
+  workerIdleMemoryLimit: '1GB',
 }
 
 export default config
