@@ -1,15 +1,20 @@
 import { ApiKeyError } from './errors.js'
 
-/** Throws `invalid_option` for the first name in `options` that is not in `known`, and says which one was probably meant. */
-export function refuseUnknown(options: object, known: readonly string[], where: string): void {
+/** Throws `code` for the first name in `options` that is not in `known`, and says which one was probably meant. */
+export function refuseUnknown(
+  options: object,
+  known: readonly string[],
+  where: string,
+  code: 'invalid_option' | 'invalid_request' = 'invalid_option',
+): void {
   if (typeof options !== 'object' || options === null || Array.isArray(options)) {
-    throw new ApiKeyError('invalid_option', `${where} takes an object with ${known.join(', ')}.`)
+    throw new ApiKeyError(code, `${where} takes an object with ${known.join(', ')}.`)
   }
   for (const name of Object.keys(options)) {
     if (known.includes(name)) continue
     const meant = known.find((other) => distance(name.toLowerCase(), other.toLowerCase()) <= 2)
     const hint = meant === undefined ? `It takes ${known.join(', ')}.` : `Write "${meant}" instead.`
-    throw new ApiKeyError('invalid_option', `${where} has no option${quoted(name)}. ${hint}`)
+    throw new ApiKeyError(code, `${where} has no option${quoted(name)}. ${hint}`)
   }
 }
 
@@ -17,7 +22,11 @@ export function refuseUnknown(options: object, known: readonly string[], where: 
 export function integerOption(name: string, value: number | undefined, fallback: number, min: number, max: number): number {
   if (value === undefined) return fallback
   if (Number.isInteger(value) && value >= min && value <= max) return value
-  throw new ApiKeyError('invalid_option', `${name} must be a whole number from ${min} to ${max}${shown(value)}.`)
+  throw invalidOption(`${name} must be a whole number from ${min} to ${max}${shown(value)}.`)
+}
+
+export function invalidOption(message: string): ApiKeyError {
+  return new ApiKeyError('invalid_option', message)
 }
 
 function shown(value: unknown): string {

@@ -1,20 +1,21 @@
-import { ApiKeyError } from '../errors.js'
 import type { Actor, Operator } from './api-keys.js'
+import { invalidRequest } from './refusals.js'
 
 const EXPECTED = `as must say who asks: 'application', { secret } or { operator }.`
 
 /** Checks who asks. Authority is never the default, so anything that is missing, undefined, doubled or unknown is refused. */
 export function actorOption(as: unknown): Actor {
   if (as === 'application') return as
-  if (typeof as !== 'object' || as === null) throw invalid(EXPECTED)
+  if (typeof as !== 'object' || as === null) throw invalidRequest(EXPECTED)
   const names = Object.keys(as)
   const { secret, operator } = as as { secret?: unknown; operator?: unknown }
-  if (names.length !== 1 || (secret === undefined) === (operator === undefined)) throw invalid(EXPECTED)
+  if (names.length !== 1 || (secret === undefined) === (operator === undefined)) throw invalidRequest(EXPECTED)
   if (secret !== undefined) {
-    if (typeof secret !== 'string') throw invalid('as.secret must be a string.')
+    if (typeof secret !== 'string') throw invalidRequest('as.secret must be a string.')
     return { secret }
   }
-  if (!isOperator(operator)) throw invalid('as.operator must be { issuer, subject, scopes, owners, grants? }, as operatorJwt gives it.')
+  if (!isOperator(operator))
+    throw invalidRequest('as.operator must be { issuer, subject, scopes, owners, grants? }, as operatorJwt gives it.')
   return { operator }
 }
 
@@ -47,8 +48,4 @@ function isGrants(grants: unknown): boolean {
 
 function isTexts(list: unknown): boolean {
   return Array.isArray(list) && list.every((one) => typeof one === 'string')
-}
-
-function invalid(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_request', message)
 }

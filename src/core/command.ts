@@ -6,6 +6,7 @@ import type { RotationPlan } from './change/changes.js'
 import type { RequestShape } from './change/replay-seal.js'
 import { flag, graceOf, keyId } from './input.js'
 import type { CreateInput } from './key.js'
+import { invalidRequest } from './refusals.js'
 
 /** What every command may hold. */
 const COMMON: readonly (keyof Command)[] = ['as', 'idempotencyKey', 'request', 'replayOnly', 'origin', 'delegation']
@@ -30,21 +31,17 @@ const VISIBLE_ASCII = /^[\x20-\x7e]{1,255}$/
 /** The common part of a command, checked. Throws `invalid_request` or `idempotency_key_invalid`. */
 export function checkedCommand(command: Command, name: keyof typeof FIELDS): Command {
   if (typeof command !== 'object' || command === null || Array.isArray(command)) {
-    throw badRequest(`${name} takes an object with "as", which says who asks: 'application', { secret } or { operator }.`)
+    throw invalidRequest(`${name} takes an object with "as", which says who asks: 'application', { secret } or { operator }.`)
   }
-  try {
-    refuseUnknown(command, [...COMMON, ...FIELDS[name]], name)
-  } catch (error) {
-    throw badRequest((error as Error).message)
-  }
+  refuseUnknown(command, [...COMMON, ...FIELDS[name]], name, 'invalid_request')
   // An own property: authority must not come from a prototype.
   const as = actorOption(Object.hasOwn(command, 'as') ? command.as : undefined)
   const { idempotencyKey, request, replayOnly, origin, delegation = 'bounded' } = command
   if (idempotencyKey !== undefined) checkIdempotencyKey(idempotencyKey, as)
-  if (delegation !== 'bounded' && delegation !== 'open') throw badRequest('delegation must be "bounded" or "open".')
-  if (origin !== undefined && !isOrigin(origin)) throw badRequest('origin must be { ip, userAgent }, both strings.')
+  if (delegation !== 'bounded' && delegation !== 'open') throw invalidRequest('delegation must be "bounded" or "open".')
+  if (origin !== undefined && !isOrigin(origin)) throw invalidRequest('origin must be { ip, userAgent }, both strings.')
   if (request !== undefined && !isRequestShape(request))
-    throw badRequest('request must be { method, path, query?, body? }, with a body of JSON.')
+    throw invalidRequest('request must be { method, path, query?, body? }, with a body of JSON.')
   return {
     as,
     delegation,
@@ -65,8 +62,8 @@ export function withoutCommon<T extends Command>(command: T): Omit<T, keyof Comm
 export function targetOf(command: { readonly as: Actor; readonly id?: string | undefined }): string {
   if (command.id !== undefined) return keyId(command.id)
   // An id that is present and undefined is not "self": a caller that looked an id up and found none did not mean its own key.
-  if ('id' in command) throw badRequest('id is undefined. Leave it out for the key of the secret that is presented.')
-  if (secretOf(command.as) === undefined) throw badRequest('Say which key: give its id, or the secret of the key itself.')
+  if ('id' in command) throw invalidRequest('id is undefined. Leave it out for the key of the secret that is presented.')
+  if (secretOf(command.as) === undefined) throw invalidRequest('Say which key: give its id, or the secret of the key itself.')
   return 'self'
 }
 
@@ -78,9 +75,11 @@ export function rotationPlan({ retire, emergency, identity, scopeRequired, keepR
     scopeRequired: flag('scopeRequired', scopeRequired),
     keepRotationSecret: flag('keepRotationSecret', keepRotationSecret),
   }
-  if (identity !== undefined && identity !== 'same' && identity !== 'successor') throw badRequest('identity must be "same" or "successor".')
-  if (plan.graceMs > 0 && plan.emergency) throw badRequest('An emergency has no grace period: leave retire out, or write "now".')
-  if (plan.graceMs > 0 && plan.successor) throw badRequest('A key that is succeeded has no grace period: leave retire out, or write "now".')
+  if (identity !== undefined && identity !== 'same' && identity !== 'successor')
+    throw invalidRequest('identity must be "same" or "successor".')
+  if (plan.graceMs > 0 && plan.emergency) throw invalidRequest('An emergency has no grace period: leave retire out, or write "now".')
+  if (plan.graceMs > 0 && plan.successor)
+    throw invalidRequest('A key that is succeeded has no grace period: leave retire out, or write "now".')
   return plan
 }
 
@@ -89,13 +88,9 @@ export function presentedWith({ rotationSecret, retryFrom }: RotateCommand): {
   readonly rotationSecret?: string
   readonly retryFrom?: string
 } {
-  if (rotationSecret !== undefined && typeof rotationSecret !== 'string') throw badRequest('rotationSecret must be a string.')
-  if (retryFrom !== undefined && (typeof retryFrom !== 'string' || retryFrom === '')) throw badRequest('retryFrom must name a network.')
+  if (rotationSecret !== undefined && typeof rotationSecret !== 'string') throw invalidRequest('rotationSecret must be a string.')
+  if (retryFrom !== undefined && (typeof retryFrom !== 'string' || retryFrom === '')) throw invalidRequest('retryFrom must name a network.')
   return { ...(rotationSecret === undefined ? {} : { rotationSecret }), ...(retryFrom === undefined ? {} : { retryFrom }) }
-}
-
-export function badRequest(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_request', message)
 }
 
 function checkIdempotencyKey(idempotencyKey: unknown, as: Actor): void {

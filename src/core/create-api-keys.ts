@@ -1,5 +1,5 @@
 import type { Counters } from '../cache/cache.js'
-import { ApiKeyError } from '../errors.js'
+import { invalidOption } from '../options.js'
 import type { JsonObject, Store } from '../store/store.js'
 import { secretOf } from './actor.js'
 import type { ApiKeys, ApiKeysOptions } from './api-keys.js'
@@ -7,7 +7,7 @@ import { alteration, creation, revocation, rotation } from './change/changes.js'
 import { replaySeals } from './change/replay-seal.js'
 import { type RotationSecrets, rotationSecrets as rotationSecretsOf } from './change/rotation-secret.js'
 import { type ChangeRunner, changeRunner } from './change/run-change.js'
-import { badRequest, checkedCommand, presentedWith, rotationPlan, targetOf, withoutCommon } from './command.js'
+import { checkedCommand, presentedWith, rotationPlan, targetOf, withoutCommon } from './command.js'
 import { guardedStore } from './failures.js'
 import { guardedCache } from './guarded-cache.js'
 import { changedFields, createFields, reasonText } from './input.js'
@@ -19,6 +19,7 @@ import { keyUses } from './last-use.js'
 import { type Lifecycle, lifecycle } from './lifecycle.js'
 import { keyListeners, LISTENERS } from './listeners.js'
 import { keyQueries } from './queries.js'
+import { invalidRequest } from './refusals.js'
 import { reports } from './report.js'
 import { digestOf } from './secret.js'
 import { type Settings, settingsFrom } from './settings.js'
@@ -63,8 +64,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 
     on(name, listener) {
       if (!LISTENERS.includes(name))
-        throw badOption(`There is nothing called "${String(name)}" to listen for; there is ${LISTENERS.join(', ')}.`)
-      if (typeof listener !== 'function') throw badOption('A listener must be a function.')
+        throw invalidOption(`There is nothing called "${String(name)}" to listen for; there is ${LISTENERS.join(', ')}.`)
+      if (typeof listener !== 'function') throw invalidOption('A listener must be a function.')
       return listeners.on(name, listener)
     },
 
@@ -164,7 +165,8 @@ function commandsOf(
       command(async () => {
         const checked = checkedCommand(asked, 'create')
         const fields = createFields(withoutCommon(asked))
-        if (fields.ownerId === undefined && secretOf(checked.as) === undefined) throw badRequest('Say whose key it is: give its ownerId.')
+        if (fields.ownerId === undefined && secretOf(checked.as) === undefined)
+          throw invalidRequest('Say whose key it is: give its ownerId.')
         const start = asked.rotationSecret === true ? rotationSecrets.startFor(fields.environment) : undefined
         return issuedKey(await runner.run(creation(format, fields, start), checked))
       }),
@@ -187,7 +189,7 @@ function commandsOf(
     update: (asked) =>
       command(async () => {
         const checked = checkedCommand(asked, 'update')
-        if (asked.changes === undefined) throw badRequest('update takes the changes as an object: { as, id, changes: { name } }.')
+        if (asked.changes === undefined) throw invalidRequest('update takes the changes as an object: { as, id, changes: { name } }.')
         return changedKey(await runner.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
       }),
   }
@@ -225,8 +227,4 @@ function countersOf(cache: Settings['cache'], serverSecret: Uint8Array): Interna
     const hidden = (one: string): string => `${namespace}:${hmac(key, [name, one])}`
     return { hit: (one) => counters.hit(hidden(one)), takeBack: (one, at) => counters.takeBack(hidden(one), at) }
   }
-}
-
-function badOption(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_option', message)
 }

@@ -1,7 +1,8 @@
-import { ApiKeyError } from '../errors.js'
+import type { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
 import type { JsonObject, Position } from '../store/store.js'
 import { type CreateInput, isKeyId, type KeyChanges, type RetirePolicy } from './key.js'
+import { invalidRequest } from './refusals.js'
 import { holdsSecret } from './secret.js'
 
 /** The fields of a key that callers choose, checked. */
@@ -42,7 +43,7 @@ export type NewKeyFields = Omit<KeyFields, 'ownerId'> & { readonly ownerId: stri
 export function createFields(input: Partial<CreateInput>): NewKeyFields {
   known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt', 'rotationSecret'], 'A new key')
   const environment = input.environment === undefined ? 'live' : input.environment
-  if (environment !== 'live' && environment !== 'test') throw invalid('environment must be "live" or "test".')
+  if (environment !== 'live' && environment !== 'test') throw invalidRequest('environment must be "live" or "test".')
   flag('rotationSecret', input.rotationSecret)
   return {
     ownerId: input.ownerId === undefined ? undefined : ownerText(input.ownerId),
@@ -63,7 +64,7 @@ export function changedFields(changes: KeyChanges): Partial<KeyFields> {
     ...(changes.metadata === undefined ? {} : { metadata: jsonObject(changes.metadata) }),
     ...(changes.expiresAt === undefined ? {} : { expiresAt: instantOf(changes.expiresAt) }),
   }
-  if (Object.keys(fields).length === 0) throw invalid('Nothing to change: give name, scopes, metadata or expiresAt.')
+  if (Object.keys(fields).length === 0) throw invalidRequest('Nothing to change: give name, scopes, metadata or expiresAt.')
   return fields
 }
 
@@ -74,14 +75,14 @@ export function graceOf(retire: RetirePolicy | undefined): { readonly graceMs: n
   const { afterMs, ...more } = typeof retire === 'object' && retire !== null ? retire : {}
   const good = typeof afterMs === 'number' && Number.isSafeInteger(afterMs) && afterMs >= 1
   if (!good || Object.keys(more).length > 0) {
-    throw invalid('retire must be "now", "on-first-use" or { "afterMs": a whole number of milliseconds }.')
+    throw invalidRequest('retire must be "now", "on-first-use" or { "afterMs": a whole number of milliseconds }.')
   }
-  if (afterMs > LONGEST_GRACE_MS) throw invalid(`retire.afterMs must be at most ${LONGEST_GRACE_MS}, which is 7 days.`)
+  if (afterMs > LONGEST_GRACE_MS) throw invalidRequest(`retire.afterMs must be at most ${LONGEST_GRACE_MS}, which is 7 days.`)
   return { graceMs: afterMs, onFirstUse: false }
 }
 
 export function flag(name: string, value: unknown): boolean {
-  if (value !== undefined && typeof value !== 'boolean') throw invalid(`${name} must be true or false.`)
+  if (value !== undefined && typeof value !== 'boolean') throw invalidRequest(`${name} must be true or false.`)
   return value ?? false
 }
 
@@ -91,12 +92,12 @@ export function reasonText(reason: unknown): string {
 
 /** A key's id in lower case; throws `invalid_request` before any store is asked. */
 export function keyId(id: unknown): string {
-  if (typeof id !== 'string' || !isKeyId(id)) throw invalid('A key id must be a UUID.')
+  if (typeof id !== 'string' || !isKeyId(id)) throw invalidRequest('A key id must be a UUID.')
   return id.toLowerCase()
 }
 
 export function ownerText(ownerId: unknown): string {
-  if (ownerId === '*') throw invalid('ownerId must not be "*", which is what an operator calls all owners.')
+  if (ownerId === '*') throw invalidRequest('ownerId must not be "*", which is what an operator calls all owners.')
   return text('ownerId', ownerId)
 }
 
@@ -107,7 +108,7 @@ export function pageLimit(limit: unknown): number {
 }
 
 export function pageLimitInvalid(): ApiKeyError {
-  return invalid(`limit must be a whole number from 1 to ${FIELD_LIMITS.page}.`)
+  return invalidRequest(`limit must be a whole number from 1 to ${FIELD_LIMITS.page}.`)
 }
 
 /** A cursor is a position in a listing, written so that nobody is tempted to build one. */
@@ -118,24 +119,24 @@ export function cursorOf({ at, id }: Position): string {
 export function positionOf(cursor: unknown): Position | undefined {
   if (cursor === undefined) return undefined
   const [, at, id] = (typeof cursor === 'string' && /^(\d{1,15})\.([0-9a-f-]{36})$/.exec(Buffer.from(cursor, 'base64url').toString())) || []
-  if (at === undefined || id === undefined) throw invalid('cursor must be a nextCursor of an earlier page.')
+  if (at === undefined || id === undefined) throw invalidRequest('cursor must be a nextCursor of an earlier page.')
   return { at: Number(at), id }
 }
 
 function known(input: object, names: readonly string[], where: string): void {
-  if (typeof input !== 'object' || input === null || Array.isArray(input)) throw invalid(`${where} is described by an object.`)
+  if (typeof input !== 'object' || input === null || Array.isArray(input)) throw invalidRequest(`${where} is described by an object.`)
   try {
     refuseUnknown(input, names, where)
   } catch (error) {
-    throw invalid((error as Error).message.replace('option', 'field'))
+    throw invalidRequest((error as Error).message.replace('option', 'field'))
   }
 }
 
 function text(name: string, value: unknown): string {
   if (typeof value !== 'string' || value.length < 1 || value.length > FIELD_LIMITS.text)
-    throw invalid(`${name} must be a string of 1 to ${FIELD_LIMITS.text} characters.`)
-  if (CONTROL.test(value) || !value.isWellFormed()) throw invalid(`${name} must not hold control characters.`)
-  if (holdsSecret(value)) throw invalid(`${name} must not hold a secret: it is kept and shown in clear.`)
+    throw invalidRequest(`${name} must be a string of 1 to ${FIELD_LIMITS.text} characters.`)
+  if (CONTROL.test(value) || !value.isWellFormed()) throw invalidRequest(`${name} must not hold control characters.`)
+  if (holdsSecret(value)) throw invalidRequest(`${name} must not hold a secret: it is kept and shown in clear.`)
   return value
 }
 
@@ -143,7 +144,7 @@ function scopeList(value: unknown): readonly string[] {
   const good = (scope: unknown): boolean => typeof scope === 'string' && scope.length <= FIELD_LIMITS.scopeLength && SCOPE_TOKEN.test(scope)
   // Spread, because `every` passes over the holes of a sparse list.
   if (!Array.isArray(value) || value.length > FIELD_LIMITS.scopes || ![...value].every(good)) {
-    throw invalid(
+    throw invalidRequest(
       `scopes must be a list of at most ${FIELD_LIMITS.scopes} scope tokens (RFC 6749 §3.3) of at most ${FIELD_LIMITS.scopeLength} characters.`,
     )
   }
@@ -155,27 +156,29 @@ function jsonObject(value: unknown): JsonObject {
   try {
     written = JSON.stringify(value)
   } catch {
-    throw invalid('metadata must be plain JSON.')
+    throw invalidRequest('metadata must be plain JSON.')
   }
   if (written !== undefined && Buffer.byteLength(written) > FIELD_LIMITS.metadataBytes) {
-    throw invalid(`metadata must be at most ${FIELD_LIMITS.metadataBytes} bytes of JSON.`)
+    throw invalidRequest(`metadata must be at most ${FIELD_LIMITS.metadataBytes} bytes of JSON.`)
   }
   // What was written is what will be kept: a `toJSON` may have made something else of the value.
   const kept: unknown = written === undefined ? undefined : JSON.parse(written)
-  if (typeof kept !== 'object' || kept === null || Array.isArray(kept)) throw invalid('metadata must be an object.')
+  if (typeof kept !== 'object' || kept === null || Array.isArray(kept)) throw invalidRequest('metadata must be an object.')
   refuseUnsafe(kept, 1)
   return kept as JsonObject
 }
 
 /** Refuses names that a careless merge would follow into a prototype, and NUL, which PostgreSQL cannot hold. */
 function refuseUnsafe(value: unknown, depth: number): void {
-  if (depth > FIELD_LIMITS.metadataDepth) throw invalid(`metadata must not be nested deeper than ${FIELD_LIMITS.metadataDepth}.`)
+  if (depth > FIELD_LIMITS.metadataDepth) throw invalidRequest(`metadata must not be nested deeper than ${FIELD_LIMITS.metadataDepth}.`)
   if (typeof value === 'string' && (value.includes('\0') || !value.isWellFormed()))
-    throw invalid('metadata must be well-formed text without NUL.')
-  if (typeof value === 'string' && holdsSecret(value)) throw invalid('metadata must not hold a secret: it is kept and shown in clear.')
+    throw invalidRequest('metadata must be well-formed text without NUL.')
+  if (typeof value === 'string' && holdsSecret(value))
+    throw invalidRequest('metadata must not hold a secret: it is kept and shown in clear.')
   if (typeof value !== 'object' || value === null) return
   for (const [name, part] of Object.entries(value)) {
-    if (name === '__proto__' || name === 'constructor' || name === 'prototype') throw invalid(`metadata must not have a member "${name}".`)
+    if (name === '__proto__' || name === 'constructor' || name === 'prototype')
+      throw invalidRequest(`metadata must not have a member "${name}".`)
     refuseUnsafe(name, depth)
     refuseUnsafe(part, depth + 1)
   }
@@ -185,7 +188,7 @@ function instantOf(value: unknown): number | null {
   if (value === null) return null
   const ms = value instanceof Date ? value.getTime() : typeof value === 'string' ? rfc3339(value) : Number.NaN
   if (Number.isNaN(ms) || ms < 0 || ms > MAX_INSTANT)
-    throw invalid('expiresAt must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z, or null.')
+    throw invalidRequest('expiresAt must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z, or null.')
   return ms
 }
 
@@ -194,8 +197,4 @@ function rfc3339(text: string): number {
   const [, year, month, day] = RFC3339.exec(text) ?? []
   if (day === undefined || Number(day) > new Date(Date.UTC(Number(year), Number(month), 0)).getUTCDate()) return Number.NaN
   return Date.parse(text)
-}
-
-function invalid(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_request', message)
 }

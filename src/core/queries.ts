@@ -1,4 +1,3 @@
-import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
 import type { KeyRow, Store } from '../store/store.js'
 import type { ApiKeys } from './api-keys.js'
@@ -9,19 +8,19 @@ import { apiKey, keyEvent, type Page } from './key.js'
 export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events'> {
   return {
     async get(id, scope = {}) {
-      checkQuery('get', scope, ['ownerId'])
+      refuseUnknown(scope, ['ownerId'], 'get', 'invalid_request')
       return (await keyOf(id, scope))?.key
     },
 
     async list(query) {
-      checkQuery('list', query, ['ownerId', 'cursor', 'limit'])
+      refuseUnknown(query, ['ownerId', 'cursor', 'limit'], 'list', 'invalid_request')
       const size = pageLimit(query.limit)
       const rows = await store.keys({ ownerId: ownerText(query.ownerId), after: positionOf(query.cursor), limit: size + 1 })
       return page(rows, size, apiKey, ({ createdAt, id }) => ({ at: createdAt, id }))
     },
 
     async events(query) {
-      checkQuery('events', query, ['id', 'ownerId', 'cursor', 'limit'])
+      refuseUnknown(query, ['id', 'ownerId', 'cursor', 'limit'], 'events', 'invalid_request')
       const size = pageLimit(query.limit)
       const after = positionOf(query.cursor)
       const found = await keyOf(query.id, query)
@@ -40,14 +39,6 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
     const row = (await store.key(keyId(id)))?.key
     if (row === undefined || (ownerId !== undefined && row.ownerId !== ownerId)) return undefined
     return { row, key: apiKey(row) }
-  }
-}
-
-function checkQuery(where: string, query: object, names: readonly string[]): void {
-  try {
-    refuseUnknown(query, names, where)
-  } catch (error) {
-    throw new ApiKeyError('invalid_request', (error as Error).message)
   }
 }
 

@@ -5,6 +5,10 @@ export function invalidKey(reason?: RejectionReason | 'rotation_secret', keyId?:
   return new ApiKeyError('invalid_key', 'The API key is not valid.', { reason, keyId })
 }
 
+export function invalidRequest(message: string): ApiKeyError {
+  return new ApiKeyError('invalid_request', message)
+}
+
 export function keyNotFound(): ApiKeyError {
   return new ApiKeyError('key_not_found', 'There is no such key.')
 }

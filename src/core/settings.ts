@@ -1,6 +1,6 @@
 import type { Cache } from '../cache/cache.js'
-import { ApiKeyError } from '../errors.js'
-import { integerOption, refuseUnknown } from '../options.js'
+import type { ApiKeyError } from '../errors.js'
+import { integerOption, invalidOption, refuseUnknown } from '../options.js'
 import type { Store } from '../store/store.js'
 import type { ApiKeysOptions } from './api-keys.js'
 import { type Clock, systemClock } from './clock.js'
@@ -46,9 +46,9 @@ const MIN_SERVER_SECRET_BYTES = 32
 export function settingsFrom(options: ApiKeysOptions): Settings {
   refuseUnknown(options, OPTIONS, 'createApiKeys')
   const { store, cache, clock = systemClock, onError = logError } = options
-  if (!isStore(store)) throw badOption('store must be a store, such as postgresStore(pool), sqliteStore(database) or memoryStore().')
-  if (cache !== undefined && typeof cache?.get !== 'function') throw badOption('cache must be a cache, such as redisCache(client).')
-  if (typeof onError !== 'function') throw badOption('onError must be a function.')
+  if (!isStore(store)) throw invalidOption('store must be a store, such as postgresStore(pool), sqliteStore(database) or memoryStore().')
+  if (cache !== undefined && typeof cache?.get !== 'function') throw invalidOption('cache must be a cache, such as redisCache(client).')
+  if (typeof onError !== 'function') throw invalidOption('onError must be a function.')
   const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
   return {
     store,
@@ -78,7 +78,7 @@ function serverSecretOption(secret: ApiKeysOptions['serverSecret']): Settings['s
   )
   const [current, ...previous] = bytes.filter((one) => one !== undefined && one.byteLength >= MIN_SERVER_SECRET_BYTES) as Uint8Array[]
   if (current === undefined || bytes.length !== previous.length + 1) {
-    throw badOption(
+    throw invalidOption(
       `serverSecret must be at least ${MIN_SERVER_SECRET_BYTES} bytes, or a list of such with the current one first; make one with: openssl rand -base64 32`,
     )
   }
@@ -89,22 +89,18 @@ function prefixOption(prefix: string | undefined): string {
   if (prefix === undefined) return 'sk'
   if (typeof prefix === 'string' && /^[a-z][a-z0-9_]{0,31}$/.test(prefix) && !prefix.endsWith('_') && !/^rot(_|$)/.test(prefix))
     return prefix
-  throw badOption(
+  throw invalidOption(
     'prefix must be 1 to 32 lower-case letters, digits and inner "_", begin with a letter, and not be "rot" or "rot_…", such as "sk".',
   )
 }
 
 function acceptedPrefixesOption(prefixes: readonly string[] | undefined): readonly string[] {
   if (prefixes === undefined) return []
-  if (!Array.isArray(prefixes)) throw badOption('acceptedPrefixes must be a list of prefixes, such as ["sk"].')
+  if (!Array.isArray(prefixes)) throw invalidOption('acceptedPrefixes must be a list of prefixes, such as ["sk"].')
   return prefixes.map(prefixOption)
 }
 
 function booleanOption(name: string, value: boolean | undefined): boolean {
   if (value === undefined || typeof value === 'boolean') return value ?? true
-  throw badOption(`${name} must be true or false.`)
-}
-
-function badOption(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_option', message)
+  throw invalidOption(`${name} must be true or false.`)
 }

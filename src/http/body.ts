@@ -1,6 +1,7 @@
 import { types } from 'node:util'
 import { brotliDecompressSync, gunzipSync, inflateRawSync, inflateSync } from 'node:zlib'
 import type { Request } from 'express'
+import { invalidRequest } from '../core/refusals.js'
 import { ApiKeyError } from '../errors.js'
 import { bodyLost, bodyTooLarge, CLOSED, collect, MAX_BODY_BYTES, READ_BEFORE } from './body-stream.js'
 
@@ -198,7 +199,7 @@ function decode(bytes: Buffer, [coding, ...more]: readonly string[]): Buffer {
     return decoder(bytes, { maxOutputLength: MAX_BODY_BYTES })
   } catch (error) {
     if ((error as { code?: string }).code === 'ERR_BUFFER_TOO_LARGE') throw bodyTooLarge()
-    throw invalid('The body is not compressed as its Content-Encoding says.')
+    throw invalidRequest('The body is not compressed as its Content-Encoding says.')
   }
 }
 
@@ -223,18 +224,18 @@ function parse(raw: string | Buffer): unknown {
     return JSON.parse(typeof raw === 'string' ? raw.replace(/^\ufeff/, '') : UTF8.decode(raw))
   } catch {
     // The parser's own message quotes the body, which may hold anything.
-    throw invalid('The body is not valid JSON.')
+    throw invalidRequest('The body is not valid JSON.')
   }
 }
 
 function checked(value: unknown, fields: readonly string[]): object {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalid('The body must be a JSON object.')
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw invalidRequest('The body must be a JSON object.')
   const body = membersOf(value, fields)
   if (bytesOf(body) > MAX_BODY_BYTES) throw bodyTooLarge()
   for (const name of Object.keys(body)) {
     if (fields.includes(name)) continue
     const known = fields.length === 0 ? 'It takes none.' : `It takes ${fields.join(', ')}.`
-    throw invalid(`The body has a field${FIELD_NAME.test(name) ? ` "${name}"` : ''} that this request does not take. ${known}`)
+    throw invalidRequest(`The body has a field${FIELD_NAME.test(name) ? ` "${name}"` : ''} that this request does not take. ${known}`)
   }
   return body
 }
@@ -245,7 +246,7 @@ function membersOf(value: object, fields: readonly string[]): object {
   for (const name of fields) {
     if (!(name in members) && name in value) members[name] = (value as { [name: string]: unknown })[name]
   }
-  if (Object.keys(members).length === 0 && !isEmptyObject(value)) throw invalid('The body must be a JSON object.')
+  if (Object.keys(members).length === 0 && !isEmptyObject(value)) throw invalidRequest('The body must be a JSON object.')
   return members
 }
 
@@ -253,10 +254,6 @@ function bytesOf(body: object): number {
   try {
     return Buffer.byteLength(JSON.stringify(body))
   } catch {
-    throw invalid('The body is nested too deeply, or is not plain JSON.')
+    throw invalidRequest('The body is nested too deeply, or is not plain JSON.')
   }
-}
-
-function invalid(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_request', message)
 }

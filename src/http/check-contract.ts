@@ -1,5 +1,4 @@
-import { ApiKeyError } from '../errors.js'
-import { refuseUnknown } from '../options.js'
+import { invalidOption, refuseUnknown } from '../options.js'
 import type { Action, Contract, Field, Limit, Route, RouteOf } from './contract.js'
 
 const CONTRACT: readonly (keyof Contract)[] = [
@@ -55,7 +54,7 @@ const LONGEST_WINDOW_MS = 86_400_000
 
 /** Checks a contract that may come from JavaScript. Throws `invalid_option`, naming the route and what to write. */
 export function checkContract(contract: Contract): void {
-  if (!Array.isArray(contract?.routes)) throw invalid('contract must be a contract, such as contracts.standard.')
+  if (!Array.isArray(contract?.routes)) throw invalidOption('contract must be a contract, such as contracts.standard.')
   refuseUnknown(contract, CONTRACT, 'A contract')
   const { name, path, routes, failure } = contract
   expect(typeof name === 'string' && /^[\w-]+$/.test(name), 'name must be one word, such as "acme".')
@@ -67,7 +66,7 @@ export function checkContract(contract: Contract): void {
   for (const route of routes) checkRoute(route, name)
 
   function expect(good: boolean, rule: string): void {
-    if (!good) throw invalid(`The contract${typeof name === 'string' ? ` "${name.slice(0, 32)}"` : ''}: ${rule}`)
+    if (!good) throw invalidOption(`The contract${typeof name === 'string' ? ` "${name.slice(0, 32)}"` : ''}: ${rule}`)
   }
 }
 
@@ -94,7 +93,7 @@ function checkRoute(route: RouteOf<Action>, contract: string): void {
   }
 
   function expect(good: boolean, rule: string): void {
-    if (!good) throw invalid(`${where}: ${rule}`)
+    if (!good) throw invalidOption(`${where}: ${rule}`)
   }
 }
 
@@ -116,8 +115,4 @@ function isWhole(value: unknown, min: number, max: number): boolean {
 
 function shown(value: unknown): string {
   return typeof value === 'string' ? value.slice(0, 100) : typeof value
-}
-
-function invalid(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_option', message)
 }

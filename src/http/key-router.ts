@@ -2,7 +2,7 @@ import express, { type ErrorRequestHandler, type Request, type Response, type Ro
 import type { AnyApiKeys } from '../core/api-keys.js'
 import { internalsOf } from '../core/internals.js'
 import { ApiKeyError } from '../errors.js'
-import { refuseUnknown } from '../options.js'
+import { invalidOption, refuseUnknown } from '../options.js'
 import { checkContract } from './check-contract.js'
 import type { Contract, Route } from './contract.js'
 import { contracts } from './contracts/contracts.js'
@@ -60,10 +60,10 @@ function serviceOf(keys: AnyApiKeys, options: KeyRouterOptions): Service {
   const { contract = contracts.standard, limits = true, operators, retryWithoutKey } = options
   checkContract(contract)
   if (operators !== undefined && (typeof operators.authenticate !== 'function' || contract.operators !== true)) {
-    throw invalid('operators must come from operatorJwt, and the contract must let operators in, as contracts.standard does.')
+    throw invalidOption('operators must come from operatorJwt, and the contract must let operators in, as contracts.standard does.')
   }
-  if (typeof limits !== 'boolean') throw invalid('limits must be true or false.')
-  if (retryWithoutKey !== undefined && typeof retryWithoutKey !== 'boolean') throw invalid('retryWithoutKey must be true or false.')
+  if (typeof limits !== 'boolean') throw invalidOption('limits must be true or false.')
+  if (retryWithoutKey !== undefined && typeof retryWithoutKey !== 'boolean') throw invalidOption('retryWithoutKey must be true or false.')
   const { bareToken = false, requestId = false } = contract
   const source = bearer({ bareToken, ...(operators === undefined ? {} : { maxLength: MAX_TOKEN_LENGTH }) })
   const challenge = { scheme: source.challenge, realm: realmOption(options.realm) }
@@ -78,7 +78,7 @@ function serviceOf(keys: AnyApiKeys, options: KeyRouterOptions): Service {
     },
     warnOfGuard: once(() => {
       internals.report(
-        invalid(
+        invalidOption(
           'bearerAuth stands before keyRouter, so a client that repeats a rotation with its dead key is refused. Mount keyRouter first.',
         ),
       )
@@ -113,8 +113,4 @@ function once(work: () => void): () => void {
     done = true
     work()
   }
-}
-
-function invalid(message: string): ApiKeyError {
-  return new ApiKeyError('invalid_option', message)
 }
