@@ -1,3 +1,4 @@
+import type { Channel } from '../channel.js'
 import type { ApiKeyError } from '../errors.js'
 
 /** A JSON value that metadata and event details may hold. */
@@ -127,17 +128,92 @@ export interface EventRow {
   readonly details: JsonObject
 }
 
+/** A place in the feed of changes: the number of a change, and what tells it from a change of that number in another history of the same data. */
+export interface FeedPosition {
+  /** 0 before the first change; one more at each. Numbers follow the order in which changes become visible, without gaps. */
+  readonly seq: number
+  /** 16 random bytes, base64url: 22 characters. */
+  readonly tag: string
+}
+
+/** A change that altered verdicts. */
+export interface FeedChange extends FeedPosition {
+  /** The digests whose verdicts may be others from here on. */
+  readonly digests: readonly string[]
+}
+
+/** Who reads the authority, and how far it has followed the feed. */
+export interface FeedReader {
+  /** Its session, where it has joined. */
+  readonly session?: string | undefined
+  /** The `seq` of its position; undefined where it has none yet, and wants no changes. */
+  readonly after?: number | undefined
+}
+
+/** The feed, in the snapshot of a read. */
+export interface FeedAnswer extends FeedPosition {
+  /** Changes up to this number may be gone. */
+  readonly prunedTo: number
+  /** The tag of the change at `after`, as the store has it; undefined where there is no such row (any more), or none was asked for. */
+  readonly tagAfter: string | undefined
+  /** The changes after `after`, oldest first, at most 1,000. They reach `seq` unless there are more. */
+  readonly changes: readonly FeedChange[]
+}
+
+/** How an instance hears of changes. `recall`: it says when it knows of one. `feed`: it only reads, and changes wait for its lease. */
+export type MemberMode = 'recall' | 'feed'
+
+/** An instance that may hold a lease on the feed. */
+export interface Member {
+  /** Random; never the name of a machine. */
+  readonly session: string
+  readonly mode: MemberMode
+  /** The names of the channels on which it hears recalls, such as `redis`; empty where it only reads. */
+  readonly channels: readonly string[]
+}
+
+/** A member, as the store has it. */
+export interface MemberRow extends Member {
+  /** Whether it is granted no lease any more: it was waited for in vain. */
+  readonly revoked: boolean
+  /** Up to which change it has said, by `acknowledge`, that it knows. 0 at first. */
+  readonly acked: number
+  /** On the store's clock. */
+  readonly joinedAt: number
+}
+
+/** Everybody whom a change may have to wait for, from one consistent read. */
+export interface Membership extends FeedPosition {
+  /** The store's clock. */
+  readonly at: number
+  readonly storeId: string
+  readonly server: string | undefined
+  /** The longest lease that may be held, and whether that is one from before a lowering. */
+  readonly waitMs: number
+  readonly lowered: boolean
+  /** All of them, the revoked ones too. */
+  readonly members: readonly MemberRow[]
+}
+
 /** What the authority said about some digests, from one consistent read. */
 export interface AuthorityAnswer {
   /**
    * The store's clock, taken no later than the read's snapshot. Every change that this read does not show is
-   * committed after it, so a lease counted from it ends in time.
+   * committed after it. Only what ends by itself (an expiry, a grace period) is judged by it.
    */
   readonly at: number
   /** Names the data, the same for every instance over it and for no other; made at random by `migrate`. */
   readonly storeId: string
-  /** For how long this answer may be relied on: the lease that verifiers are granted. */
+  /**
+   * Names the server that answered, so that a fail-over or a restart shows: for PostgreSQL the start of the postmaster and the timeline. Undefined where that cannot be told;
+   * then no change is answered before the leases are over.
+   */
+  readonly server: string | undefined
+  /** For how long, from before this read was sent, the reader may rely on having followed the feed up to `feed.seq`. */
   readonly leaseMs: number
+  readonly feed: FeedAnswer
+  /** What the store knows of the reader's session; `none` also where the reader named none. Only an `active` reader is granted the lease. */
+  readonly member: 'active' | 'revoked' | 'none'
   /** One entry per digest that exists; a digest without one is unknown. */
   readonly found: readonly { readonly key: KeyRow; readonly generation: GenerationRow }[]
 }
@@ -169,8 +245,41 @@ export interface Store {
   /** Creates or upgrades what the store needs; safe to run from several processes at once, and again. */
   migrate(): Promise<void>
 
-  /** Answers for up to 100 distinct digests, from the primary. This is the read behind every lease. */
-  read(digests: readonly string[]): Promise<AuthorityAnswer>
+  /**
+   * Answers for up to 100 distinct digests, or for none, from the primary, together with what has changed: in one statement outside of any transaction, so that
+   * all of it is of one moment, and that moment is later than the call. Rejects where a standby answers, and where the session may show an older snapshot.
+   */
+  read(digests: readonly string[], reader?: FeedReader): Promise<AuthorityAnswer>
+
+  /**
+   * The number of the last committed change, without I/O that can wait, for a store that every process can look into at once. Where a store has this, it is asked
+   * before each request is accepted, and nobody needs a lease. Undefined where it cannot be told right now.
+   */
+  currentSeq?(): number | undefined
+
+  /** Adds a member, as durably as a change. Joining again with the same session changes nothing. */
+  join(member: Member): Promise<void>
+
+  /** Removes a member that holds no lease any more and will ask for none. */
+  leave(session: string): Promise<void>
+
+  /** Whom a change that is committed by now may have to wait for. One statement outside of any transaction, from the primary. */
+  members(): Promise<Membership>
+
+  /** Notes that a member knows of all changes up to `seq`; never lowers what was noted. */
+  acknowledge(session: string, seq: number): Promise<void>
+
+  /** Has these members be granted no lease any more, as durably as a change. */
+  revokeMembers(sessions: readonly string[]): Promise<void>
+
+  /** Removes those of these members that are revoked. The caller has known them to be for as long as a lease and a margin. */
+  removeMembers(sessions: readonly string[]): Promise<void>
+
+  /** Forgets old changes, never the newest: those beyond the newest 10,000, and those older than ten minutes beyond the newest 1,000. */
+  pruneFeed(): Promise<void>
+
+  /** A way to reach other instances at once through the store, such as NOTIFY. Optional. */
+  channel?(): Channel
 
   /**
    * Finds up to 100 replay records by their ids, as committed at the time of this call, from the primary. Locks nothing: this is how a client asks for
@@ -295,4 +404,10 @@ export interface StoreTransaction {
   eraseReplays(keyId: string, exceptId: string | null): Promise<void>
 
   appendEvent(row: EventRow): Promise<void>
+
+  /**
+   * Says that verdicts about these digests change with this transaction. The store adds one change to the feed, with the digests of all calls, as the last thing before
+   * COMMIT, under a lock that is held until the transaction is visible. A transaction that fails adds none.
+   */
+  appendChange(digests: readonly string[]): Promise<void>
 }
