@@ -1,3 +1,5 @@
+import type { Channel } from '../channel.js'
+
 /** What a counter says of one hit. */
 export interface Hit {
   /** Whether there was room for it. A hit without room is not counted, so a client that keeps trying does not keep itself out. */
@@ -57,6 +59,9 @@ export interface Cache {
 
   /** Makes counters that every instance shares, for rate limits of `max` hits in `windowMs`. Optional. */
   counters?(limit: { readonly max: number; readonly windowMs: number }): Counters
+
+  /** Makes the way to reach other instances at once, such as pub/sub. Optional. */
+  channel?(): Channel
 
   /** Closes the connections that the cache opened itself. */
   close(): Promise<void>
