@@ -13,6 +13,8 @@ export interface Fact {
   readonly wallMs: number
   /** Until its key expires or its grace period ends; nothing is relied on for longer. */
   readonly lifeMs: number
+  /** When that is on the store's clock, which may be set forward meanwhile. */
+  readonly endsAt: number
   /** When a request last asked for it, on the monotonic clock. */
   usedMs: number
 }
@@ -45,6 +47,8 @@ export interface FactsParts {
   readonly max: number
   /** Whether whoever asks may act on a fact right now, as far as the feed goes. */
   readonly isFollowed: () => boolean
+  /** What the store's clock shows at an instant, or later; undefined where that is not known. */
+  readonly storeTime: (when: Instant) => number | undefined
   /** How often what is due is read again, in milliseconds. */
   readonly refreshEveryMs: () => number
 }
@@ -68,7 +72,7 @@ const RETIRED_MS = 600_000
 /** Refused digests are what a stranger can make us remember, so their table is small. */
 const MAX_REFUSED = 10_000
 
-export function facts({ clock, max, isFollowed, refreshEveryMs }: FactsParts): Facts {
+export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: FactsParts): Facts {
   // In the order of reading: what was read first is due first, and is the first to go.
   const good = new Map<string, Fact>()
   const refused = new Map<string, Refused>()
@@ -77,9 +81,7 @@ export function facts({ clock, max, isFollowed, refreshEveryMs }: FactsParts): F
     good(digest, monotonicMs, wallMs) {
       const fact = good.get(digest)
       if (fact === undefined) return undefined
-      const passed = Math.max(monotonicMs - fact.monotonicMs, wallMs - fact.wallMs)
-      // Written so that a life that is no number is over.
-      return passed < fact.lifeMs && passed < factMs() ? fact : undefined
+      return hasTime(fact, monotonicMs, wallMs) ? fact : undefined
     },
 
     refusal(digest, isFollowed) {
@@ -91,11 +93,13 @@ export function facts({ clock, max, isFollowed, refreshEveryMs }: FactsParts): F
     },
 
     hold(digest, row, grace, since, lifeMs) {
+      const endsAt = Math.min(row.expiresAt ?? Number.POSITIVE_INFINITY, grace?.endsAt ?? Number.POSITIVE_INFINITY)
       const fact: Fact = {
         result: verified(apiKey(row), grace, () => isLive(digest, fact)),
         monotonicMs: since.monotonicMs,
         wallMs: since.wallMs,
         lifeMs,
+        endsAt,
         usedMs: good.get(digest)?.usedMs ?? since.monotonicMs,
       }
       drop(digest)
@@ -120,7 +124,7 @@ export function facts({ clock, max, isFollowed, refreshEveryMs }: FactsParts): F
       for (const [digest, fact] of good) {
         const passed = Math.max(now.monotonicMs - fact.monotonicMs, now.wallMs - fact.wallMs)
         if (digests.length >= REFRESHED_AT_ONCE || passed < REFRESH_AT * FACT_MS) break
-        if (passed >= fact.lifeMs || now.monotonicMs - fact.usedMs > IDLE_MS) good.delete(digest)
+        if (!hasTime(fact, now.monotonicMs, now.wallMs) || now.monotonicMs - fact.usedMs > IDLE_MS) good.delete(digest)
         else digests.push(digest)
       }
       return digests
@@ -135,8 +139,14 @@ export function facts({ clock, max, isFollowed, refreshEveryMs }: FactsParts): F
   }
 
   function isLive(digest: string, fact: Fact): boolean {
-    const passed = Math.max(clock.monotonicMs() - fact.monotonicMs, clock.wallMs() - fact.wallMs)
-    return good.get(digest) === fact && passed < fact.lifeMs && passed < factMs() && isFollowed()
+    return good.get(digest) === fact && hasTime(fact, clock.monotonicMs(), clock.wallMs()) && isFollowed()
+  }
+
+  function hasTime(fact: Fact, monotonicMs: number, wallMs: number): boolean {
+    const passed = Math.max(monotonicMs - fact.monotonicMs, wallMs - fact.wallMs)
+    // Written so that a life that is no number is over.
+    if (!(passed < fact.lifeMs && passed < factMs())) return false
+    return fact.endsAt === Number.POSITIVE_INFINITY || (storeTime({ monotonicMs, wallMs }) ?? Number.POSITIVE_INFINITY) < fact.endsAt
   }
 
   function drop(digest: string): void {

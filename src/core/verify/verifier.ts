@@ -79,6 +79,7 @@ export class Verifier {
       clock,
       max: maxKnownSecrets,
       isFollowed: () => this.follower.isFollowed(clock.monotonicMs(), clock.wallMs()),
+      storeTime: (when) => this.follower.storeTime(when),
       refreshEveryMs: () => this.follower.pollEveryMs,
     })
     this.follower = new Follower({
