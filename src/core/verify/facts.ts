@@ -19,14 +19,6 @@ export interface Fact {
   usedMs: number
 }
 
-interface Refused {
-  readonly result: Rejected
-  readonly since: Instant
-  readonly forMs: number
-  /** Whether a change can take it back, so that it counts only for as long as the feed is followed. */
-  readonly mayChange: boolean
-}
-
 /** What this instance has read, by digest. */
 export interface Facts {
   /** The fact about a digest that has not run out at this instant. */
@@ -75,7 +67,7 @@ const MAX_REFUSED = 10_000
 export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: FactsParts): Facts {
   // In the order of reading: what was read first is due first, and is the first to go.
   const good = new Map<string, Fact>()
-  const refused = new Map<string, Refused>()
+  const refused = refusals(clock)
 
   return {
     good(digest, monotonicMs, wallMs) {
@@ -84,13 +76,7 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
       return hasTime(fact, monotonicMs, wallMs) ? fact : undefined
     },
 
-    refusal(digest, isFollowed) {
-      const refusal = refused.get(digest)
-      if (refusal === undefined || (refusal.mayChange && !isFollowed())) return undefined
-      if (elapsedMs(clock, refusal.since) < refusal.forMs) return refusal.result
-      refused.delete(digest)
-      return undefined
-    },
+    refusal: refused.get,
 
     hold(digest, row, grace, since, lifeMs) {
       const endsAt = Math.min(row.expiresAt ?? Number.POSITIVE_INFINITY, grace?.endsAt ?? Number.POSITIVE_INFINITY)
@@ -110,10 +96,7 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
 
     refuse(digest, reason) {
       drop(digest)
-      const forMs = reason === 'unknown' ? NEGATIVE_MS : reason === 'expired' ? FACT_MS : RETIRED_MS
-      refused.set(digest, { result: REJECTED[reason], since: instant(clock), forMs, mayChange: reason === 'expired' })
-      dropOldest(refused, MAX_REFUSED)
-      return REJECTED[reason]
+      return refused.set(digest, reason)
     },
 
     drop,
@@ -157,5 +140,40 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
   /** L, stretched to how long it takes to read all of them again. */
   function factMs(): number {
     return Math.max(FACT_MS, ((good.size / REFRESHED_AT_ONCE) * refreshEveryMs()) / REFRESH_AT)
+  }
+}
+
+interface Refused {
+  readonly result: Rejected
+  readonly since: Instant
+  readonly forMs: number
+  /** Whether a change can take it back, so that it counts only for as long as the feed is followed. */
+  readonly mayChange: boolean
+}
+
+/** The verdicts that are not good. */
+function refusals(clock: Clock): {
+  get: Facts['refusal']
+  set(digest: string, reason: RejectionReason): Rejected
+  delete(digest: string): void
+  clear(): void
+} {
+  const refused = new Map<string, Refused>()
+  return {
+    get(digest, isFollowed) {
+      const refusal = refused.get(digest)
+      if (refusal === undefined || (refusal.mayChange && !isFollowed())) return undefined
+      if (elapsedMs(clock, refusal.since) < refusal.forMs) return refusal.result
+      refused.delete(digest)
+      return undefined
+    },
+    set(digest, reason) {
+      const forMs = reason === 'unknown' ? NEGATIVE_MS : reason === 'expired' ? FACT_MS : RETIRED_MS
+      refused.set(digest, { result: REJECTED[reason], since: instant(clock), forMs, mayChange: reason === 'expired' })
+      dropOldest(refused, MAX_REFUSED)
+      return REJECTED[reason]
+    },
+    delete: (digest) => void refused.delete(digest),
+    clear: () => refused.clear(),
   }
 }
