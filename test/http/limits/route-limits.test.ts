@@ -435,14 +435,14 @@ interface Guarded {
 
 async function guarded(options: { failuresPerMinute?: number | false }): Promise<Guarded> {
   const inner = memoryStore()
-  let asked = 0
+  const asked = 0
   const counted: Store = {
     ...inner,
     // What a rotation waits for: somebody else holds leases too.
     shared: true,
-    read: (digests) => {
+    read: (...asked) => {
       asked++
-      return inner.read(digests)
+      return inner.read(...asked)
     },
   }
   const other = createApiKeys({ store: { ...inner, shared: true }, serverSecret: SERVER_SECRET, leaseMs: 50 })
