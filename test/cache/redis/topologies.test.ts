@@ -197,7 +197,7 @@ async function startTraffic(clients: readonly (Redis | Cluster)[]): Promise<Traf
       const reads: string[] = []
       const counted: Store = Object.assign(Object.create(store) as Store, {
         read(...asked: Parameters<Store['read']>) {
-          reads.push(...digests)
+          reads.push(...asked[0])
           return store.read(...asked)
         },
       })

@@ -435,14 +435,14 @@ interface Guarded {
 
 async function guarded(options: { failuresPerMinute?: number | false }): Promise<Guarded> {
   const inner = memoryStore()
-  const asked = 0
+  let asked = 0
   const counted: Store = {
     ...inner,
     // What a rotation waits for: somebody else holds leases too.
     shared: true,
-    read: (...asked) => {
+    read: (...args: Parameters<Store['read']>) => {
       asked++
-      return inner.read(...asked)
+      return inner.read(...args)
     },
   }
   const other = createApiKeys({ store: { ...inner, shared: true }, serverSecret: SERVER_SECRET, leaseMs: 50 })
