@@ -1,7 +1,7 @@
 import { inTime } from '../../in-time.js'
 import { nextTurn } from '../../real-time.js'
 import { createBreaker } from './breaker.js'
-import type { Client, Link } from './clients.js'
+import type { Client, Ear, EarListeners, Link } from './clients.js'
 
 export type StateListener = (state: 'up' | 'down', cause?: unknown) => unknown
 
@@ -14,6 +14,10 @@ export interface Connection {
   run<T>(command: (link: Link) => Promise<unknown>, read: (reply: unknown) => T | undefined, asking?: number): Promise<T | undefined>
   /** Whether Redis is left alone but for one command now and then. */
   isLeftAlone(): boolean
+  /** Opens a connection for listening; undefined where that cannot be now. */
+  openEar(listeners: EarListeners): Ear | undefined
+  /** Whether an error is the server's own answer. */
+  isRefusal(error: unknown): boolean
   close(): Promise<void>
 }
 
@@ -27,6 +31,14 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
 
   return {
     isLeftAlone: breaker.isOpen,
+    isRefusal: client.isRefusal,
+    openEar(listeners) {
+      try {
+        return openLink()?.openEar(listeners)
+      } catch {
+        return undefined
+      }
+    },
     async run(command, read, asking = 1) {
       const connected = readyLink()
       if (connected === undefined) return undefined
@@ -62,15 +74,19 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
 
   /** The connection, if it can be written to now. One that cannot costs nothing: the client goes on trying to connect by itself. */
   function readyLink(): Link | undefined {
+    const opened = openLink()
+    if (opened?.hasEnded() && breaker.mayRevive()) opened.connect()
+    return opened?.isReady() ? opened : undefined
+  }
+
+  function openLink(): Link | undefined {
     if (closed) return undefined
     try {
       link ??= open()
     } catch (cause) {
       tell('down', cause)
-      return undefined
     }
-    if (link.hasEnded() && breaker.mayRevive()) link.connect()
-    return link.isReady() ? link : undefined
+    return link
   }
 
   function open(): Link {
