@@ -67,7 +67,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
     },
     counters: (limit) => redisCounters(connection, limit),
     channel() {
-      const channel = redisChannel(connection, timeoutMs)
+      const channel = redisChannel(known, connection, timeoutMs)
       channels.push(channel)
       return channel
     },
