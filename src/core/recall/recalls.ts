@@ -139,7 +139,7 @@ export class Recalls {
     const reached = await store.members()
     const now = clock.monotonicMs()
     this.answeredBy(reached.server)
-    this.#reaper.saw(reached.members, now)
+    this.#reaper.saw(reached, now)
     const over = this.#over(reached, reached.waitMs)
     if (over.length > 0) inBackground(store.removeMembers(over))
     const gone = longSilent(reached.members, reached.at)
