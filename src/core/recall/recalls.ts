@@ -139,7 +139,7 @@ export class Recalls {
     const reached = await store.members()
     const now = clock.monotonicMs()
     this.answeredBy(reached.server)
-    this.#reaper.saw(reached.members, now)
+    this.#reaper.saw(reached, now)
     const over = this.#over(reached, reached.waitMs)
     if (over.length > 0) inBackground(store.removeMembers(over))
     const gone = longSilent(reached.members, reached.at)
@@ -219,7 +219,8 @@ export class Recalls {
     for (const channel of this.#parts.channels) {
       if (!others.some(({ session, channels }) => silent.has(session) && channels.includes(channel.name))) continue
       void this.#listenOn(channel, message.storeId)
-      void channel.send(this.#codec.address(message.storeId), text)
+      const [address = ''] = this.#codec.addresses(message.storeId)
+      void channel.send(address, text)
     }
   }
 
@@ -269,7 +270,7 @@ export class Recalls {
   #listenOn(channel: Channel, storeId: string): Promise<unknown> {
     const known = this.#listening.get(channel)
     if (known !== undefined || this.#closed) return known ?? Promise.resolve()
-    const addresses = [this.#codec.address(storeId), this.#inbox]
+    const addresses = [...this.#codec.addresses(storeId), this.#inbox]
     const listening = channel.listen(addresses, (text) => this.#heard(channel, text))
     this.#listening.set(channel, listening)
     return listening
