@@ -112,30 +112,39 @@ async function known(as: Actor): Promise<{ id: string; active: boolean } | undef
   return (await pool.query<{ id: string; active: boolean }>(statement, [digestOf(as.secret)])).rows[0]
 }
 
+/** What a store would say that knows of nothing. */
+const EMPTY: AuthorityAnswer = {
+  ...{ at: 0, storeId: 'none', server: undefined, leaseMs, member: 'none', found: [] },
+  feed: { seq: 0, tag: '', prunedTo: 0, tagAfter: undefined, changes: [] },
+}
+
 function plantedStore(store: Store): Store {
   const plant = (methods: Partial<Store>): Store => Object.assign(Object.create(store) as Store, methods)
   const steps = (change: (tx: StoreTransaction) => Partial<StoreTransaction>): Store =>
     plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, ...change(tx) })) })
   switch (PLANT) {
     case 'longer-verifier-lease':
-      return plant({ read: async (digests) => ({ ...(await store.read(digests)), leaseMs: leaseMs * 3 }) })
+      return plant({ read: async (...asked) => ({ ...(await store.read(...asked)), leaseMs: leaseMs * 3 }) })
     case '401-on-store-down':
-      return plant({ read: (digests) => store.read(digests).catch(() => ({ at: Date.now(), storeId: 'none', leaseMs, found: [] })) })
+      return plant({ read: (...asked) => store.read(...asked).catch(() => ({ ...EMPTY, at: Date.now() })) })
     case 'stays-down': {
       let failed: Promise<never> | undefined
       return plant({
-        read: (digests) =>
+        read: (...asked) =>
           failed ??
-          store.read(digests).catch((error: unknown) => {
+          store.read(...asked).catch((error: unknown) => {
             failed = Promise.reject(error)
             return failed
           }),
       })
     }
     case 'grace-outlived':
-      return plant({ read: async (digests) => later(await store.read(digests)) })
+      return plant({ read: async (...asked) => later(await store.read(...asked)) })
     case 'first-use-ignored':
-      return plant({ read: async (digests) => unmarked(await store.read(digests)), markFirstUse: async () => ({ retired: [], waitMs: 0 }) })
+      return plant({
+        read: async (...asked) => unmarked(await store.read(...asked)),
+        markFirstUse: async () => ({ retired: [], waitMs: 0 }),
+      })
     case 'short-wait':
       return steps((tx) => ({ waitMs: async () => (await tx.waitMs()) / 4 }))
     case 'wait-from-begin':
