@@ -12,7 +12,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'drop-oldest.ts': [],
   'channel.ts': [],
   store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel)\.ts$/, /^ioredis$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel)\.ts$/, /^ioredis$/, /^node:crypto$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^node:/],
   http: [
     /^http\//,
