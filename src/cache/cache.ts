@@ -28,8 +28,8 @@ export interface Counters {
 }
 
 /**
- * A shared memory that makes verifying fast. It is never trusted: entries are authenticated by the core, and the lease
- * they carry is checked against the authority's clock. Nothing here ever rejects or takes longer than its time limit
+ * A shared memory that makes verifying fast. It is never trusted: entries are authenticated by the core, and taken only at
+ * a position in the feed of changes that the reader has seen itself. Nothing here ever rejects or takes longer than its time limit
  * (about 150 ms); trouble reads as "no answer". `cacheContract` from `express-api-keys/testing` checks a cache of your own.
  *
  * An entry is an opaque ASCII string of up to 32,768 characters. One that begins with `r` is a tombstone (its digest is retired for good); one
