@@ -5,10 +5,18 @@ import { fileURLToPath, pathToFileURL } from 'node:url'
 import { SERVER_SECRET } from './keys.mjs'
 import { releaseBefore } from './release.mjs'
 
-/** The folder of the package that is measured. */
-const HERE = process.env.BENCH_PACKAGE ?? fileURLToPath(new URL('..', import.meta.url))
-
 /** @typedef {{ readonly name: 'before' | 'now', readonly title: string, readonly folder: string }} Build */
+
+/**
+ * The build that is measured: this code, or with `--old` the release before.
+ *
+ * @returns {Build}
+ */
+export function thisBuild() {
+  const { BENCH_PACKAGE } = process.env
+  if (BENCH_PACKAGE !== undefined) return { name: 'now', title: 'the release before, again', folder: resolve(BENCH_PACKAGE) }
+  return { name: 'now', title: 'this code', folder: fileURLToPath(new URL('..', import.meta.url)) }
+}
 
 /**
  * The two builds that are compared, the earlier one first. With `--old` both are the release before: how far apart they are is what this machine makes of
@@ -17,12 +25,7 @@ const HERE = process.env.BENCH_PACKAGE ?? fileURLToPath(new URL('..', import.met
  * @returns {[before: Build, now: Build]}
  */
 export function builds() {
-  const before = releaseBefore()
-  const now = resolve(HERE) === before ? 'the release before, again' : 'this code'
-  return [
-    { name: 'before', title: 'the release before', folder: before },
-    { name: 'now', title: now, folder: resolve(HERE) },
-  ]
+  return [{ name: 'before', title: 'the release before', folder: releaseBefore() }, thisBuild()]
 }
 
 /** @typedef {Awaited<ReturnType<typeof packageIn>>} Package */
