@@ -1,10 +1,11 @@
 /** What a process sends to the authority, by kind. `reads` are those that verdicts rest on, polls of the feed among them. */
 export const KINDS = /** @type {const} */ (['reads', 'uses', 'rest'])
 
-/** @typedef {{ [kind in typeof KINDS[number]]: number }} Statements */
+/** @typedef {typeof KINDS[number]} Kind */
+/** @typedef {{ [kind in Kind]: number }} Statements */
 
 /**
- * Counts what is sent over a pool's connections from now on, where it goes to the driver.
+ * Counts what is sent over a pool's connections from now on, where it goes to the driver. What a transaction needs besides is of the kind of what it is for.
  *
  * @param {import('pg').Pool} pool
  * @returns {Statements}
@@ -13,9 +14,18 @@ export function countStatements(pool) {
   const counts = { reads: 0, uses: 0, rest: 0 }
   pool.on('connect', (client) => {
     const query = /** @type {(...args: unknown[]) => unknown} */ (client.query)
+    /** @type {Kind[] | undefined} */
+    let transaction
     const counted = (/** @type {unknown[]} */ ...args) => {
       const [first] = args
-      counts[kindOf(typeof first === 'string' ? first : String(/** @type {{ text?: string }} */ (first).text))]++
+      const text = typeof first === 'string' ? first : String(/** @type {{ text?: string }} */ (first).text)
+      if (/^\s*(begin|start)\b/i.test(text)) transaction = []
+      if (transaction === undefined) counts[kindOf(text)]++
+      else transaction.push(kindOf(text))
+      if (transaction !== undefined && /\b(commit|rollback)\s*;?\s*$/i.test(text)) {
+        counts[transaction.includes('uses') ? 'uses' : 'rest'] += transaction.length
+        transaction = undefined
+      }
       return query.apply(client, args)
     }
     Object.assign(client, { query: counted })
@@ -23,11 +33,13 @@ export function countStatements(pool) {
   return counts
 }
 
-/** @param {string} text */
+/**
+ * @param {string} text
+ * @returns {Kind}
+ */
 function kindOf(text) {
   // Written once a minute for each key in use, whatever the lease.
   if (/last_used_at"? =/.test(text)) return 'uses'
-  return /^\s*(select|with)\b/i.test(text) && text.includes('express_api_key_settings') && !text.includes('express_api_key_replays')
-    ? 'reads'
-    : 'rest'
+  const isRead = /^\s*(select|with)\b/i.test(text) && text.includes('express_api_key_settings') && !text.includes('express_api_key_replays')
+  return isRead ? 'reads' : 'rest'
 }
