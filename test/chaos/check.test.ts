@@ -10,6 +10,7 @@ import {
   type Revoke,
   type Rotate,
   type Rule,
+  type Took,
 } from './check.js'
 
 const urgent = { retire: 'now', emergency: true } as const
@@ -27,6 +28,7 @@ test('passes a history in which every promise is kept', () => {
     retirements: { now: 2 },
     replays: 1,
     outlasted: 0,
+    early: 0,
   })
 })
 
@@ -38,6 +40,12 @@ test('counts rotations that were answered after six answers were lost on end', (
   expect([lost(5), lost(6), lost(6, [{ status: 401 }]), lost(6, [{ status: 503 }, {}])].map((ops) => count(ops).outlasted)).toEqual([
     0, 1, 0, 1,
   ])
+})
+
+test('counts changes that were answered before half of a lease was over', () => {
+  const early = (took: Took): number => count(timed(took)).early
+  expect([early({ ms: 300, storeMs: 180, leaseMs: 250 }), early({ ms: 300, storeMs: 170, leaseMs: 250 })]).toEqual([1, 0])
+  expect(count([...revoked(), { ...revoke('r1', 25, 30), took: { ms: 20, storeMs: 10, leaseMs: 250 } }]).early).toBe(1)
 })
 
 test('passes one in which another key does the rotating', () => {
@@ -106,6 +114,12 @@ describe('gives the benefit of the doubt', () => {
     ['to a key that was revoked while somebody holds it', revoked().map((op) => (op.f === 'final' ? { ...op, held: 's1' } : op))],
     ['to a request for a key that is answered at last', [...good(), asked('c1', 503), asked('c1', 0), asked('c1', 201)]],
     ['to an answer with a key that was already given and is asked for again', [...good(), asked('c1', 201), asked('c1', 409, 60)]],
+    ['to a rotation that took a lease and as long as its store', timed({ ms: 1_500, storeMs: 1_150, leaseMs: 250 })],
+    ['to a rotation that its machine let wait', timed({ ms: 540, storeMs: 0, leaseMs: 250 })],
+    [
+      'to a rotation that had to end two grace periods',
+      onFirstUse([used]).map((op) => (op === used ? { ...used, took: { ms: 700, storeMs: 10, leaseMs: 250 } } : op)),
+    ],
     ['to a secret whose revocation was asked for', [...revoked(), read('s1', 12, 13, { status: 401 })]],
   ])('%s', (_what, history) => {
     expect(check(history)).toEqual([])
@@ -213,6 +227,14 @@ describe('catches', () => {
     ['wrong-answer', 'a secret that is taken for the one after', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 3 } })]],
     ['wrong-answer', 'a secret that is taken for another key’s', [...good(), read('s2', 23, 24, { seen: { key: 'b', generation: 2 } })]],
     ['wrong-answer', 'a dead secret that is handed out', [...good(), rotate('k1', 's1', 42, 43, { made: 's2', generation: 2 })]],
+    ['late', 'a rotation that took longer than a lease and its store', timed({ ms: 1_500, storeMs: 900, leaseMs: 250 })],
+    ['late', 'a rotation that took two leases', timed({ ms: 2_050, storeMs: 0, leaseMs: 1_000 })],
+    ['late', 'a rotation that took long where there was no lease to wait for', timed({ ms: 2_050, storeMs: 0, leaseMs: 0 })],
+    [
+      'late',
+      'a revocation that took longer than a lease',
+      [...revoked(), { ...revoke('r1', 25, 30), took: { ms: 900, storeMs: 10, leaseMs: 250 } }],
+    ],
     ['not-healed', 'a system that answers nothing', silent()],
     ['not-healed', 'a server that stays at 503 after a fault', [...good(), ...stuck({ status: 503 })]],
     ['not-healed', 'a server that does not answer any more', [...good(), ...stuck({ status: 0 })]],
@@ -277,6 +299,11 @@ function good(end: Partial<Final> = {}, caller?: string): Op[] {
     ...healed('s3', 's2'),
     final({ held: 's3', generations: 3, active: ['s3'], ...end }),
   ]
+}
+
+/** The same, and how long the first rotation took its server. */
+function timed(took: Took): Op[] {
+  return good().map((op) => (op.f === 'rotate' && op.idempotencyKey === 'k1' && op.type === 'ok' ? { ...op, took } : op))
 }
 
 /** A rotation at 20 leaves generation 1 alive until 1,000. */

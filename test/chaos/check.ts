@@ -20,6 +20,17 @@ interface Request extends Span {
   /** 0 where no answer came. */
   readonly status: number
   readonly code?: string
+  /** Only where an answer came. */
+  readonly took?: Took
+}
+
+/** What a server says of the time from a request to its answer. */
+export interface Took {
+  readonly ms: number
+  /** For how much of it the server waited for its store, or stood still. */
+  readonly storeMs: number
+  /** The longest lease that it had to wait for, as the store said meanwhile. */
+  readonly leaseMs: number
 }
 
 /** A request that a live secret may make and a dead one may not. */
@@ -110,6 +121,7 @@ export const rules = {
     'P3: after a rotation or revocation was answered 200, and its grace period is over on the clock of the store, no request that starts later is accepted with the old secret.',
   'live-refused': 'P5: a secret is not refused while it is live, whatever is down.',
   'wrong-answer': 'P5: a request is let in as the key it is of, a grace period is the one that was asked for, and trouble is 503.',
+  late: 'P6: a rotation or revocation is answered within a lease, a margin, and what the store itself took.',
   'not-healed': 'P5: after the last fault, every server ends up letting in the secret that is held and answering 401 to the one before.',
 } as const
 
@@ -135,6 +147,8 @@ export interface Counts {
   readonly replays: number
   /** Rotations whose client lost six answers or more on end, and was answered then. */
   readonly outlasted: number
+  /** Rotations and revocations that were answered before half of a lease was over, without what the store took. */
+  readonly early: number
 }
 
 /**
@@ -220,7 +234,13 @@ export function count(history: readonly Op[]): Counts {
     replays: rotated.filter(({ replayed }) => replayed === true).length,
     outlasted: [...groups(history.filter(isRotate), ({ key, idempotencyKey }) => `${key} ${idempotencyKey}`).values()].filter(wasOutlasted)
       .length,
+    early: history.filter((op) => op.f === 'rotate' || op.f === 'revoke').filter(({ type, took }) => type === 'ok' && wasEarly(took))
+      .length,
   }
+}
+
+function wasEarly(took: Took | undefined): boolean {
+  return took !== undefined && took.ms - took.storeMs < took.leaseMs / 2
 }
 
 function isRotate(op: Op): op is Rotate {
@@ -279,6 +299,7 @@ function checkKey(ops: readonly (Exclude<Op, Fault | ClockSet | Create> | Create
     ...liveRefused(lives, reads),
     ...wrongAnswers(lives, reads, rotates, revokes),
     ...byRequest.flatMap((request) => wrongGrace(request, system.clock)),
+    ...late([...rotates, ...revokes], byRequest),
     ...finals.flatMap((final) => notHealed(final, lives, reads, system)),
   ]
 }
@@ -570,6 +591,29 @@ function wrongAnswers(
     ...unforeseen.map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} answered ${op.status}.`, ops: [op] }) as const),
     ...mistaken.map((op) => ({ rule: 'wrong-answer', what: `Server ${op.server} took a secret for another's.`, ops: [op] }) as const),
   ]
+}
+
+/** What is waited beyond a lease, for clocks that run at different speeds. */
+export function marginMs(leaseMs: number): number {
+  return Math.max(50, leaseMs / 100)
+}
+
+/** What a busy machine may take beside that. */
+const BUSY_MS = 250
+
+/** Whatever an instance does or does not say, a change waits for one lease and no longer. */
+function late(changes: readonly (Rotate | Revoke)[], requests: readonly RotationRequest[]): Violation[] {
+  // Whoever presents such a secret for the first time ends the one before it too, and waits for that first.
+  const endsAnother = new Set(requests.filter(({ retire }) => retire === 'on-first-use').flatMap(({ oks }) => oks.map(({ made }) => made)))
+  return changes.flatMap((op): Violation[] => {
+    if (op.type !== 'ok' || op.took === undefined) return []
+    const { ms, storeMs, leaseMs } = op.took
+    const waits = endsAnother.has(op.digest) ? 2 : 1
+    const over = ms - storeMs - waits * (leaseMs + marginMs(leaseMs))
+    if (!(over > BUSY_MS)) return []
+    const what = `Server ${op.server} took ${ms.toFixed()} ms, ${over.toFixed()} more than the lease of ${leaseMs} ms, its margin and the store account for.`
+    return [{ rule: 'late', what, ops: [op] }]
+  })
 }
 
 /** When all is whole again and who asks is patient, each server knows the secret that is held, and that the one before is dead. */
