@@ -7,11 +7,11 @@ import {
   LONGEST_LEASE_MS,
   type Op,
   type Read,
-  type Revoke,
   type Rotate,
   type Rule,
   type Took,
 } from './check.js'
+import { clock, created, ending, final, healed, read, revoke, rotate } from './made-up.js'
 
 const urgent = { retire: 'now', emergency: true } as const
 /** The new secret is used for the first time in a rotation of its own. */
@@ -406,68 +406,20 @@ function stuck(more: Partial<Read>): Op[] {
 }
 
 /** What the server says when all is over: the one secret is good, and the other is not. */
-function healed(held: string, dead: string): Op[] {
-  return [read(held, 1_900, 1_901), read(dead, 1_902, 1_903, { status: 401 })]
-}
 
 function fault(start: number, end: number): Op {
   return { f: 'fault', kind: 'reset', target: 'server 1 to Postgres', start, end }
 }
 
-function clock(start: number, end: number, byMs: number): Op {
-  return { f: 'clock', byMs, start, end }
-}
-
-function created(key: string, digest: string, idempotencyKey?: string): Create {
-  const http = idempotencyKey === undefined ? {} : { idempotencyKey, server: 0 }
-  return { f: 'create', type: 'ok', status: 201, key, digest, start: 0, end: 1, ...http }
-}
-
 /** An attempt to have a key made, beside all others. */
+
 function asked(idempotencyKey: string, status: number, start = 50, made: Partial<Create> = { key: 'c', digest: 't1' }): Create {
   const more = status === 201 ? made : {}
   return { f: 'create', idempotencyKey, server: 0, start, end: start + 1, status, type: ending(status), ...more }
 }
 
-function final(end: Partial<Final>): Final {
-  return { f: 'final', key: 'a', held: 's1', generations: 1, active: ['s1'], revoked: false, start: 2_000, end: 2_001, ...end }
-}
-
-function read(digest: string, start: number, end: number, more: Partial<Read> = {}): Read {
-  const status = more.status ?? 200
-  const seen = { key: 'a', generation: Number(digest.slice(1)) }
-  return { f: 'read', route: 'whoami', key: 'a', digest, server: 0, start, end, status, type: ending(status), seen, ...more }
-}
-
 /** A read by a server that knows already of the rotation. */
+
 function graced(digest: string, start: number, end: number): Read {
   return read(digest, start, end, { seen: { key: 'a', generation: Number(digest.slice(1)) + 1 } })
-}
-
-function rotate(idempotencyKey: string, digest: string, start: number, end: number, more: Partial<Rotate> = {}): Rotate {
-  const status = more.status ?? 200
-  const how = { retire: 'now', emergency: false } as const
-  return {
-    f: 'rotate',
-    key: 'a',
-    idempotencyKey,
-    digest,
-    retires: digest,
-    ...how,
-    server: 0,
-    start,
-    end,
-    status,
-    type: ending(status),
-    ...more,
-  }
-}
-
-function revoke(idempotencyKey: string, start: number, end: number, status = 200): Revoke {
-  return { f: 'revoke', key: 'a', digest: 's1', idempotencyKey, server: 0, start, end, status, type: ending(status) }
-}
-
-function ending(status: number): Read['type'] {
-  if (status === 0 || status >= 500) return 'info'
-  return status < 300 ? 'ok' : 'fail'
 }
