@@ -10,9 +10,10 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'real-time.ts': [/^node:(timers|perf_hooks)$/],
   'in-time.ts': [/^real-time\.ts$/],
   'drop-oldest.ts': [],
-  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest)\.ts$/, /^ioredis$/],
-  core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest)\.ts$/, /^node:/],
+  'channel.ts': [],
+  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^kysely$/, /^node:crypto$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel)\.ts$/, /^ioredis$/, /^node:crypto$/],
+  core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^node:/],
   http: [
     /^http\//,
     /^core\//,
@@ -25,6 +26,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^testing\//,
     /^store\/(store|memory)\.ts$/,
     /^cache\/cache\.ts$/,
+    /^channel\.ts$/,
     /^core\/(api-keys|clock|create-api-keys|key)\.ts$/,
     /^(errors|real-time)\.ts$/,
     /^node:/,
@@ -74,10 +76,10 @@ test('a dialect of SQL is known to the entries for its database only', () => {
   expect(users.sort()).toEqual(['postgres', 'sql-store', 'sqlite'].map((name) => `store/sql/${name}.ts`))
 })
 
-test('the read path knows nothing of the write path', () => {
+test('the read path knows nothing of the write path, nor of how instances reach each other', () => {
   const reading = files.filter((file) => file.startsWith('core/verify/'))
   expect(reading.length).toBeGreaterThan(0)
-  expect(reading.filter((file) => importsOf(file).some((imported) => imported.startsWith('core/change/')))).toEqual([])
+  expect(reading.filter((file) => importsOf(file).some((imported) => /^core\/(change|recall)\//.test(imported)))).toEqual([])
 })
 
 test('bcrypt is loaded only when a rotation secret is there', () => {

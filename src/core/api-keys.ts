@@ -25,7 +25,10 @@ export interface ApiKeysOptions {
   acceptedPrefixes?: readonly string[] | undefined
   /** Whether new secrets name their environment after the prefix (`sk_live_…`). Keys of either form are accepted. Default true. */
   environmentInSecret?: boolean | undefined
-  /** How long a verdict may be relied on, in milliseconds: 50 to 60,000. A rotation takes this long to answer. Default 1,000. */
+  /**
+   * For how long an instance that cannot be reached may still rely on what it has read, in milliseconds: 50 to 60,000. A rotation waits that long only where an
+   * instance does not answer. While there is traffic, each instance reads the store about once in 0.6 of it. Default 1,000.
+   */
   leaseMs?: number | undefined
   /** How long a lost answer can be asked for again, in milliseconds from the commit: 1,000 to 86,400,000. Default 600,000. */
   replayWindowMs?: number | undefined
@@ -33,8 +36,13 @@ export interface ApiKeysOptions {
   replayGraceMs?: number | undefined
   /** Set to false to answer a rotation right after COMMIT; the answer then says in `acceptedUntil` how long the old secret may still work. Default true. */
   waitForLease?: boolean | undefined
-  /** How many verdicts one process keeps, 100 to 1,000,000; the least recently granted goes first. Default 50,000. */
-  maxLeases?: number | undefined
+  /**
+   * Whether instances are asked to say that they know of a change, so that it is answered within milliseconds. Set to false where processes freeze between requests, as on
+   * serverless platforms: changes then wait for `leaseMs`. The lowest of all instances over a store counts. Default true.
+   */
+  recall?: boolean | undefined
+  /** How many secrets one process remembers as good, 100 to 1,000,000; the one that was read first goes first. Each takes about 1 KB. Default 100,000. */
+  maxKnownSecrets?: number | undefined
   /**
    * Hears of trouble that no answer tells of: each fault of the store once per cause and minute, with the driver's error as `cause`; a bug behind a 500; a
    * set-up that cannot keep a promise. What it throws, or rejects with, goes to stderr. Default: one line on stderr.
@@ -170,8 +178,8 @@ export interface Verified<Metadata extends object = JsonObject> {
   /** Only for a secret in its grace period: when it was replaced, and when it stops being accepted (RFC 3339). */
   readonly grace?: { readonly replacedAt: string; readonly expiresAt: string }
   /**
-   * Whether the lease behind this result still runs. Ask right before acting on it, with no `await` between: it is what
-   * keeps a paused process from accepting a dead secret.
+   * Whether this result may be acted on right now. Ask right before that, with no `await` between: it is what keeps a paused process from accepting a dead
+   * secret. Where nothing but this result could be had, the answer is yes once.
    */
   live(): boolean
 }
@@ -190,8 +198,26 @@ export interface KeyListeners {
   revoked: (happened: KeyHappening) => void
   /** A retired secret, a wrong rotation secret or a replay that does not open; `event.type` says which. */
   refused: (happened: KeyHappening) => void
+  /** How long a change waited for other instances, and for which. */
+  recalled: (recalled: Recalled) => void
   /** Any request that `bearerAuth` or `keyRouter` refused, with the reason that the client is not told. For logs and counts: nothing is written down. */
   denied: (denial: Denial) => void
+}
+
+/** How long a change had to wait for instances that might not know of it, and for which. */
+export interface Recalled {
+  /** The position in the feed of changes that shows it. */
+  readonly position: number
+  /** How many other instances there were. */
+  readonly members: number
+  /** How many of them said that they know. */
+  readonly answered: number
+  /** The sessions of those that did not; they are random, and stand in the table of instances. */
+  readonly silent: readonly string[]
+  /** From the commit, in milliseconds. */
+  readonly waitedMs: number
+  /** Whether it was over before the lease was. */
+  readonly early: boolean
 }
 
 /** Why a request was refused, for the server only. */

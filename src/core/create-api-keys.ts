@@ -1,8 +1,8 @@
-import type { Counters } from '../cache/cache.js'
+import type { Cache, Counters } from '../cache/cache.js'
 import { invalidOption } from '../options.js'
 import type { JsonObject, Store } from '../store/store.js'
 import { secretOf } from './actor.js'
-import type { ApiKeys, ApiKeysOptions } from './api-keys.js'
+import type { ApiKeys, ApiKeysOptions, Recalled } from './api-keys.js'
 import { alteration, creation, revocation, rotation } from './change/changes.js'
 import { replaySeals } from './change/replay-seal.js'
 import { type RotationSecrets, rotationSecrets as rotationSecretsOf } from './change/rotation-secret.js'
@@ -19,12 +19,13 @@ import { keyUses } from './last-use.js'
 import { type Lifecycle, lifecycle } from './lifecycle.js'
 import { keyListeners, LISTENERS } from './listeners.js'
 import { keyQueries } from './queries.js'
+import { Recalls } from './recall/recalls.js'
 import { invalidRequest } from './refusals.js'
 import { reports } from './report.js'
 import { digestOf } from './secret.js'
 import { type Settings, settingsFrom } from './settings.js'
-import { type Leases, leases as leaseTable } from './verify/lease.js'
 import { endedBecause, malformed } from './verify/verdict.js'
+import { Verifier } from './verify/verifier.js'
 
 /**
  * Makes API keys over a store: issue, verify, rotate, revoke. It connects to nothing and starts nothing by itself.
@@ -38,7 +39,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const settings = settingsFrom(options)
   const { format } = settings
   const engine = engineOf(settings)
-  const { store, leases, listeners, life, internals } = engine
+  const { store, verifier, listeners, life, internals } = engine
   const { command } = life
   const queries = keyQueries(store)
 
@@ -46,15 +47,15 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     migrate: () =>
       command(async () => {
         await store.migrate()
-        await leases.declareLease()
+        await verifier.declareLease()
       }),
 
     async verify(secret) {
       if (!wellFormed(secret)) return malformed
-      return command(() => leases.verify(digestOf(secret)))
+      return command(() => verifier.verify(digestOf(secret)))
     },
 
-    peek: (secret) => (wellFormed(secret) ? leases.peek(digestOf(secret)) : malformed),
+    peek: (secret) => (wellFormed(secret) ? verifier.peek(digestOf(secret)) : malformed),
 
     ...commandsOf(settings, engine),
 
@@ -85,7 +86,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 /** What the commands of one `createApiKeys` share. */
 interface Engine {
   readonly store: Store
-  readonly leases: Leases
+  readonly verifier: Verifier
   readonly listeners: ReturnType<typeof keyListeners>
   readonly rotationSecrets: RotationSecrets
   readonly runner: ChangeRunner
@@ -94,66 +95,98 @@ interface Engine {
 }
 
 function engineOf(settings: Settings): Engine {
-  const { clock, format, serverSecrets, leaseMs, maxLeases } = settings
+  const { clock, format, serverSecrets } = settings
   const { report, reportStoreFault } = reports(settings.onError, clock)
   const store = guardedStore(settings.store)
   const cache = settings.cache && guardedCache(settings.cache, report)
-  const instances = instancesOver(settings.store)
-  const othersHoldLeases = (): boolean => store.shared || instances.count() > 1
-  const leases = leaseTable({ store, cache, clock, serverSecrets, leaseMs, maxLeases, othersHoldLeases, report })
   const listeners = keyListeners(report)
+  const { verifier, recalls } = readPath({ settings, store, cache, tell: listeners.recalled, report })
   const uses = keyUses(store, clock, report)
   const rotationSecrets = rotationSecretsOf(settings.environmentInSecret, clock)
   const { replayWindowMs, replayGraceMs, waitForLease } = settings
   const runner = changeRunner({
-    ...{ store, clock, format, leases, rotationSecrets, othersHoldLeases, report },
+    ...{ store, clock, format, verifier, recalls, rotationSecrets, report },
     ...{ replayWindowMs, replayGraceMs, waitForLease },
     seals: replaySeals(serverSecrets),
     tell: listeners.tell,
   })
-  instances.join()
   const endFaults = store.onFault?.(report)
   const life = lifecycle({
     clock,
     reportStoreFault,
     eraseSeals: () => store.eraseSeals().catch(report),
-    begin: () => leases.close(),
+    begin: () => verifier.close(),
     async end() {
       await runner.idle()
-      await leases.idle()
+      await verifier.idle()
       await uses.close()
-      instances.leave()
+      // Only now does nobody wait for this instance any more: it answered recalls to the end.
+      await verifier.follower.leave().catch(report)
+      await recalls.close()
       endFaults?.()
       await cache?.close()
       await store.close()
     },
   })
-  const internals: Internals = {
-    used: (keyId, origin) => uses.note(keyId, origin),
-    denied: (denial) => listeners.deny(denial),
-    refused(secret, origin) {
-      if (!format.wellFormed(secret)) return
-      life.command(() => runner.auditRefusedSecret(digestOf(secret), origin)).catch(report)
-    },
-    familiar: (secret) => (format.wellFormed(secret) ? leases.familiar(digestOf(secret)) : undefined),
-    async keyIdOf(secret) {
-      if (!format.wellFormed(secret)) return undefined
-      const digest = digestOf(secret)
-      return leases.familiar(digest) ?? life.command(() => metKey(leases, digest)).catch(() => undefined)
-    },
-    report,
-    clock,
-    counters: countersOf(cache, serverSecrets[0]),
+  return { store, verifier, listeners, rotationSecrets, runner, life, internals: internalsFor() }
+
+  function internalsFor(): Internals {
+    return {
+      used: (keyId, origin) => uses.note(keyId, origin),
+      denied: (denial) => listeners.deny(denial),
+      refused(secret, origin) {
+        if (!format.wellFormed(secret)) return
+        life.command(() => runner.auditRefusedSecret(digestOf(secret), origin)).catch(report)
+      },
+      familiar: (secret) => (format.wellFormed(secret) ? verifier.familiar(digestOf(secret)) : undefined),
+      async keyIdOf(secret) {
+        if (!format.wellFormed(secret)) return undefined
+        const digest = digestOf(secret)
+        return verifier.familiar(digest) ?? life.command(() => metKey(verifier, digest)).catch(() => undefined)
+      },
+      report,
+      clock,
+      counters: countersOf(cache, serverSecrets[0]),
+    }
   }
-  return { store, leases, listeners, rotationSecrets, runner, life, internals }
+}
+
+interface ReadPathParts {
+  readonly settings: Settings
+  readonly store: Store
+  readonly cache: Cache | undefined
+  readonly tell: (recalled: Recalled) => void
+  readonly report: (error: unknown) => void
+}
+
+/** What checks secrets, and what waits until every instance does so by the latest change: each asks the other. */
+function readPath({ settings, store, cache, tell, report }: ReadPathParts): { readonly verifier: Verifier; readonly recalls: Recalls } {
+  const { clock, serverSecrets, leaseMs, maxKnownSecrets, recall } = settings
+  // A cache is the quicker way; the store's own is there without one.
+  const channels = recall ? [cache?.channel?.(), store.channel?.()].filter((channel) => channel !== undefined) : []
+  const verifier: Verifier = new Verifier({
+    ...{ store, cache, clock, serverSecrets, leaseMs, maxKnownSecrets, report },
+    mode: recall ? 'recall' : 'feed',
+    channels: channels.slice(0, 1).map(({ name }) => name),
+    hearsRecalls: () => recalls.isHeard(),
+    answeredBy: (server) => recalls.answeredBy(server),
+    listen: () => recalls.listen(),
+    settled: (change, waitMs) => recalls.settled({ change, committedAt: clock.monotonicMs(), waitMs }),
+  })
+  const recalls: Recalls = new Recalls({
+    ...{ store, clock, channels, serverSecrets, tell, report },
+    follower: verifier.follower,
+    enabled: recall,
+    contradict: (change, position) => verifier.contradict(change, position),
+    inBackground: (work) => verifier.inBackground(work),
+  })
+  return { verifier, recalls }
 }
 
 /** The id of the key of a digest that is good by the authority. From here on this instance has met it. */
-async function metKey(leases: Leases, digest: string): Promise<string | undefined> {
-  const { at, found } = await leases.look(digest)
-  if (found === undefined || endedBecause(found.key, found.generation, at) !== undefined) return undefined
-  leases.introduce(digest, found.key.id)
-  return found.key.id
+async function metKey(verifier: Verifier, digest: string): Promise<string | undefined> {
+  const { at, found } = await verifier.look(digest)
+  return found === undefined || endedBecause(found.key, found.generation, at) !== undefined ? undefined : found.key.id
 }
 
 function commandsOf(
@@ -192,27 +225,6 @@ function commandsOf(
         if (asked.changes === undefined) throw invalidRequest('update takes the changes as an object: { as, id, changes: { name } }.')
         return changedKey(await runner.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
       }),
-  }
-}
-
-/**
- * How many instances of this process work on a store: each may hold leases that the others know nothing of. One table for all installed copies of the
- * package, which may well share a store.
- */
-const INSTANCES = Symbol.for('express-api-keys.instances')
-const shelf = globalThis as { [INSTANCES]?: WeakMap<object, number> }
-/** Names the data behind a store object, where several objects may stand for it. */
-const DATA = Symbol.for('express-api-keys.data')
-shelf[INSTANCES] ??= new WeakMap()
-const counts = shelf[INSTANCES]
-
-function instancesOver(store: Store): { count(): number; join(): void; leave(): void } {
-  const data = (store as Store & { readonly [DATA]?: object })[DATA] ?? store
-  const count = (): number => counts.get(data) ?? 0
-  return {
-    count,
-    join: () => void counts.set(data, count() + 1),
-    leave: () => void counts.set(data, count() - 1),
   }
 }
 

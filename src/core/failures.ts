@@ -36,7 +36,8 @@ function guard<T extends object>(part: T): T {
     get(target, name) {
       const value: unknown = Reflect.get(target, name, target)
       if (typeof value !== 'function') return value
-      if (name === 'onFault') return value.bind(target)
+      if (name === 'onFault' || name === 'channel') return value.bind(target)
+      if (name === 'currentSeq') return () => silently(() => Reflect.apply(value, target, []))
       const known = methods.get(name)
       // Read each time: a method may have been replaced since.
       if (known !== undefined && known.value === value) return known.method
@@ -51,6 +52,15 @@ function guard<T extends object>(part: T): T {
       return method
     },
   })
+}
+
+/** What is asked before each request is accepted: no answer is one that relies on nothing. */
+function silently(ask: () => unknown): unknown {
+  try {
+    return ask()
+  } catch {
+    return undefined
+  }
 }
 
 /** What a store threw, as one of our errors: its own, or `store_unavailable` with the cause. For a mistake in its program, trying again would not help. */

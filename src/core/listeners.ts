@@ -1,9 +1,9 @@
 import type { EventRow, EventType, KeyRow } from '../store/store.js'
-import type { Denial, KeyHappening, KeyListeners } from './api-keys.js'
+import type { Denial, KeyHappening, KeyListeners, Recalled } from './api-keys.js'
 import { apiKey, keyEvent } from './key.js'
 
 /** Which listeners hear of which line of the audit trail. */
-const NAMES: { readonly [type in EventType]: Exclude<keyof KeyListeners, 'denied'> } = {
+const NAMES: { readonly [type in EventType]: Exclude<keyof KeyListeners, 'denied' | 'recalled'> } = {
   'key.created': 'created',
   'key.updated': 'updated',
   'key.rotated': 'rotated',
@@ -20,6 +20,7 @@ export function keyListeners(report: (error: unknown) => void): {
   on(name: keyof KeyListeners, listener: Listener): () => void
   tell(event: EventRow, key: KeyRow): void
   deny(denial: () => Denial): void
+  recalled(recalled: Recalled): void
 } {
   const listening = new Map<keyof KeyListeners, Set<Listener>>()
 
@@ -37,13 +38,16 @@ export function keyListeners(report: (error: unknown) => void): {
     deny(denial) {
       if (isHeard('denied')) send('denied', denial())
     },
+    recalled(recalled) {
+      send('recalled', recalled)
+    },
   }
 
   function isHeard(name: keyof KeyListeners): boolean {
     return (listening.get(name)?.size ?? 0) > 0
   }
 
-  function send(name: keyof KeyListeners, happened: KeyHappening | Denial): void {
+  function send(name: keyof KeyListeners, happened: KeyHappening | Denial | Recalled): void {
     for (const each of listening.get(name) ?? []) {
       // Promise: a listener may be an async function, and its failure must not end the process.
       Promise.resolve(happened as never)
@@ -53,4 +57,4 @@ export function keyListeners(report: (error: unknown) => void): {
   }
 }
 
-export const LISTENERS: readonly (keyof KeyListeners)[] = [...new Set(Object.values(NAMES)), 'denied']
+export const LISTENERS: readonly (keyof KeyListeners)[] = [...new Set(Object.values(NAMES)), 'recalled', 'denied']

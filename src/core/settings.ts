@@ -21,7 +21,8 @@ export interface Settings {
   readonly replayWindowMs: number
   readonly replayGraceMs: number
   readonly waitForLease: boolean
-  readonly maxLeases: number
+  readonly recall: boolean
+  readonly maxKnownSecrets: number
 }
 
 const OPTIONS = [
@@ -35,7 +36,8 @@ const OPTIONS = [
   'replayWindowMs',
   'replayGraceMs',
   'waitForLease',
-  'maxLeases',
+  'recall',
+  'maxKnownSecrets',
   'onError',
   'clock',
 ] as const satisfies readonly (keyof ApiKeysOptions)[]
@@ -62,12 +64,13 @@ export function settingsFrom(options: ApiKeysOptions): Settings {
     replayWindowMs: integerOption('replayWindowMs', options.replayWindowMs, 600_000, 1_000, 86_400_000),
     replayGraceMs: integerOption('replayGraceMs', options.replayGraceMs, 10_000, 0, 600_000),
     waitForLease: booleanOption('waitForLease', options.waitForLease),
-    maxLeases: integerOption('maxLeases', options.maxLeases, 50_000, 100, 1_000_000),
+    recall: booleanOption('recall', options.recall),
+    maxKnownSecrets: integerOption('maxKnownSecrets', options.maxKnownSecrets, 100_000, 100, 1_000_000),
   }
 }
 
 function isStore(store: unknown): store is Store {
-  return typeof store === 'object' && store !== null && 'read' in store && 'transaction' in store && 'shared' in store
+  return typeof store === 'object' && store !== null && 'read' in store && 'transaction' in store && 'members' in store
 }
 
 function serverSecretOption(secret: ApiKeysOptions['serverSecret']): Settings['serverSecrets'] {

@@ -10,6 +10,7 @@ import { digestOf, secretFormat } from '../../src/core/secret.js'
 import { type Actor, ApiKeyError, type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store, type Verified } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import type { AuthorityAnswer, StoreTransaction } from '../../src/store/store.js'
+import { meter } from './meter.js'
 import type { Plant } from './plants.js'
 
 const { STORE_URL = '', STORE_ID = '', REDIS_URL = '', PORT = '0', SERVER_SECRET = '', LEASE_MS = '250', READS_BODIES = '' } = process.env
@@ -29,9 +30,10 @@ pool.on('error', () => {})
 const redis = new Redis(REDIS_URL, { lazyConnect: true })
 redis.on('error', () => {})
 
+const { store: metered, time } = meter(leaseMs)
 const keys = plantedKeys(
   createApiKeys({
-    store: plantedStore(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 })),
+    store: plantedStore(metered(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 }))),
     cache: plantedCache(redisCache(redis)),
     clock: plantedClock(),
     serverSecret: SERVER_SECRET,
@@ -48,6 +50,7 @@ app.post('/chaos/wall-clock', (req, res) => {
   skewMs = Number(req.query.ms)
   res.end()
 })
+app.use(time)
 // What an application does that logs bodies, or counts their bytes.
 if (READS_BODIES !== '') {
   app.use((req, _res, next) => {

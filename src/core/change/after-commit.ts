@@ -3,9 +3,10 @@ import type { KeyRow, ReplayRow, Store, StoreTransaction } from '../../store/sto
 import type { Background } from '../background.js'
 import type { Clock } from '../clock.js'
 import { failureOf } from '../failures.js'
+import type { Recalls } from '../recall/recalls.js'
 import { digestOf } from '../secret.js'
-import type { Leases } from '../verify/lease.js'
 import { marginMs } from '../verify/verdict.js'
+import type { Contradiction, Verifier } from '../verify/verifier.js'
 import type { FinishedChange } from './change.js'
 import { type SealedAnswer, superseded } from './replay-decision.js'
 import { sealable } from './replay-record.js'
@@ -19,8 +20,10 @@ export interface CommittedChange {
   /** Whether its leases are known to be over. */
   readonly settled: boolean
   readonly replayed: boolean
-  /** Whether a lease may contradict it. */
+  /** Whether what instances know may contradict it. */
   readonly contradicted: boolean
+  /** What it ended and changed; undefined where that is not known. */
+  readonly change: Contradiction | undefined
   /** The longest such lease. */
   readonly waitMs: number
   /** What the store's clock showed. */
@@ -36,30 +39,40 @@ export interface CommittedChange {
 export interface FinishParts {
   readonly store: Store
   readonly clock: Clock
-  readonly leases: Leases
+  readonly verifier: Verifier
+  readonly recalls: Recalls
   readonly waitForLease: boolean
   readonly background: Background
   readonly report: (error: unknown) => void
 }
 
+/** An answer that took longer than this from the commit needs another look at whether a rotation came in between. */
+const AT_ONCE_MS = 100
+
 /** Waits for the leases that may contradict a change, settles its record, and makes its answer. */
 export function finisher(parts: FinishParts): (committed: CommittedChange) => Promise<FinishedChange> {
-  const { store, clock, leases, waitForLease, background, report } = parts
+  const { store, clock, verifier, recalls, waitForLease, background, report } = parts
   return async (committed) => {
     const { answer, settled } = committed
-    if (answer.secret !== undefined) leases.introduce(digestOf(answer.secret), answer.key.id)
+    if (answer.secret !== undefined) verifier.introduce(digestOf(answer.secret), answer.key.id)
     // A record is settled when its leases are over, even if this answer does not wait for that: another instance may, and goes by it.
+    // Another rotation may have come in between: a secret that is dead already is not handed out. Asked at the same time as the wait begins, and again where it took long.
+    const asks = answer.secret !== undefined && !settled
+    const atOnce = asks ? supersededSince(answer.key) : Promise.resolve(false)
     if (waitForLease) await settle(committed)
     else background.add(settle(committed))
-    // Another rotation may have come in between: a secret that is dead already is not handed out.
-    if (answer.secret !== undefined && !settled && (await supersededSince(answer.key))) throw superseded()
-    return finished(committed, waitForLease)
+    const late = clock.monotonicMs() - committed.committedAt > AT_ONCE_MS
+    if ((await atOnce) || (asks && late && (await supersededSince(answer.key)))) throw superseded()
+    return finished(committed, waitForLease || !store.shared)
   }
 
   async function settle(committed: CommittedChange): Promise<void> {
-    const { recordId, settled, committedAt, waitFrom, waitMs } = committed
-    if (mustWait(committed)) await clock.sleep(waitFrom + waitMs + marginMs(waitMs) - clock.monotonicMs())
-    if (recordId !== null && !settled) await store.settle(recordId, clock.monotonicMs() - committedAt).catch(report)
+    const { recordId, settled, contradicted, change, committedAt, waitFrom, waitMs } = committed
+    const known = contradicted ? recalls.settled({ change, committedAt: waitFrom, waitMs }) : Promise.resolve()
+    if (mustWait(committed)) await known
+    else background.add(known)
+    // The answer need not wait for this: without it a replay waits once more.
+    if (recordId !== null && !settled) background.add(store.settle(recordId, clock.monotonicMs() - committedAt).catch(report))
   }
 
   async function supersededSince(key: KeyRow): Promise<boolean> {
@@ -158,6 +171,7 @@ export function graceEnder(
     const to = Math.min(from, Math.ceil((storeCommittedAt ?? (await tx.now())) + graceMs))
     if (await resealed(tx, { ...answer, acceptedUntil: to }, kept)) await tx.lowerGrace(key.id, key.generation - 1, { from, to })
     const old = await tx.generationOf(key.id, key.generation - 1)
+    if (old !== undefined) await tx.appendChange([old.digest])
     return { answer: { acceptedUntil: old?.graceEndsAt ?? to }, digest: old?.digest, waitMs: await tx.waitMs() }
   }
 

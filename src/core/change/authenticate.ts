@@ -1,7 +1,7 @@
 import { secretOf } from '../actor.js'
 import { digestOf, type SecretFormat } from '../secret.js'
-import type { Leases } from '../verify/lease.js'
 import { endedBecause } from '../verify/verdict.js'
+import type { Verifier } from '../verify/verifier.js'
 import type { Change, ChangeCommand } from './change.js'
 import { type Form, firstRefusal, type KnownSecret, type Proof, REFUSAL_ORDER } from './refusal-order.js'
 import type { Seals } from './replay-seal.js'
@@ -22,13 +22,13 @@ export interface Authenticator {
 
 export interface AuthenticatorParts {
   readonly format: SecretFormat
-  readonly leases: Leases
+  readonly verifier: Verifier
   readonly rotationSecrets: RotationSecrets
   readonly seals: Seals
   readonly readRecord: (id: string) => Promise<unknown>
 }
 
-export function authenticator({ format, leases, rotationSecrets, seals, readRecord }: AuthenticatorParts): Authenticator {
+export function authenticator({ format, verifier, rotationSecrets, seals, readRecord }: AuthenticatorParts): Authenticator {
   return {
     async identify(change, command) {
       const secret = secretOf(command.as)
@@ -41,7 +41,7 @@ export function authenticator({ format, leases, rotationSecrets, seals, readReco
       if (malformed !== undefined) throw malformed
       if (secret === undefined) return undefined
       const digest = digestOf(secret)
-      const { at, found } = await leases.look(digest)
+      const { at, found } = await verifier.look(digest)
       if (found === undefined) {
         await takeAsLongAsDead(command)
         throw firstRefusal(REFUSAL_ORDER.identity, { presented: 'unknown' })

@@ -1,7 +1,7 @@
 import type { ApiKeyError } from '../../errors.js'
 import type { Store } from '../../store/store.js'
 import { type AuditTrail, actorName } from '../audit.js'
-import type { Leases } from '../verify/lease.js'
+import type { Verifier } from '../verify/verifier.js'
 import type { Authenticator, Presented } from './authenticate.js'
 import type { Change } from './change.js'
 import { type Facts, firstRefusal, REFUSAL_ORDER } from './refusal-order.js'
@@ -11,7 +11,7 @@ import type { PreparedChange } from './transaction.js'
 
 export interface PrepareParts {
   readonly store: Store
-  readonly leases: Leases
+  readonly verifier: Verifier
   readonly rotationSecrets: RotationSecrets
   readonly audit: AuditTrail
   readonly prove: Authenticator['prove']
@@ -22,7 +22,7 @@ export interface PrepareParts {
  * is, whose key the target is and whether a key has a rotation secret never change; all else is checked again under the locks.
  */
 export function preparer(parts: PrepareParts): (planned: PlannedChange) => Promise<PreparedChange> {
-  const { store, leases, rotationSecrets, audit, prove } = parts
+  const { store, verifier, rotationSecrets, audit, prove } = parts
   return async (planned) => {
     const { change, command, presented } = planned
     const refuse = (part: 'life' | 'proof' | 'rights', more: Partial<Facts>): void => {
@@ -43,10 +43,10 @@ export function preparer(parts: PrepareParts): (planned: PlannedChange) => Promi
     refuse('life', { proof: presented?.ended === undefined ? undefined : await prove(presented, command.rotationSecret) })
     const proof = presented && (await prove(presented, command.rotationSecret))
     const refuted = proof === 'wrong' || proof === 'not configured'
-    if (presented?.generation.firstUsedAt === null && !refuted) leases.noteFirstUse(presented.digest)
+    if (presented?.generation.firstUsedAt === null && !refuted) verifier.noteFirstUse(presented.digest)
     refuse('proof', { proof })
     // Its first use ends the grace period of the secret before it, whatever it is used for.
-    if (presented?.generation.retiresEarlier) await leases.verify(presented.digest)
+    if (presented?.generation.retiresEarlier) await verifier.verify(presented.digest)
     const target = await targetOf(change, presented)
     refuse('rights', { proof, target: target?.key })
     return { ...planned, proof, minted: await mintFor(change, target) }

@@ -2,7 +2,6 @@ import { ApiKeyError } from '../../errors.js'
 import type { GenerationRow, KeyRow, ReplayAnswer, ReplayRow, Store } from '../../store/store.js'
 import { type AuditLine, type AuditTrail, actorName } from '../audit.js'
 import type { Clock } from '../clock.js'
-import type { Leases } from '../verify/lease.js'
 import type { CommittedChange, GraceEnd, graceEnder } from './after-commit.js'
 import type { FinishedChange } from './change.js'
 import { decideReplay } from './replay-decision.js'
@@ -22,10 +21,8 @@ export interface RecordedAnswer {
 export interface ReplayParts {
   readonly store: Store
   readonly clock: Clock
-  readonly leases: Leases
   readonly seals: Seals
   readonly audit: AuditTrail
-  readonly othersHoldLeases: () => boolean
   /** Takes turns with the transactions of changes. */
   readonly inTurn: <T>(work: () => Promise<T>) => Promise<T>
   readonly endGrace: ReturnType<typeof graceEnder>
@@ -35,7 +32,7 @@ export interface ReplayParts {
 
 /** Gives a recorded answer, or throws why not; undefined where the caller is to be told what it would be told without the record. */
 export function replayer(parts: ReplayParts): (planned: PlannedChange, recorded: RecordedAnswer) => Promise<FinishedChange | undefined> {
-  const { store, clock, leases, seals, audit, othersHoldLeases, inTurn, endGrace, finish, report } = parts
+  const { store, clock, seals, audit, inTurn, endGrace, finish, report } = parts
   return async (planned, recorded) => {
     const { change, command, presented, plan } = planned
     const { read, record, made, askedAt } = recorded
@@ -68,13 +65,14 @@ export function replayer(parts: ReplayParts): (planned: PlannedChange, recorded:
       settled || answer.graceMs === undefined
         ? { answer: {}, at: clock.monotonicMs() }
         : await inTurn(() => endGrace(answer, { record, index, credentials: plan.credentials }))
-    if (ended.digest !== undefined) await leases.forget(ended.digest)
     return finish({
       answer: { ...answer, ...ended.answer },
       recordId: record.id,
       settled,
       replayed: true,
-      contradicted: !settled && othersHoldLeases(),
+      contradicted: !settled,
+      // Which digests it was about is not recorded: everything up to now has to be known.
+      change: undefined,
       waitMs: ended.waitMs ?? read.waitMs,
       now: read.at,
       askedAt,

@@ -5,10 +5,11 @@ import { auditTrail } from '../audit.js'
 import { background } from '../background.js'
 import type { Clock } from '../clock.js'
 import { failureOf } from '../failures.js'
+import type { Recalls } from '../recall/recalls.js'
 import type { SecretFormat } from '../secret.js'
 import { semaphore } from '../semaphore.js'
 import { type Asked, batchedRead } from '../verify/batched-read.js'
-import type { Leases } from '../verify/lease.js'
+import type { Verifier } from '../verify/verifier.js'
 import { type CommittedChange, finisher, graceEnder, unanswered } from './after-commit.js'
 import { authenticator } from './authenticate.js'
 import type { Change, ChangeCommand, Effect, FinishedChange } from './change.js'
@@ -23,11 +24,10 @@ export interface RunParts {
   readonly store: Store
   readonly clock: Clock
   readonly format: SecretFormat
-  readonly leases: Leases
+  readonly verifier: Verifier
+  readonly recalls: Recalls
   readonly seals: Seals
   readonly rotationSecrets: RotationSecrets
-  /** Whether any other instance may hold a lease on the store's keys. */
-  readonly othersHoldLeases: () => boolean
   /** Hears of every line of the audit trail once it is committed. */
   readonly tell: (event: EventRow, key: KeyRow) => void
   readonly replayWindowMs: number
@@ -62,7 +62,7 @@ const MAX_ROUNDS = 3
  * neither a transaction nor a lock.
  */
 export function changeRunner(parts: RunParts): ChangeRunner {
-  const { store, clock, leases, othersHoldLeases, report } = parts
+  const { store, clock, report } = parts
   const behind = background(report)
   const audit = auditTrail({ ...parts, background: behind })
   const inTurn = semaphore(TRANSACTIONS_AT_ONCE, MAX_QUEUED, 'More commands are waiting for the store than it can carry out.')
@@ -123,8 +123,9 @@ export function changeRunner(parts: RunParts): ChangeRunner {
 
   async function answered({ kind: _, effect, ...committed }: DurableChange): Promise<FinishedChange> {
     try {
-      await tellCaches(leases, effect)
-      return await finish({ ...committed, contradicted: effect.waits && othersHoldLeases(), settled: false, replayed: false })
+      const { retired, changed, waits } = effect
+      const change = retired === undefined && changed === undefined ? undefined : { retired, changed }
+      return await finish({ ...committed, contradicted: waits, change, settled: false, replayed: false })
     } catch (error) {
       // "Something went wrong" would be read as "nothing has changed".
       const known = failureOf(error)
@@ -133,7 +134,7 @@ export function changeRunner(parts: RunParts): ChangeRunner {
   }
 }
 
-interface DurableChange extends Omit<CommittedChange, 'contradicted' | 'settled' | 'replayed'> {
+interface DurableChange extends Omit<CommittedChange, 'contradicted' | 'change' | 'settled' | 'replayed'> {
   readonly kind: 'durable'
   readonly effect: Effect
 }
@@ -166,11 +167,6 @@ async function findRecord(
     if (read !== undefined && found !== undefined) return { ...found, read, askedAt }
   }
   return undefined
-}
-
-async function tellCaches(leases: Leases, { retired, changed = [] }: Effect): Promise<void> {
-  if (retired !== undefined) await leases.retire(retired.digests, retired.reason)
-  await Promise.all(changed.map((digest) => leases.forget(digest)))
 }
 
 /** Says what to do where nobody knows whether a change was made. */

@@ -54,6 +54,7 @@ export function changeTransaction(parts: {
       const { change, command, plan, minted } = prepared
       const { caller, target, now, askedAt } = read
       const effect = await change.apply(tx, { caller, target, now, recordId: plan.ids[0] ?? null, minted })
+      await tx.appendChange([...(effect.retired?.digests ?? []), ...(effect.changed ?? [])])
       const record = newRecord(seals, prepared, effect, now)
       if (record !== undefined) await tx.insertReplay(record)
       const actor = actorName(command.as, caller)

@@ -1,5 +1,5 @@
 import { timingSafeEqual } from 'node:crypto'
-import type { KeyRow } from '../../store/store.js'
+import type { FeedPosition, KeyRow } from '../../store/store.js'
 import { hmac, subkey } from '../keyed-hash.js'
 import type { GracePeriod } from './verdict.js'
 
@@ -10,25 +10,28 @@ export interface CacheEntry {
   readonly grace?: GracePeriod
   /** Whether the store knows already that this secret has been used. */
   readonly used: boolean
+  /** Where in the feed the verdict was read. */
+  readonly position: FeedPosition
   /** On the authority's clock, no later than the snapshot the verdict was read from. */
-  readonly grantedAt: number
-  readonly leaseMs: number
-  /** On the cache server's clock. */
-  readonly cacheExpiry: number
+  readonly at: number
 }
 
-/** What the cache holds of a secret that was retired: why. */
-type Tombstone = 'rotated' | 'revoked'
+/** What the cache holds of a secret that was retired. */
+export interface Tombstone {
+  readonly retired: 'rotated' | 'revoked'
+  /** Where in the feed that was read. */
+  readonly position: FeedPosition
+}
 
 export interface CacheEntryCodec {
   active(storeId: string, digest: string, entry: CacheEntry): string
-  tombstone(storeId: string, digest: string, reason: Tombstone): string
+  tombstone(storeId: string, digest: string, tombstone: Tombstone): string
   /** What was written for this digest of this store; undefined where it was not, or not under a server secret of this instance. */
   open(storeId: string, digest: string, value: string): CacheEntry | Tombstone | undefined
 }
 
 /** Names the shape of an entry, as part of what its MAC depends on: a change of `CacheEntry` needs another name. */
-const SHAPE = 'cache entry 3'
+const SHAPE = 'cache entry 4'
 
 /**
  * Writes and reads cache entries: `a` or `r`, the MAC, the content. The MAC covers the store and the digest too, so that an entry cannot be
@@ -45,14 +48,12 @@ export function cacheEntryCodec(serverSecrets: readonly Uint8Array[]): CacheEntr
 
   return {
     active: (storeId, digest, entry) => write('a', storeId, digest, JSON.stringify(entry)),
-    tombstone: (storeId, digest, reason) => write('r', storeId, digest, reason),
+    tombstone: (storeId, digest, tombstone) => write('r', storeId, digest, JSON.stringify(tombstone)),
     open(storeId, digest, value) {
       const [kind, mac, body, ...more] = value.split('.')
       if ((kind !== 'a' && kind !== 'r') || mac === undefined || body === undefined || more.length > 0) return undefined
       if (!keys.some((key) => equal(mac, hmac(key, [kind, storeId, digest, body])))) return undefined
-      const content = Buffer.from(body, 'base64url').toString()
-      if (kind === 'r') return content === 'revoked' ? 'revoked' : 'rotated'
-      return JSON.parse(content) as CacheEntry
+      return JSON.parse(Buffer.from(body, 'base64url').toString()) as CacheEntry | Tombstone
     },
   }
 }

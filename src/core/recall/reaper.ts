@@ -1,0 +1,40 @@
+import type { MemberRow, Membership } from '../../store/store.js'
+
+/** What this process knows of members that were waited for in vain. */
+export interface Reaper {
+  /** Takes note of who is revoked, as was just read. */
+  saw(read: Pick<Membership, 'members' | 'server'>, nowMs: number): void
+  /** Whether a member has been known to be revoked for this long: whatever lease it held is over. */
+  isOver(session: string, forMs: number, nowMs: number): boolean
+}
+
+/**
+ * Reaping takes two steps. Who is revoked is granted no lease any more; only a lease later is what it was granted before over, by the clock of whoever counts. So
+ * a crash slows down one rotation, and a wrong suspicion costs a registration. Another server may have lost the revocation and granted leases since: the count begins again.
+ */
+export function reaper(): Reaper {
+  /** Since when each is known to be revoked, on the monotonic clock. */
+  const revoked = new Map<string, number>()
+  let readFrom: string | undefined
+  return {
+    saw({ members, server }, nowMs) {
+      if (server !== readFrom) revoked.clear()
+      readFrom = server
+      const now = new Set(members.filter(({ revoked: is }) => is).map(({ session }) => session))
+      for (const session of revoked.keys()) if (!now.has(session)) revoked.delete(session)
+      for (const session of now) if (!revoked.has(session)) revoked.set(session, nowMs)
+    },
+    isOver(session, forMs, nowMs) {
+      const since = revoked.get(session)
+      return since !== undefined && nowMs - since >= forMs
+    },
+  }
+}
+
+/** A member that only reads is waited for in full each time, and never says anything. One that has been there for this long is asked to join again. */
+const SILENT_MS = 3_600_000
+
+/** The members that only read and may be long gone, by the store's clock: a mistake costs a registration. */
+export function longSilent(members: readonly MemberRow[], at: number): readonly MemberRow[] {
+  return members.filter(({ mode, joinedAt }) => mode === 'feed' && at - joinedAt > SILENT_MS)
+}
