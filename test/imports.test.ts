@@ -11,7 +11,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'in-time.ts': [/^real-time\.ts$/],
   'drop-oldest.ts': [],
   'channel.ts': [],
-  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^kysely$/, /^node:crypto$/],
+  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^kysely$/, /^node:(crypto|fs)$/],
   cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel)\.ts$/, /^ioredis$/, /^node:crypto$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^node:/],
   http: [
