@@ -100,7 +100,10 @@ export function feeds(check: Check): void {
       [[generation.digest]],
     )
   })
+}
 
+/** What readers see while others write. */
+export function followers(check: Check): void {
   check('of fifty transactions at once every reader sees each change once, in order, and with its effect', async (store, sibling) => {
     const { key } = await issue(store)
     const committed: string[] = []
