@@ -48,6 +48,7 @@ export function storeContract(
       replays,
       seals,
       feeds,
+      followers,
       memberships,
     ])
       declare(check)
