@@ -60,9 +60,9 @@ export interface Cache {
   /** Makes counters that every instance shares, for rate limits of `max` hits in `windowMs`. Optional. */
   counters?(limit: { readonly max: number; readonly windowMs: number }): Counters
 
-  /** Makes the way to reach other instances at once, such as pub/sub. Optional. */
+  /** Makes a way to reach other instances at once, such as pub/sub, over connections of its own; each call another one. Optional. */
   channel?(): Channel
 
-  /** Closes the connections that the cache opened itself. */
+  /** Closes the connections that the cache and its channels opened themselves. */
   close(): Promise<void>
 }
