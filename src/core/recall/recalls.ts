@@ -176,13 +176,13 @@ export class Recalls {
     const digests = namedDigests(round.change)
     this.#tellOwn(round)
     this.#askNeighbours(digests, round)
-    if (answers.isComplete || (answers.silent.length > 0 && !this.#parts.enabled)) return false
+    if (answers.isComplete) return false
     const { seq, tag, storeId } = reached
     const nonce = randomBytes(16).toString('base64url')
     this.#waiting.set(nonce, round)
     await this.#ask(round, { type: 'recall', storeId, nonce, inbox: this.#inbox, position: { seq, tag }, digests })
     this.#waiting.delete(nonce)
-    return !this.#closed
+    return this.#parts.enabled && !this.#closed
   }
 
   /** Drops what this instance and the cache know. */
@@ -215,9 +215,12 @@ export class Recalls {
     }
   }
 
-  /** Sends a recall, again and again, and looks at what members say in the store, until all have answered or it is too late. */
+  /**
+   * Sends a recall, again and again, and looks at what members say in the store, until all have answered or it is too late. Where others are not asked, waits only for
+   * those of this process.
+   */
   async #ask(round: Round, message: Recall & { readonly type: 'recall' }): Promise<void> {
-    const { clock } = this.#parts
+    const { clock, enabled } = this.#parts
     const { answers, deadline, others, reached } = round
     const began = clock.monotonicMs()
     const suspectAt = began + Math.max(SUSPECT_MS, SUSPECT_AT * reached.waitMs)
@@ -227,15 +230,15 @@ export class Recalls {
     for (let now = began; !answers.isComplete && now < deadline && !this.#closed; now = clock.monotonicMs()) {
       if (now >= (sendings[0] ?? deadline)) {
         sendings.shift()
-        this.#send(message, round)
+        if (enabled) this.#send(message, round)
       }
       if (now >= lookAt) {
         lookAt = now + LOOK_MS
-        this.#look(round)
+        if (enabled) this.#look(round)
       }
       if (now >= suspectAt && !suspected) {
         suspected = true
-        this.#revoke(others.filter((one) => answers.isSilent(one.session) && this.#reached(one)))
+        if (enabled) this.#revoke(others.filter((one) => answers.isSilent(one.session) && this.#reached(one)))
       }
       const next = Math.min(deadline, sendings[0] ?? deadline, lookAt, suspected ? deadline : suspectAt)
       // Short ones only: a sleep that nobody waits for any more keeps the process alive to its end.
