@@ -1,6 +1,8 @@
 import { randomUUID } from 'node:crypto'
 import { ApiKeyError } from '../errors.js'
 import { wallMs } from '../real-time.js'
+import { digestsOf } from './feed.js'
+import { type MemoryFeed, memoryFeed } from './memory-feed.js'
 import type { EventRow, GenerationRow, KeyRow, Position, ReplayRow, Store, StoreTransaction } from './store.js'
 
 export interface MemoryStoreOptions {
@@ -11,6 +13,9 @@ export interface MemoryStoreOptions {
 /** Names the data behind a store object: instances over the same data are counted. */
 const DATA = Symbol.for('express-api-keys.data')
 
+/** There is no other server that could take this one's place. */
+const SERVER = 'memory'
+
 /**
  * Keeps keys in this process: for tests, and for a single process whose keys may end with it. Rotations need no wait here, since
  * nobody else can hold a lease.
@@ -20,12 +25,14 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     if (name !== 'now') throw new ApiKeyError('invalid_option', `memoryStore has no option "${name}". It takes now.`)
   }
   const clock = options.now ?? wallMs
+  const now = (): number => Math.floor(clock())
   const data: Data = {
     storeId: randomUUID(),
-    now: () => Math.floor(clock()),
+    now,
     tables: { keys: new Map(), generations: new Map(), replays: new Map(), events: [] },
     leaseMs: 50,
     earlier: { leaseMs: 0, version: 0 },
+    feed: memoryFeed(now),
     turn: Promise.resolve(),
   }
   return {
@@ -35,6 +42,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     async migrate() {},
     ...reads(data),
     ...writes(data),
+    ...data.feed.store,
 
     // One at a time, on a copy that takes the place of the original at the end: a throw leaves nothing behind.
     transaction: (work) =>
@@ -45,7 +53,10 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
           replays: new Map(data.tables.replays),
           events: [...data.tables.events],
         }
-        const result = await work(steps(data, copy))
+        const changed = new Set<string>()
+        const result = await work(steps(data, copy, changed))
+        // With no turn between the two, so that nobody sees one without the other.
+        data.feed.append(changed)
         data.tables = copy
         return result
       }),
@@ -68,13 +79,14 @@ interface Data {
   leaseMs: number
   /** The longest lease from before a lowering that may still be held. */
   earlier: { readonly leaseMs: number; readonly version: number }
+  readonly feed: MemoryFeed
   /** Settles when everything that was begun is done. */
   turn: Promise<unknown>
 }
 
-function reads(data: Data): Pick<Store, 'read' | 'replays' | 'key' | 'keys' | 'events'> {
+function reads(data: Data): Pick<Store, 'read' | 'members' | 'replays' | 'key' | 'keys' | 'events'> {
   return {
-    async read(digests) {
+    async read(digests, reader = {}) {
       const { tables, storeId, leaseMs } = data
       const at = data.now()
       const found = digests.flatMap((digest) => {
@@ -82,7 +94,13 @@ function reads(data: Data): Pick<Store, 'read' | 'replays' | 'key' | 'keys' | 'e
         const key = generation && tables.keys.get(generation.keyId)
         return generation && key ? [{ key: jsonCopy(key), generation: { ...generation } }] : []
       })
-      return { at, storeId, leaseMs, found }
+      return { at, storeId, server: SERVER, leaseMs, ...data.feed.answer(reader), found }
+    },
+
+    async members() {
+      const { storeId, leaseMs, earlier } = data
+      const lowered = earlier.leaseMs > leaseMs
+      return { at: data.now(), storeId, server: SERVER, waitMs: longestLease(data), lowered, ...data.feed.membership() }
     },
 
     async replays(ids) {
@@ -128,6 +146,7 @@ function writes(data: Data): Writes {
         if (!row.retiresEarlier) return { retired: [], waitMs: 0 }
         const before = generationOf(data.tables, row.keyId, row.generation - 1)
         if (before === undefined) return { retired: [], waitMs: 0 }
+        if (before.graceEndsAt !== null) data.feed.append([before.digest])
         generations.set(before.digest, { ...before, graceEndsAt: null })
         return { retired: [before.digest], waitMs: longestLease(data) }
       }),
@@ -180,7 +199,7 @@ function writes(data: Data): Writes {
   }
 }
 
-function steps(data: Data, tables: Tables): StoreTransaction {
+function steps(data: Data, tables: Tables, changed: Set<string>): StoreTransaction {
   const { keys, generations, replays, events } = tables
   return {
     now: async () => data.now(),
@@ -237,6 +256,9 @@ function steps(data: Data, tables: Tables): StoreTransaction {
     },
     async appendEvent(row) {
       events.push(jsonCopy(row))
+    },
+    async appendChange(digests) {
+      for (const digest of digestsOf(digests)) changed.add(digest)
     },
   }
 }

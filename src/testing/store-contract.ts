@@ -1,4 +1,5 @@
 import type { Store } from '../store/store.js'
+import { feeds, followers, memberships } from './store-contract/feed.js'
 import { listings, reads } from './store-contract/reads.js'
 import { replays, seals } from './store-contract/replays.js'
 import type { Check } from './store-contract/samples.js'
@@ -35,6 +36,21 @@ export function storeContract(
   }
 
   describe(name, () => {
-    for (const declare of [reads, listings, transactions, locks, leases, retirements, firstUses, lastUses, replays, seals]) declare(check)
+    for (const declare of [
+      reads,
+      listings,
+      transactions,
+      locks,
+      leases,
+      retirements,
+      firstUses,
+      lastUses,
+      replays,
+      seals,
+      feeds,
+      followers,
+      memberships,
+    ])
+      declare(check)
   })
 }

@@ -7,10 +7,11 @@ import {
   LONGEST_LEASE_MS,
   type Op,
   type Read,
-  type Revoke,
   type Rotate,
   type Rule,
+  type Took,
 } from './check.js'
+import { clock, created, ending, final, healed, read, revoke, rotate } from './made-up.js'
 
 const urgent = { retire: 'now', emergency: true } as const
 /** The new secret is used for the first time in a rotation of its own. */
@@ -27,6 +28,7 @@ test('passes a history in which every promise is kept', () => {
     retirements: { now: 2 },
     replays: 1,
     outlasted: 0,
+    early: 0,
   })
 })
 
@@ -38,6 +40,12 @@ test('counts rotations that were answered after six answers were lost on end', (
   expect([lost(5), lost(6), lost(6, [{ status: 401 }]), lost(6, [{ status: 503 }, {}])].map((ops) => count(ops).outlasted)).toEqual([
     0, 1, 0, 1,
   ])
+})
+
+test('counts changes that were answered before half of a lease was over', () => {
+  const early = (took: Took): number => count(timed(took)).early
+  expect([early({ ms: 300, storeMs: 180, leaseMs: 250 }), early({ ms: 300, storeMs: 170, leaseMs: 250 })]).toEqual([1, 0])
+  expect(count([...revoked(), { ...revoke('r1', 25, 30), took: { ms: 20, storeMs: 10, leaseMs: 250 } }]).early).toBe(1)
 })
 
 test('passes one in which another key does the rotating', () => {
@@ -106,6 +114,12 @@ describe('gives the benefit of the doubt', () => {
     ['to a key that was revoked while somebody holds it', revoked().map((op) => (op.f === 'final' ? { ...op, held: 's1' } : op))],
     ['to a request for a key that is answered at last', [...good(), asked('c1', 503), asked('c1', 0), asked('c1', 201)]],
     ['to an answer with a key that was already given and is asked for again', [...good(), asked('c1', 201), asked('c1', 409, 60)]],
+    ['to a rotation that took a lease and as long as its store', timed({ ms: 1_500, storeMs: 1_150, leaseMs: 250 })],
+    ['to a rotation that its machine let wait', timed({ ms: 540, storeMs: 0, leaseMs: 250 })],
+    [
+      'to a rotation that had to end two grace periods',
+      onFirstUse([used]).map((op) => (op === used ? { ...used, took: { ms: 700, storeMs: 10, leaseMs: 250 } } : op)),
+    ],
     ['to a secret whose revocation was asked for', [...revoked(), read('s1', 12, 13, { status: 401 })]],
   ])('%s', (_what, history) => {
     expect(check(history)).toEqual([])
@@ -213,6 +227,14 @@ describe('catches', () => {
     ['wrong-answer', 'a secret that is taken for the one after', [...good(), read('s2', 23, 24, { seen: { key: 'a', generation: 3 } })]],
     ['wrong-answer', 'a secret that is taken for another key’s', [...good(), read('s2', 23, 24, { seen: { key: 'b', generation: 2 } })]],
     ['wrong-answer', 'a dead secret that is handed out', [...good(), rotate('k1', 's1', 42, 43, { made: 's2', generation: 2 })]],
+    ['late', 'a rotation that took longer than a lease and its store', timed({ ms: 1_500, storeMs: 900, leaseMs: 250 })],
+    ['late', 'a rotation that took two leases', timed({ ms: 2_050, storeMs: 0, leaseMs: 1_000 })],
+    ['late', 'a rotation that took long where there was no lease to wait for', timed({ ms: 2_050, storeMs: 0, leaseMs: 0 })],
+    [
+      'late',
+      'a revocation that took longer than a lease',
+      [...revoked(), { ...revoke('r1', 25, 30), took: { ms: 900, storeMs: 10, leaseMs: 250 } }],
+    ],
     ['not-healed', 'a system that answers nothing', silent()],
     ['not-healed', 'a server that stays at 503 after a fault', [...good(), ...stuck({ status: 503 })]],
     ['not-healed', 'a server that does not answer any more', [...good(), ...stuck({ status: 0 })]],
@@ -277,6 +299,11 @@ function good(end: Partial<Final> = {}, caller?: string): Op[] {
     ...healed('s3', 's2'),
     final({ held: 's3', generations: 3, active: ['s3'], ...end }),
   ]
+}
+
+/** The same, and how long the first rotation took its server. */
+function timed(took: Took): Op[] {
+  return good().map((op) => (op.f === 'rotate' && op.idempotencyKey === 'k1' && op.type === 'ok' ? { ...op, took } : op))
 }
 
 /** A rotation at 20 leaves generation 1 alive until 1,000. */
@@ -379,68 +406,20 @@ function stuck(more: Partial<Read>): Op[] {
 }
 
 /** What the server says when all is over: the one secret is good, and the other is not. */
-function healed(held: string, dead: string): Op[] {
-  return [read(held, 1_900, 1_901), read(dead, 1_902, 1_903, { status: 401 })]
-}
 
 function fault(start: number, end: number): Op {
   return { f: 'fault', kind: 'reset', target: 'server 1 to Postgres', start, end }
 }
 
-function clock(start: number, end: number, byMs: number): Op {
-  return { f: 'clock', byMs, start, end }
-}
-
-function created(key: string, digest: string, idempotencyKey?: string): Create {
-  const http = idempotencyKey === undefined ? {} : { idempotencyKey, server: 0 }
-  return { f: 'create', type: 'ok', status: 201, key, digest, start: 0, end: 1, ...http }
-}
-
 /** An attempt to have a key made, beside all others. */
+
 function asked(idempotencyKey: string, status: number, start = 50, made: Partial<Create> = { key: 'c', digest: 't1' }): Create {
   const more = status === 201 ? made : {}
   return { f: 'create', idempotencyKey, server: 0, start, end: start + 1, status, type: ending(status), ...more }
 }
 
-function final(end: Partial<Final>): Final {
-  return { f: 'final', key: 'a', held: 's1', generations: 1, active: ['s1'], revoked: false, start: 2_000, end: 2_001, ...end }
-}
-
-function read(digest: string, start: number, end: number, more: Partial<Read> = {}): Read {
-  const status = more.status ?? 200
-  const seen = { key: 'a', generation: Number(digest.slice(1)) }
-  return { f: 'read', route: 'whoami', key: 'a', digest, server: 0, start, end, status, type: ending(status), seen, ...more }
-}
-
 /** A read by a server that knows already of the rotation. */
+
 function graced(digest: string, start: number, end: number): Read {
   return read(digest, start, end, { seen: { key: 'a', generation: Number(digest.slice(1)) + 1 } })
-}
-
-function rotate(idempotencyKey: string, digest: string, start: number, end: number, more: Partial<Rotate> = {}): Rotate {
-  const status = more.status ?? 200
-  const how = { retire: 'now', emergency: false } as const
-  return {
-    f: 'rotate',
-    key: 'a',
-    idempotencyKey,
-    digest,
-    retires: digest,
-    ...how,
-    server: 0,
-    start,
-    end,
-    status,
-    type: ending(status),
-    ...more,
-  }
-}
-
-function revoke(idempotencyKey: string, start: number, end: number, status = 200): Revoke {
-  return { f: 'revoke', key: 'a', digest: 's1', idempotencyKey, server: 0, start, end, status, type: ending(status) }
-}
-
-function ending(status: number): Read['type'] {
-  if (status === 0 || status >= 500) return 'info'
-  return status < 300 ? 'ok' : 'fail'
 }

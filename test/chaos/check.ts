@@ -1,3 +1,6 @@
+import { type Epoch, epochs } from './epochs.js'
+import { groups } from './groups.js'
+
 /**
  * How an operation ended: it was carried out (a 200), it was refused and has changed nothing (a 4xx), or nobody can say
  * (no answer, or a 5xx).
@@ -20,6 +23,17 @@ interface Request extends Span {
   /** 0 where no answer came. */
   readonly status: number
   readonly code?: string
+  /** Only where an answer came. */
+  readonly took?: Took
+}
+
+/** What a server says of the time from a request to its answer. */
+export interface Took {
+  readonly ms: number
+  /** For how much of it the server waited for its store, or stood still. */
+  readonly storeMs: number
+  /** The longest lease that it had to wait for, as the store said meanwhile. */
+  readonly leaseMs: number
 }
 
 /** A request that a live secret may make and a dead one may not. */
@@ -87,6 +101,18 @@ export interface ClockSet extends Span {
   readonly byMs: number
 }
 
+/** The data are again what they were at an earlier instant: a backup was restored, or a standby took over that lacked commits. */
+export interface Restore extends Span {
+  readonly f: 'restore'
+  /** What was answered before its start is kept, and what was asked for after its end is lost. */
+  readonly snapshot: Span
+}
+
+/** Somebody takes instances from the list of those that changes wait for; they are on it again when they have read that. */
+export interface Unlisting extends Span {
+  readonly f: 'unlisting'
+}
+
 /** What the client of a key holds when all is over and healed, and what the database holds. */
 export interface Final extends Span {
   readonly f: 'final'
@@ -99,7 +125,7 @@ export interface Final extends Span {
   readonly revoked: boolean
 }
 
-export type Op = Read | Rotate | Revoke | Create | Fault | ClockSet | Final
+export type Op = Read | Rotate | Revoke | Create | Fault | ClockSet | Restore | Unlisting | Final
 
 /** The rules, in the order of the promises that they hold. */
 export const rules = {
@@ -110,6 +136,7 @@ export const rules = {
     'P3: after a rotation or revocation was answered 200, and its grace period is over on the clock of the store, no request that starts later is accepted with the old secret.',
   'live-refused': 'P5: a secret is not refused while it is live, whatever is down.',
   'wrong-answer': 'P5: a request is let in as the key it is of, a grace period is the one that was asked for, and trouble is 503.',
+  late: 'P6: a rotation or revocation is answered within a lease, a margin, and what the store itself took.',
   'not-healed': 'P5: after the last fault, every server ends up letting in the secret that is held and answering 401 to the one before.',
 } as const
 
@@ -135,6 +162,8 @@ export interface Counts {
   readonly replays: number
   /** Rotations whose client lost six answers or more on end, and was answered then. */
   readonly outlasted: number
+  /** Rotations and revocations that were answered before half of a lease was over, without what the store took. */
+  readonly early: number
 }
 
 /**
@@ -142,17 +171,29 @@ export interface Counts {
  * Where an operation overlaps with another that could explain it either way, it is given the benefit of the doubt.
  */
 export function check(history: readonly Op[]): readonly Violation[] {
-  const keys = groups(history.filter(isOfOneKey), ({ key }) => key)
+  return epochs(history, LONGEST_LEASE_MS + marginMs(LONGEST_LEASE_MS)).flatMap((epoch) =>
+    checkEpoch(epoch, history).filter(({ ops }) => ops.some(({ end }) => end > epoch.begins)),
+  )
+}
+
+function checkEpoch(epoch: Epoch, history: readonly Op[]): Violation[] {
+  const { ops } = epoch
+  const keys = groups(ops.filter(isOfOneKey), ({ key }) => key)
   const creates = groups(
-    history.filter((op) => op.f === 'create').filter(({ idempotencyKey }) => idempotencyKey !== undefined),
+    ops.filter((op) => op.f === 'create').filter(({ idempotencyKey }) => idempotencyKey !== undefined),
     ({ idempotencyKey }) => idempotencyKey,
   )
   const system: System = {
     servers: [...new Set(history.flatMap((op) => (isRequest(op) && op.server !== undefined ? [op.server] : [])))].toSorted(),
     healedAt: Math.max(0, ...history.flatMap((op) => (op.f === 'fault' ? [op.end] : []))),
     clock: storeClock(history.filter((op) => op.f === 'clock')),
+    unlistings: history.filter((op) => op.f === 'unlisting'),
+    epoch,
   }
-  return [...[...creates.values()].flatMap(creation), ...[...keys.values()].flatMap((ops) => checkKey(ops, system))]
+  return [
+    ...[...creates.values()].flatMap((attempts) => creation(attempts, epoch)),
+    ...[...keys.values()].flatMap((its) => checkKey(its, system)),
+  ]
 }
 
 /** Who could be asked, and from when on nothing was done to them any more. */
@@ -160,6 +201,8 @@ interface System {
   readonly servers: readonly number[]
   readonly healedAt: number
   readonly clock: StoreClock
+  readonly unlistings: readonly Unlisting[]
+  readonly epoch: Epoch
 }
 
 /** What the clock of the store may have shown, as far as the history tells. Grace periods go by it. */
@@ -202,8 +245,11 @@ function storeClock(sets: readonly ClockSet[]): StoreClock {
   }
 }
 
-function isOfOneKey(op: Op): op is Exclude<Op, Fault | ClockSet | Create> | Created {
-  return op.f === 'create' ? op.key !== undefined && op.digest !== undefined : op.f !== 'fault' && op.f !== 'clock'
+/** What is about one key. */
+type OfKey = Read | Rotate | Revoke | Final | Created
+
+function isOfOneKey(op: Op): op is OfKey {
+  return op.f === 'create' ? op.key !== undefined && op.digest !== undefined : 'key' in op
 }
 
 const MANY_LOSSES = 6
@@ -220,7 +266,13 @@ export function count(history: readonly Op[]): Counts {
     replays: rotated.filter(({ replayed }) => replayed === true).length,
     outlasted: [...groups(history.filter(isRotate), ({ key, idempotencyKey }) => `${key} ${idempotencyKey}`).values()].filter(wasOutlasted)
       .length,
+    early: history.filter((op) => op.f === 'rotate' || op.f === 'revoke').filter(({ type, took }) => type === 'ok' && wasEarly(took))
+      .length,
   }
+}
+
+function wasEarly(took: Took | undefined): boolean {
+  return took !== undefined && took.ms - took.storeMs < took.leaseMs / 2
 }
 
 function isRotate(op: Op): op is Rotate {
@@ -261,24 +313,26 @@ function isRequest(op: Op): op is Read | Rotate | Revoke | Create {
   return op.f === 'read' || op.f === 'rotate' || op.f === 'revoke' || (op.f === 'create' && op.idempotencyKey !== undefined)
 }
 
-function checkKey(ops: readonly (Exclude<Op, Fault | ClockSet | Create> | Created)[], system: System): Violation[] {
+function checkKey(ops: readonly OfKey[], system: System): Violation[] {
   const created = ops.filter((op) => op.f === 'create')
-  const finals = ops.filter((op) => op.f === 'final')
+  const finals = system.epoch.isLast ? ops.filter((op) => op.f === 'final') : []
   const reads = ops.filter((op) => op.f === 'read')
   const rotates = ops.filter((op) => op.f === 'rotate')
   const revokes = ops.filter((op) => op.f === 'revoke')
   const byRequest = [...groups(rotates, ({ idempotencyKey }) => idempotencyKey).values()].map(requestOf)
-  const lives = livesOf({ created, reads, rotates, revokes }, byRequest, system.clock)
+  const lives = livesOf({ created, reads, rotates, revokes }, byRequest, system)
   return [
     ...byRequest.flatMap(oneSecret),
-    ...generations(finals, byRequest, created),
-    ...byRequest.flatMap((request) => lockedOut(request, byRequest, system.clock)),
-    ...revocations(revokes),
-    ...finals.flatMap((final) => holdsTheActive(final, byRequest, created, revokes)),
+    ...generations(finals, byRequest, created, system.epoch),
+    ...byRequest.flatMap((request) => lockedOut(request, byRequest, lives, system)),
+    ...revocations(revokes, created, system.epoch),
+    ...finals.flatMap((final) => holdsTheActive(final, byRequest, created, revokes, system.epoch)),
     ...deadAccepted(lives, reads, byRequest),
-    ...liveRefused(lives, reads),
-    ...wrongAnswers(lives, reads, rotates, revokes),
+    ...lostAccepted(reads, system.epoch),
+    ...liveRefused(lives, reads, system.epoch),
+    ...wrongAnswers(lives, reads, rotates, revokes, system.epoch),
     ...byRequest.flatMap((request) => wrongGrace(request, system.clock)),
+    ...late([...rotates, ...revokes], byRequest),
     ...finals.flatMap((final) => notHealed(final, lives, reads, system)),
   ]
 }
@@ -320,6 +374,9 @@ interface Life {
 /** What is left to the rounding of an instant that an answer states. */
 export const ROUNDING_MS = 10
 
+/** For so long after its client has given it up a server may still carry out a request. */
+const STRAGGLING_MS = 10_000
+
 function livesOf(
   {
     created,
@@ -328,7 +385,7 @@ function livesOf(
     revokes,
   }: { created: readonly Created[]; reads: readonly Read[]; rotates: readonly Rotate[]; revokes: readonly Revoke[] },
   requests: readonly RotationRequest[],
-  clock: StoreClock,
+  { clock, unlistings, epoch }: System,
 ): Map<string, Life> {
   const born = new Map<string, { generation: number; bornAt: number }>()
   for (const { digest, end } of created)
@@ -340,6 +397,8 @@ function livesOf(
   }
   const uses = groups([...reads, ...rotates, ...revokes], ({ digest }) => digest)
   const retirements = groups(requests, ({ retires }) => retires)
+  // An administrator who takes a lost secret for the active one has another one retired.
+  const mistaken = epoch.begins > 0 ? requests.filter(({ retires, attempts }) => !born.has(retires) && attempts[0]?.digest !== retires) : []
   // A revocation, and a rotation in an emergency, end whatever the key has had until then.
   const endings = [
     ...revokes.map((op) => ({ op, before: Number.POSITIVE_INFINITY })),
@@ -348,9 +407,12 @@ function livesOf(
     ),
   ]
 
+  // While a server relies on what it has read before a loss, it does not tell the store of a first use again.
+  const isNoted = ({ type, start, end }: Request): boolean => type === 'ok' && (end <= epoch.begins || start >= epoch.settledAt)
+
   return new Map(
     [...born].map(([digest, birth]) => {
-      const threats: number[] = []
+      const threats = mistaken.flatMap(({ asked, attempts }) => (birth.bornAt <= lastOf(attempts) + STRAGGLING_MS ? [asked] : []))
       const deaths: { at: number; by: Op }[] = []
       const retiring = retirements.get(digest) ?? []
       for (const request of retiring) {
@@ -362,7 +424,7 @@ function livesOf(
           // Who never had an answer cannot use what was in it.
           const firstUses = ok?.made === undefined ? [] : (uses.get(ok.made) ?? [])
           threats.push(...firstUses.map(({ start }) => start))
-          deaths.push(...firstUses.flatMap((by) => (by.type === 'ok' ? [{ at: by.end, by }] : [])))
+          deaths.push(...firstUses.filter(isNoted).map((by) => ({ at: by.end, by })))
         } else {
           const until = ok?.graceEndsAt === undefined ? earliestEnd(request, clock) : ok.graceEndsAt - ROUNDING_MS
           threats.push(clock.mayShow(until, request.asked))
@@ -382,12 +444,19 @@ function livesOf(
         const [by] = oks
         if (by?.generation !== undefined && by.generation > birth.generation + 1) deaths.push({ at: answered, by })
       }
-      const deadAt = earliest(deaths.map(({ at }) => at))
-      const killer = deaths.find(({ at }) => at === deadAt)?.by
+      const at = earliest(deaths.map((death) => death.at))
+      const killer = deaths.find((death) => death.at === at)?.by
+      const deadAt = whenListed(at, unlistings)
       const graced = retiring.some(({ retire }) => retire !== 'now')
       return [digest, { ...birth, threatenedAt: earliest(threats), deadAt, killer, graced }]
     }),
   )
+}
+
+/** When an instance that nobody waits for has noticed that, and relies on nothing from before a change any more. */
+function whenListed(at: number, unlistings: readonly Unlisting[]): number {
+  const longest = LONGEST_LEASE_MS + marginMs(LONGEST_LEASE_MS)
+  return unlistings.reduce((latest, { start, end }) => (at >= start && at <= end + longest ? Math.max(latest, end + longest) : latest), at)
 }
 
 /** What the clock of the store shows at the end of a grace period that began no earlier than it was asked for. */
@@ -421,7 +490,7 @@ function oneSecret({ idempotencyKey, emergency, oks }: RotationRequest): Violati
 }
 
 /** One request to make a key makes one, whatever is retried, and its client is told so. */
-function creation(attempts: readonly Create[]): Violation[] {
+function creation(attempts: readonly Create[], epoch: Epoch): Violation[] {
   const name = attempts[0]?.idempotencyKey
   const oks = attempts.filter(({ type }) => type === 'ok')
   const [first] = oks
@@ -438,13 +507,18 @@ function creation(attempts: readonly Create[]): Violation[] {
   if (refused !== undefined) {
     const what = `Who asked for a key with ${name} was answered ${refused.status} ${refused.code ?? ''} before any 201.`
     violations.push({ rule: 'locked-out', what, ops: attempts })
-  } else if (first === undefined) {
+  } else if (first === undefined && epoch.isLast && attempts.every(({ start }) => start > epoch.begins)) {
     violations.push({ rule: 'locked-out', what: `Who asked for a key with ${name} never got a 201.`, ops: attempts })
   }
   return violations
 }
 
-function generations(finals: readonly Final[], requests: readonly RotationRequest[], created: readonly Created[]): Violation[] {
+function generations(
+  finals: readonly Final[],
+  requests: readonly RotationRequest[],
+  created: readonly Created[],
+  epoch: Epoch,
+): Violation[] {
   const answered = requests.filter(({ oks }) => oks.length > 0)
   const unanswered = requests.length - answered.length
   const violations: Violation[] = []
@@ -455,6 +529,7 @@ function generations(finals: readonly Final[], requests: readonly RotationReques
     violations.push({ rule: 'generations', what, ops: [...one.oks.slice(0, 1), ...other.oks.slice(0, 1)] })
   }
   for (const final of finals) {
+    if (created.length === 0 && epoch.strangers) continue
     if (created.length === 0) violations.push({ rule: 'generations', what: 'There is a key that nobody was told of.', ops: [final] })
     const least = answered.length + 1
     if (final.generations >= least && final.generations <= least + unanswered) continue
@@ -466,10 +541,13 @@ function generations(finals: readonly Final[], requests: readonly RotationReques
 
 /** Only what came in before the first 200 counts: who repeats a request after that may be told that its answer is no longer given. */
 function lockedOut(
-  { idempotencyKey, emergency, attempts, answered }: RotationRequest,
+  request: RotationRequest,
   requests: readonly RotationRequest[],
-  clock: StoreClock,
+  lives: Map<string, Life>,
+  { clock, epoch }: System,
 ): Violation[] {
+  const { idempotencyKey, emergency, attempts, answered } = request
+  if (isAdrift(request, lives, epoch)) return []
   // The answer of an emergency is given once. Whoever asks again may have lost it, and then asks for another rotation.
   const spent = (op: Rotate): boolean => emergency && op.code === 'idempotency_key_spent' && attempts.some(({ start }) => start < op.start)
   // Where the clock of the store was set back, a grace period lasts longer than its client thinks, and no other rotation is carried out in it.
@@ -479,8 +557,15 @@ function lockedOut(
     const what = `The client of ${idempotencyKey} was answered ${refused.status} ${refused.code ?? ''} before any 200.`
     return [{ rule: 'locked-out', what, ops: attempts.filter(({ start }) => start <= refused.end) }]
   }
-  if (answered < Number.POSITIVE_INFINITY || attempts.some((op) => spent(op) || early(op))) return []
+  if (!epoch.isLast || answered < Number.POSITIVE_INFINITY || attempts.some((op) => spent(op) || early(op))) return []
   return [{ rule: 'locked-out', what: `The client of ${idempotencyKey} never got a 200.`, ops: attempts }]
+}
+
+/** Whether a client may have lost its place together with the data, so that it has to look for it first. */
+function isAdrift({ asked, retires }: RotationRequest, lives: Map<string, Life>, { begins, settledAt }: Epoch): boolean {
+  if (begins < 0) return false
+  const { bornAt = Number.POSITIVE_INFINITY, threatenedAt = 0 } = lives.get(retires) ?? {}
+  return asked < settledAt || bornAt > asked || threatenedAt < asked
 }
 
 function mayBeInGrace({ retire, oks }: RotationRequest, op: Rotate, clock: StoreClock): boolean {
@@ -489,10 +574,11 @@ function mayBeInGrace({ retire, oks }: RotationRequest, op: Rotate, clock: Store
 }
 
 /** Whoever ends a key is told so, however often it has to ask. */
-function revocations(revokes: readonly Revoke[]): Violation[] {
+function revocations(revokes: readonly Revoke[], created: readonly Created[], epoch: Epoch): Violation[] {
+  if (epoch.begins > 0 && (created.length === 0 || revokes.some(({ start }) => start < epoch.settledAt))) return []
   return [...groups(revokes, ({ idempotencyKey }) => idempotencyKey).values()].flatMap((attempts): Violation[] => {
     const refused = attempts.find(({ type }) => type === 'fail')
-    if (attempts.some(({ type }) => type === 'ok') && refused === undefined) return []
+    if (refused === undefined && (!epoch.isLast || attempts.some(({ type }) => type === 'ok'))) return []
     const how = refused === undefined ? 'never answered 200' : `answered ${refused.status} ${refused.code ?? ''}`
     return [{ rule: 'locked-out', what: `The revocation ${attempts[0]?.idempotencyKey} was ${how}.`, ops: attempts }]
   })
@@ -503,8 +589,12 @@ function holdsTheActive(
   requests: readonly RotationRequest[],
   created: readonly Created[],
   revokes: readonly Revoke[],
+  { touched, begins }: Epoch,
 ): Violation[] {
   const ended = revokes.find(({ type }) => type === 'ok')
+  // Whoever ended such a key, or was told of it, may not know any more how it is.
+  const forgotten = touched.has(final.key) && ended === undefined
+  if (forgotten && final.held === '') return []
   if (ended !== undefined) {
     if (final.revoked && final.active.length === 0) return []
     return [{ rule: 'locked-out', what: 'In the end a key is there that was revoked.', ops: [ended, final] }]
@@ -513,7 +603,7 @@ function holdsTheActive(
     .flatMap(({ oks }) => oks)
     .toSorted((a, b) => (b.generation ?? 0) - (a.generation ?? 0))
     .at(0)
-  const newest = last?.made ?? created[0]?.digest
+  const newest = forgotten && (last?.start ?? 0) < begins ? final.held : (last?.made ?? created[0]?.digest)
   if (!final.revoked && final.active.length === 1 && final.active[0] === final.held && final.held === newest) return []
   return [{ rule: 'locked-out', what: 'In the end the client does not hold the one active secret.', ops: [...(last ? [last] : []), final] }]
 }
@@ -538,10 +628,21 @@ function deadAccepted(lives: Map<string, Life>, reads: readonly Read[], requests
   return violations
 }
 
+/** A secret that was made by a change that was lost is nobody's, as soon as no server can be without that news. */
+function lostAccepted(reads: readonly Read[], { lost, settledAt }: Epoch): Violation[] {
+  return reads.flatMap((op): Violation[] => {
+    if (op.type !== 'ok' || !lost.has(op.digest) || op.start <= settledAt) return []
+    const what = `Server ${op.server} accepted a secret ${(op.start - settledAt).toFixed(1)} ms after it must have known that it was lost.`
+    return [{ rule: 'dead-accepted', what, ops: [op] }]
+  })
+}
+
 /** A rotation that is refused is judged by whether its client was locked out. */
-function liveRefused(lives: Map<string, Life>, reads: readonly Read[]): Violation[] {
+function liveRefused(lives: Map<string, Life>, reads: readonly Read[], { touched, settledAt }: Epoch): Violation[] {
   return reads.flatMap((op): Violation[] => {
     const life = lives.get(op.digest)
+    // It may have been dead before that was lost.
+    if (touched.has(op.key) && op.start < settledAt) return []
     if (life === undefined || op.type !== 'fail' || op.start < life.bornAt || op.end >= life.threatenedAt) return []
     const what = `Server ${op.server} answered ${op.status} ${op.code ?? ''} to a secret that was live all the while.`
     return [{ rule: 'live-refused', what, ops: [op] }]
@@ -553,9 +654,11 @@ function wrongAnswers(
   reads: readonly Read[],
   rotates: readonly Rotate[],
   revokes: readonly Revoke[],
+  { touched, settledAt }: Epoch,
 ): Violation[] {
   const unforeseen = [...reads, ...rotates, ...revokes].filter(({ status }) => isUnforeseen(status))
-  const mistaken = reads.filter(({ route, type, digest, key, seen }) => {
+  const mistaken = reads.filter(({ route, type, digest, key, seen, start }) => {
+    if (touched.has(key) && start < settledAt) return false
     const life = lives.get(digest)
     if (route !== 'whoami' || type !== 'ok' || life === undefined) return false
     // In its grace period a secret stands for the key as it is by then.
@@ -572,12 +675,35 @@ function wrongAnswers(
   ]
 }
 
+/** What is waited beyond a lease, for clocks that run at different speeds. */
+export function marginMs(leaseMs: number): number {
+  return Math.max(50, leaseMs / 100)
+}
+
+/** What a busy machine may take beside that. */
+const BUSY_MS = 250
+
+/** Whatever an instance does or does not say, a change waits for one lease and no longer. */
+function late(changes: readonly (Rotate | Revoke)[], requests: readonly RotationRequest[]): Violation[] {
+  // Whoever presents such a secret for the first time ends the one before it too, and waits for that first.
+  const endsAnother = new Set(requests.filter(({ retire }) => retire === 'on-first-use').flatMap(({ oks }) => oks.map(({ made }) => made)))
+  return changes.flatMap((op): Violation[] => {
+    if (op.type !== 'ok' || op.took === undefined) return []
+    const { ms, storeMs, leaseMs } = op.took
+    const waits = endsAnother.has(op.digest) ? 2 : 1
+    const over = ms - storeMs - waits * (leaseMs + marginMs(leaseMs))
+    if (!(over > BUSY_MS)) return []
+    const what = `Server ${op.server} took ${ms.toFixed()} ms, ${over.toFixed()} more than the lease of ${leaseMs} ms, its margin and the store account for.`
+    return [{ rule: 'late', what, ops: [op] }]
+  })
+}
+
 /** When all is whole again and who asks is patient, each server knows the secret that is held, and that the one before is dead. */
-function notHealed(final: Final, lives: Map<string, Life>, reads: readonly Read[], { servers, healedAt }: System): Violation[] {
+function notHealed(final: Final, lives: Map<string, Life>, reads: readonly Read[], { servers, healedAt, epoch }: System): Violation[] {
   const held = lives.get(final.held)
   if (final.revoked || held === undefined) return []
   const [before] = [...lives]
-    .filter(([, { generation }]) => generation < held.generation)
+    .filter(([, { generation }]) => generation < held.generation && (generation === held.generation - 1 || !epoch.touched.has(final.key)))
     .toSorted(([, one], [, other]) => other.generation - one.generation)
   const asked: { digest: string; since: number; wanted: number; which: string }[] = [
     { digest: final.held, since: Math.max(healedAt, held.bornAt), wanted: 200, which: 'the secret that is held' },
@@ -602,15 +728,8 @@ function isUnforeseen(status: number): boolean {
   return status >= 500 && status !== 503
 }
 
-function groups<Key, Item>(items: readonly Item[], keyOf: (item: Item) => Key): Map<Key, Item[]> {
-  const found = new Map<Key, Item[]>()
-  for (const item of items) {
-    const key = keyOf(item)
-    const group = found.get(key)
-    if (group === undefined) found.set(key, [item])
-    else group.push(item)
-  }
-  return found
+function lastOf(spans: readonly Span[]): number {
+  return spans.reduce((last, { end }) => Math.max(last, end), Number.NEGATIVE_INFINITY)
 }
 
 function earliest(times: readonly number[]): number {

@@ -1,6 +1,6 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
-import { type Create, type Ending, type Op, type Read, type Retire, type Revoke, ROUNDING_MS, type Rotate } from './check.js'
+import { type Create, type Ending, type Op, type Read, type Retire, type Revoke, ROUNDING_MS, type Rotate, type Took } from './check.js'
 import type { Random } from './random.js'
 import { type Answer, type Ports, type Question, requests, type Way, ways } from './requests.js'
 
@@ -256,12 +256,14 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       const server = anyServer()
       const start = now()
       const path = `/keys/${key.id}/revoke`
-      const { status, body } = await send(server, { method: 'POST', path, secret: credential, patienceMs: PATIENCE_MS, idempotencyKey })
+      const answer = await send(server, { method: 'POST', path, secret: credential, patienceMs: PATIENCE_MS, idempotencyKey })
+      const { status, body } = answer
       const op: Revoke = {
         f: 'revoke',
         ...{ key: key.id, digest: digestOf(credential), idempotencyKey },
         ...{ server, start, end: now(), status, type: ending(status) },
         ...codeOf(body),
+        ...tookOf(answer),
       }
       record(op)
       if (op.type !== 'info') return op.type === 'ok'
@@ -285,7 +287,8 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
     const asked = emergency ? { emergency } : retire === 'now' ? undefined : { retire }
     const start = now()
     const question: Question = { method: 'POST', path, secret: credential, patienceMs, idempotencyKey, body: asked, lost }
-    const { status, body, replayed } = await send(server, question)
+    const answer = await send(server, question)
+    const { status, body, replayed } = answer
     const end = now()
     const issued = body as { secret?: string; key?: { generation?: number }; acceptedUntil?: string } | undefined
     const made = status === 200 && issued?.secret !== undefined ? issued.secret : undefined
@@ -294,6 +297,7 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       ...{ key: key.id, digest: digestOf(credential), retires: digestOf(secret), idempotencyKey, ...how },
       ...{ server, start, end, status, type: ending(status), replayed },
       ...codeOf(body),
+      ...tookOf(answer),
       ...(made === undefined ? {} : { made: digestOf(made) }),
       ...(issued?.key?.generation === undefined ? {} : { generation: issued.key.generation }),
       ...(issued?.acceptedUntil === undefined ? {} : { graceEndsAt: end + Date.parse(issued.acceptedUntil) - Date.now() }),
@@ -357,6 +361,10 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
 function codeOf(body: unknown): { code?: string } {
   const { code } = (body ?? {}) as { code?: string }
   return code === undefined ? {} : { code }
+}
+
+function tookOf({ took }: Answer): { took?: Took } {
+  return took === undefined ? {} : { took }
 }
 
 function ending(status: number): Ending {

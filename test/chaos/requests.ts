@@ -1,4 +1,6 @@
 import { Agent, request } from 'node:http'
+import type { Took } from './check.js'
+import { TOOK } from './meter.js'
 
 export interface Question {
   readonly method: 'GET' | 'POST'
@@ -22,6 +24,8 @@ export interface Answer {
   readonly status: number
   readonly body?: unknown
   readonly replayed: boolean
+  /** What the server says of the time that it took. */
+  readonly took?: Took
 }
 
 /** The HTTP clients of this world: the one that Node has had for ever, and `fetch`. */
@@ -58,7 +62,7 @@ export function requests(servers: readonly Ports[]): Requests {
         signal: AbortSignal.timeout(question.patienceMs),
         ...(question.body === undefined ? {} : { body: JSON.stringify(question.body) }),
       })
-      return read(answer.status, await answer.text(), answer.headers.get('idempotent-replayed'))
+      return read(answer.status, await answer.text(), (name) => answer.headers.get(name) ?? undefined)
     } catch {
       return NONE
     }
@@ -75,7 +79,7 @@ export function requests(servers: readonly Ports[]): Requests {
         answer.on('error', none)
         answer.on('end', () => {
           const text = Buffer.concat(parts).toString()
-          resolve(answer.complete ? read(answer.statusCode ?? 0, text, String(answer.headers['idempotent-replayed'])) : NONE)
+          resolve(answer.complete ? read(answer.statusCode ?? 0, text, (name) => answer.headers[name]?.toString()) : NONE)
         })
       })
       const timer = setTimeout(() => asked.destroy(), patienceMs)
@@ -97,9 +101,12 @@ function headersOf({ secret, idempotencyKey, body }: Question): Record<string, s
   }
 }
 
-function read(status: number, text: string, replayed: string | null): Answer {
+function read(status: number, text: string, header: (name: string) => string | undefined): Answer {
+  const took = header(TOOK)
   try {
-    return { status, body: JSON.parse(text) as unknown, replayed: replayed === 'true' }
+    const body = JSON.parse(text) as unknown
+    const replayed = header('idempotent-replayed') === 'true'
+    return { status, body, replayed, ...(took === undefined ? {} : { took: JSON.parse(took) as Took }) }
   } catch {
     return { status, replayed: false }
   }

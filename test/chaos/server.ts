@@ -10,6 +10,7 @@ import { digestOf, secretFormat } from '../../src/core/secret.js'
 import { type Actor, ApiKeyError, type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store, type Verified } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import type { AuthorityAnswer, StoreTransaction } from '../../src/store/store.js'
+import { meter } from './meter.js'
 import type { Plant } from './plants.js'
 
 const { STORE_URL = '', STORE_ID = '', REDIS_URL = '', PORT = '0', SERVER_SECRET = '', LEASE_MS = '250', READS_BODIES = '' } = process.env
@@ -29,9 +30,10 @@ pool.on('error', () => {})
 const redis = new Redis(REDIS_URL, { lazyConnect: true })
 redis.on('error', () => {})
 
+const { store: metered, time } = meter(leaseMs)
 const keys = plantedKeys(
   createApiKeys({
-    store: plantedStore(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 })),
+    store: plantedStore(metered(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 }))),
     cache: plantedCache(redisCache(redis)),
     clock: plantedClock(),
     serverSecret: SERVER_SECRET,
@@ -48,6 +50,7 @@ app.post('/chaos/wall-clock', (req, res) => {
   skewMs = Number(req.query.ms)
   res.end()
 })
+app.use(time)
 // What an application does that logs bodies, or counts their bytes.
 if (READS_BODIES !== '') {
   app.use((req, _res, next) => {
@@ -112,30 +115,39 @@ async function known(as: Actor): Promise<{ id: string; active: boolean } | undef
   return (await pool.query<{ id: string; active: boolean }>(statement, [digestOf(as.secret)])).rows[0]
 }
 
+/** What a store would say that knows of nothing. */
+const EMPTY: AuthorityAnswer = {
+  ...{ at: 0, storeId: 'none', server: undefined, leaseMs, member: 'none', found: [] },
+  feed: { seq: 0, tag: '', prunedTo: 0, tagAfter: undefined, changes: [] },
+}
+
 function plantedStore(store: Store): Store {
   const plant = (methods: Partial<Store>): Store => Object.assign(Object.create(store) as Store, methods)
   const steps = (change: (tx: StoreTransaction) => Partial<StoreTransaction>): Store =>
     plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, ...change(tx) })) })
   switch (PLANT) {
     case 'longer-verifier-lease':
-      return plant({ read: async (digests) => ({ ...(await store.read(digests)), leaseMs: leaseMs * 3 }) })
+      return plant({ read: async (...asked) => ({ ...(await store.read(...asked)), leaseMs: leaseMs * 3 }) })
     case '401-on-store-down':
-      return plant({ read: (digests) => store.read(digests).catch(() => ({ at: Date.now(), storeId: 'none', leaseMs, found: [] })) })
+      return plant({ read: (...asked) => store.read(...asked).catch(() => ({ ...EMPTY, at: Date.now() })) })
     case 'stays-down': {
       let failed: Promise<never> | undefined
       return plant({
-        read: (digests) =>
+        read: (...asked) =>
           failed ??
-          store.read(digests).catch((error: unknown) => {
+          store.read(...asked).catch((error: unknown) => {
             failed = Promise.reject(error)
             return failed
           }),
       })
     }
     case 'grace-outlived':
-      return plant({ read: async (digests) => later(await store.read(digests)) })
+      return plant({ read: async (...asked) => later(await store.read(...asked)) })
     case 'first-use-ignored':
-      return plant({ read: async (digests) => unmarked(await store.read(digests)), markFirstUse: async () => ({ retired: [], waitMs: 0 }) })
+      return plant({
+        read: async (...asked) => unmarked(await store.read(...asked)),
+        markFirstUse: async () => ({ retired: [], waitMs: 0 }),
+      })
     case 'short-wait':
       return steps((tx) => ({ waitMs: async () => (await tx.waitMs()) / 4 }))
     case 'wait-from-begin':

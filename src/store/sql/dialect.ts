@@ -21,8 +21,16 @@ export interface Dialect {
    * change that the read does not show must be committed after it. Null where this process's own clock, read before the statement, is as good.
    */
   readonly readClock: RawBuilder<number | null>
+  /** The database's clock inside a statement that writes, as it is when that runs. Has no parameters. */
+  clock(): RawBuilder<number>
   /** 1 where a standby answers, else 0. As a number, since an application can have its driver hand out a boolean as text, which is always true. */
   readonly standby: RawBuilder<number>
+  /** 1 where the session may show an older snapshot than that of the statement itself, else 0. */
+  readonly outdated: RawBuilder<number>
+  /** Names the server that answers. Null where that cannot be told. */
+  readonly server: RawBuilder<string | null>
+  /** Every row of changes `c` in one text: `seq`, `tag` and `digests` with a space between two. Rows come in any order, with `;` or quotes between two. */
+  readonly gathered: RawBuilder<string | null>
 
   /** Has a query lock the rows that it finds, and show them as they are once they are locked. */
   forUpdate<Found extends keyof Tables, Row>(query: SelectQueryBuilder<Tables, Found, Row>): SelectQueryBuilder<Tables, Found, Row>
@@ -36,8 +44,14 @@ export interface Dialect {
    * defaults of the role and the database are. Rejects where row-level security hides rows: an update of hidden rows changes nothing in silence.
    */
   begin(on: Kysely<Tables>): Promise<void>
-  /** Sends COMMIT, and rejects only for what that was answered. Then releases what outlives a transaction here, such as a lock that belongs to the session. */
-  commit(on: Kysely<Tables>): Promise<void>
+  /** Whether the driver takes several statements without parameters at once. */
+  readonly together: boolean
+  /**
+   * Sends COMMIT, and rejects only for what that was answered. Then releases what outlives a transaction here, such as a lock that belongs to the session.
+   *
+   * @param last statements without parameters that go out before COMMIT in the same message; only where `together`. Where one fails, COMMIT is not run.
+   */
+  commit(on: Kysely<Tables>, last: readonly RawBuilder<unknown>[]): Promise<void>
   /** Ends a transaction that failed, and releases as `commit` does. Never rejects. */
   rollback(on: Kysely<Tables>): Promise<void>
 

@@ -29,6 +29,13 @@ export function standbyAnswered(cause?: unknown): ApiKeyError {
   return new ApiKeyError('store_unavailable', 'A standby answered instead of the primary; it cannot grant a lease.', { cause })
 }
 
+export function insideTransaction(): ApiKeyError {
+  return new ApiKeyError(
+    'store_misconfigured',
+    'The session of the store sits in a transaction of somebody else, and may show what is no longer so; give the store sessions of its own, in autocommit.',
+  )
+}
+
 export const UNAVAILABLE: Verdict = ['store_unavailable', 'The store could not be asked.']
 export const CLOSED: Verdict = ['store_unavailable', 'The connection to the database has been closed.']
 export const REFUSED: Verdict = ['internal_error', 'The database refused what it was given; the cause says why.']

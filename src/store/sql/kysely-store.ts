@@ -5,6 +5,7 @@ import type { Database } from './database.js'
 import type { MakeDialect } from './dialect.js'
 import { storeError } from './driver-errors.js'
 import { faults } from './late-failures.js'
+import { members } from './members.js'
 import { isMigrated, migrate } from './migrations.js'
 import { bounded, reads } from './reads.js'
 import type { Tables } from './rows.js'
@@ -43,6 +44,7 @@ export function kyselyStore(kysely: Kysely<any>, makeDialect: MakeDialect, timeo
 
     ...reads(database),
     ...writes(database),
+    ...members(database),
     transaction: transactions(database),
     onFault: lateFailures.on,
 

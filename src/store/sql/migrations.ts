@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
+import { newTag } from '../feed.js'
 import type { Database } from './database.js'
 import type { ColumnTypes, Schema } from './dialect.js'
 import type { Tables } from './rows.js'
@@ -186,5 +187,23 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
   // Not filled in: that would lock the table for as long as it is large. Where it is null, reads go by the generation.
   async (run, { table, types: { ms } }) => {
     await run(sql`alter table ${table('express_api_keys')} add column ${sql.raw(`secret_created_at ${ms}`)}`)
+  },
+  async (run, { table, types: { id, text, integer, ms } }) => {
+    const [settings, feed, changes] = [table('express_api_key_settings'), table('express_api_key_feed'), table('express_api_key_changes')]
+    await run(
+      sql`create table ${feed} (${sql.raw(`id ${integer} primary key, seq ${ms} not null, tag ${id} not null, pruned_to ${ms} not null`)})`,
+    )
+    // Not null in so many words: SQLite would take a number that is missing, and PostgreSQL refuses it, which `appendChange` relies on.
+    await run(
+      sql`create table ${changes} (${sql.raw(`seq ${ms} not null primary key, tag ${id} not null, digests ${text} not null, at ${ms} not null`)})`,
+    )
+    await run(
+      sql`create table ${table('express_api_key_instances')} (${sql.raw(`session ${id} not null primary key, mode ${id} not null,
+      channels ${text} not null, revoked ${integer} not null, acked ${ms} not null, joined_at ${ms} not null`)})`,
+    )
+    // A reader compares the tag at its position, so there is one to compare before the first change too.
+    await run(sql`insert into ${feed} values (1, 0, ${newTag()}, 0)`)
+    await run(sql`insert into ${changes} select seq, tag, '', 0 from ${feed}`)
+    await run(sql`alter table ${settings} add column ${sql.raw(`protocol ${integer} not null default 1`)}`)
   },
 ]

@@ -1,11 +1,13 @@
-import { sql } from 'kysely'
+import { type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import { inTime } from '../../in-time.js'
 import { wallMs } from '../../real-time.js'
-import type { ReplayAnswer, Store } from '../store.js'
+import { dense } from '../feed.js'
+import type { AuthorityAnswer, FeedAnswer, FeedReader, ReplayAnswer, Store } from '../store.js'
 import type { Database } from './database.js'
-import { standbyAnswered, storeError } from './driver-errors.js'
-import { type Answered, generationOf, keyOf, type ReadQuery, readQuery, replayOf, replaysQuery } from './read-query.js'
+import { insideTransaction, standbyAnswered, storeError } from './driver-errors.js'
+import { changesIn, refuseOtherProtocol } from './feed.js'
+import { type Answered, generationOf, keyOf, type ReadQuery, type ReadRow, readQuery, replayOf, replaysQuery } from './read-query.js'
 import { refuseHiding } from './row-security.js'
 import { eventRow, generationRow, keyRow, madeAt } from './rows.js'
 import { moment, tooLate } from './timeouts.js'
@@ -17,7 +19,7 @@ export function reads(database: Database): Reads {
   const read = reading(database)
   const replays = readingReplays(database)
   return {
-    read: (digests) => bounded(database, () => read(digests)),
+    read: (digests, reader = {}) => bounded(database, () => read(digests, reader)),
     replays: (ids) => bounded(database, () => replays(ids)),
     key: (id) => bounded(database, () => key(database, id)),
     keys: (query) => bounded(database, () => keys(database, query)),
@@ -46,19 +48,67 @@ export function bounded<T>(database: Database, work: () => Promise<T>, ms: numbe
   return inTime(ms, asked(), late, database.missed).catch((error) => Promise.reject(storeError(error, errors)))
 }
 
-function reading(database: Database): Reads['read'] {
+function reading(database: Database): (digests: readonly string[], reader: FeedReader) => Promise<AuthorityAnswer> {
   const { rowSecurity } = database.dialect
-  const query = readQuery(database, rowSecurity.mayHide(['express_api_key_generations', 'express_api_keys']))
-  const careful = readQuery(database, rowSecurity.hides)
-  return async (digests) => {
+  const rowsOf = namingServer(database, (server) => {
+    const query = readQuery(database, rowSecurity.mayHide(['express_api_key_generations', 'express_api_keys']), server)
+    const careful = readQuery(database, rowSecurity.hides, server)
+    return (digests: readonly string[], reader: FeedReader) =>
+      complete(
+        database,
+        { query: (ids) => query(ids, reader), careful: (ids) => careful(ids, reader) },
+        digests,
+        (row) => row.k_id !== null,
+      )
+  })
+  return async (digests, reader) => {
     const before = wallMs()
-    const rows = await complete(database, { query, careful }, digests, (row) => row.k_id !== null)
+    const rows = await rowsOf(digests, reader)
     const first = answeredByPrimary(rows[0])
     const found = rows.flatMap((row) => {
       const [key, generation] = [keyOf(row), generationOf(row)]
       return key === undefined || generation === undefined ? [] : [{ key, generation }]
     })
-    return { at: instantOf(first, before), storeId: first.store_id, leaseMs: Number(first.lease_ms), found }
+    return {
+      at: instantOf(first, before),
+      storeId: first.store_id,
+      server: first.server ?? undefined,
+      leaseMs: Number(first.lease_ms),
+      feed: await feedOf(database, first, reader),
+      member: first.member_revoked === null ? 'none' : Number(first.member_revoked) === 0 ? 'active' : 'revoked',
+      found,
+    }
+  }
+}
+
+async function feedOf(database: Database, row: ReadRow, { after }: FeedReader): Promise<FeedAnswer> {
+  const [seq, prunedTo] = [Number(row.seq), Number(row.pruned_to)]
+  try {
+    const changes = dense(changesIn(row.changes), { seq, prunedTo, after })
+    return { seq, tag: row.tag, prunedTo, tagAfter: row.tag_after ?? undefined, changes }
+  } catch (error) {
+    await refuseMissing(database)
+    throw error
+  }
+}
+
+/** Asks for the name of the server in every statement, until the database refuses to tell it: to this role, or to anybody. */
+export function namingServer<Asked extends readonly unknown[], Answer>(
+  { dialect }: Database,
+  make: (server: RawBuilder<string | null>) => (...asked: Asked) => Promise<Answer>,
+): (...asked: Asked) => Promise<Answer> {
+  const [named, nameless] = [make(dialect.server), make(sql`null`)]
+  let isRefused = false
+  return async (...asked) => {
+    if (isRefused) return nameless(...asked)
+    try {
+      return await named(...asked)
+    } catch (error) {
+      if (error instanceof ApiKeyError || dialect.errors.isBusy(error) || !dialect.errors.answered(error)) throw error
+      const answer = await nameless(...asked)
+      isRefused = storeError(error, dialect.errors).code === 'store_misconfigured'
+      return answer
+    }
   }
 }
 
@@ -145,18 +195,21 @@ async function complete<Row extends Answered>(
 }
 
 /** What is not found may only be hidden. */
-function refuseMissing({ db, dialect }: Database): Promise<void> {
+export function refuseMissing({ db, dialect }: Database): Promise<void> {
   return dialect.rowSecurity.refuseHidden(db)
 }
 
 /** The first row of a read, which has the settings in it. */
-function answeredByPrimary<Row extends Answered>(first: Row | undefined): Row {
-  if (first === undefined) throw new ApiKeyError('store_misconfigured', 'The settings row is missing; call keys.migrate() first.')
+export function answeredByPrimary<Row extends Pick<Answered, 'standby' | 'outdated' | 'protocol'>>(first: Row | undefined): Row {
+  if (first === undefined)
+    throw new ApiKeyError('store_misconfigured', 'The row of settings or of the feed is missing; call keys.migrate() first.')
   if (Number(first.standby) !== 0) throw standbyAnswered()
+  if (Number(first.outdated) !== 0) throw insideTransaction()
+  refuseOtherProtocol(first.protocol)
   return first
 }
 
 /** Whatever a read does not show is committed later than this: see `Dialect.readClock`. */
-function instantOf({ at }: Answered, before: number): number {
+export function instantOf({ at }: Pick<Answered, 'at'>, before: number): number {
   return at === null ? before : Number(at)
 }

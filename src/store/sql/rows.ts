@@ -7,7 +7,29 @@ export interface Tables {
   express_api_key_generations: GenerationTable
   express_api_key_replays: ReplayTable
   express_api_key_events: EventTable
-  express_api_key_settings: { id: number; lease_ms: number; earlier_lease_ms: number; lease_version: number; store_id: string }
+  express_api_key_settings: SettingsTable
+  express_api_key_feed: { id: number; seq: number; tag: string; pruned_to: number }
+  express_api_key_changes: { seq: number; tag: string; digests: string; at: number }
+  express_api_key_instances: InstanceTable
+}
+
+export interface SettingsTable {
+  id: number
+  lease_ms: number
+  earlier_lease_ms: number
+  lease_version: number
+  store_id: string
+  protocol: number
+}
+
+export interface InstanceTable {
+  session: string
+  mode: string
+  /** Names with a comma between two. */
+  channels: string
+  revoked: number
+  acked: number
+  joined_at: number
 }
 
 export interface KeyTable {

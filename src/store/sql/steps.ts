@@ -1,9 +1,11 @@
 import type { Kysely } from 'kysely'
 import type { ApiKeyError } from '../../errors.js'
+import { digestsOf } from '../feed.js'
 import type { Store, StoreTransaction } from '../store.js'
 import type { Database } from './database.js'
 import type { Dialect } from './dialect.js'
 import { storeError } from './driver-errors.js'
+import { refuseOtherProtocol } from './feed.js'
 import {
   eventColumns,
   type GenerationTable,
@@ -22,12 +24,12 @@ import { inTransaction } from './transaction.js'
 export function transactions(database: Database): Store['transaction'] {
   const { dialect } = database
   return (work) =>
-    inTransaction(database, async (on) => {
+    inTransaction(database, async (on, changed) => {
       let failed: ApiKeyError | undefined
       const note = (error: ApiKeyError): void => {
         failed ??= error
       }
-      const result = await work(translated(steps(on, dialect), dialect, note))
+      const result = await work(translated(steps(on, dialect, changed), dialect, note))
       // PostgreSQL answers the COMMIT of a failed transaction with a ROLLBACK, and says no more about it.
       if (failed !== undefined) throw failed
       return result
@@ -35,13 +37,14 @@ export function transactions(database: Database): Store['transaction'] {
 }
 
 /** What a transaction can do, over the connection that it has. */
-export function steps(on: Kysely<Tables>, dialect: Dialect): StoreTransaction {
+export function steps(on: Kysely<Tables>, dialect: Dialect, changed: Set<string>): StoreTransaction {
   return {
     now: () => dialect.now(on),
 
     async waitMs() {
       const query = dialect.forShare(on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1))
       const row = await query.executeTakeFirstOrThrow()
+      refuseOtherProtocol(row.protocol)
       return Math.max(Number(row.lease_ms), Number(row.earlier_lease_ms))
     },
 
@@ -53,6 +56,10 @@ export function steps(on: Kysely<Tables>, dialect: Dialect): StoreTransaction {
 
     async appendEvent(row) {
       await on.insertInto('express_api_key_events').values(eventColumns(row)).execute()
+    },
+
+    async appendChange(digests) {
+      for (const digest of digestsOf(digests)) changed.add(digest)
     },
   }
 }

@@ -20,6 +20,9 @@ const TABLES = [
   'express_api_key_replays',
   'express_api_key_events',
   'express_api_key_settings',
+  'express_api_key_feed',
+  'express_api_key_changes',
+  'express_api_key_instances',
   'express_api_key_migrations',
 ] as const
 export type TableName = (typeof TABLES)[number]

@@ -1,8 +1,9 @@
-import type { Kysely } from 'kysely'
+import type { Kysely, RawBuilder } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import { inTime } from '../../in-time.js'
 import type { Database } from './database.js'
-import { storeError } from './driver-errors.js'
+import { type DriverErrors, storeError } from './driver-errors.js'
+import { appendStatements } from './feed.js'
 import type { Tables } from './rows.js'
 import { moment, tooLate } from './timeouts.js'
 
@@ -10,7 +11,7 @@ import { moment, tooLate } from './timeouts.js'
  * BEGIN, work, COMMIT on one connection. Written out, because the difference between "nothing happened" and "nobody knows" is
  * whether COMMIT had been sent. What `work` throws passes as it is.
  */
-export function inTransaction<T>(database: Database, work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
+export function inTransaction<T>(database: Database, work: Work<T>): Promise<T> {
   const { db, dialect, timeouts, missed } = database
   const progress: Progress = { stage: 'waiting' }
   // A transaction that waits for the write lock returns its connection meanwhile, so that readers do not queue behind it.
@@ -33,9 +34,12 @@ export function inTransaction<T>(database: Database, work: (on: Kysely<Tables>) 
 }
 
 /** A transaction of the store's own: every failure in it is the database's. */
-export function inOwnTransaction<T>(database: Database, work: (on: Kysely<Tables>) => Promise<T>): Promise<T> {
+export function inOwnTransaction<T>(database: Database, work: Work<T>): Promise<T> {
   return inTransaction(database, work).catch((error) => Promise.reject(storeError(error, database.dialect.errors)))
 }
+
+/** What a transaction does. The digests that it adds to `changed` become one change in the feed, as the last thing before COMMIT. */
+type Work<T> = (on: Kysely<Tables>, changed: Set<string>) => Promise<T>
 
 interface Progress {
   stage: 'waiting' | 'open' | 'committing' | 'abandoned'
@@ -44,15 +48,11 @@ interface Progress {
 /** The result of an attempt that met the write lock of another connection. */
 const BUSY: unique symbol = Symbol('busy')
 
-async function attempt<T>(
-  { dialect }: Database,
-  on: Kysely<Tables>,
-  progress: Progress,
-  work: (on: Kysely<Tables>) => Promise<T>,
-): Promise<T | typeof BUSY> {
-  const { begin, commit, rollback, errors } = dialect
+async function attempt<T>(database: Database, on: Kysely<Tables>, progress: Progress, work: Work<T>): Promise<T | typeof BUSY> {
+  const { begin, commit, rollback, errors, together } = database.dialect
   refuseAbandoned(progress)
   let result: T
+  let last: readonly RawBuilder<unknown>[]
   try {
     try {
       await begin(on)
@@ -61,7 +61,12 @@ async function attempt<T>(
       throw storeError(error, errors)
     }
     progress.stage = 'open'
-    result = await work(guarded(on, progress))
+    const changed = new Set<string>()
+    const guardedOn = guarded(on, progress)
+    result = await work(guardedOn, changed)
+    last = changed.size > 0 ? appendStatements(database, changed) : []
+    // The lock of the feed is held from here on, so nothing may come between this and COMMIT.
+    if (!together) for (const statement of last) await appended(statement.execute(guardedOn), errors)
     refuseAbandoned(progress)
   } catch (error) {
     await rollback(on)
@@ -69,13 +74,21 @@ async function attempt<T>(
   }
   progress.stage = 'committing'
   try {
-    await commit(on)
+    await commit(on, together ? last : [])
   } catch (error) {
     if (!errors.answered(error)) throw outcomeUnknown(error)
     await rollback(on)
     throw storeError(error, errors)
   }
   return result
+}
+
+async function appended(executed: Promise<unknown>, errors: DriverErrors): Promise<void> {
+  try {
+    await executed
+  } catch (error) {
+    throw storeError(error, errors)
+  }
 }
 
 /** The connection, until the transaction is given up. */

@@ -1,6 +1,7 @@
 import { type Kysely, sql } from 'kysely'
-import type { KeyUse, LeaseChange, Store } from '../store.js'
+import type { KeyUse, LeaseChange, Store, StoreTransaction } from '../store.js'
 import type { Database } from './database.js'
+import { refuseOtherProtocol } from './feed.js'
 import { type LastUse, recordUse } from './last-use.js'
 import type { Tables } from './rows.js'
 import { steps } from './steps.js'
@@ -13,9 +14,9 @@ type Writes = Pick<Store, 'markFirstUse' | 'settleFirstUse' | 'recordUses' | 'se
  * they too take the write lock first: a statement that meets it halfway fails.
  */
 export function writes(database: Database): Writes {
-  const own = <T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> => inOwnTransaction(database, work)
+  const own = <T>(work: (on: Kysely<Tables>, changed: Set<string>) => Promise<T>): Promise<T> => inOwnTransaction(database, work)
   return {
-    markFirstUse: (digest) => own((on) => markFirstUse(database, on, digest)),
+    markFirstUse: (digest) => own((on, changed) => markFirstUse(steps(on, database.dialect, changed), on, digest)),
 
     settleFirstUse: (digest) =>
       own(async (on) => {
@@ -39,25 +40,27 @@ export function writes(database: Database): Writes {
   }
 }
 
-async function markFirstUse({ dialect }: Database, on: Kysely<Tables>, digest: string): ReturnType<Writes['markFirstUse']> {
-  const tx = steps(on, dialect)
+async function markFirstUse(tx: StoreTransaction, on: Kysely<Tables>, digest: string): ReturnType<Writes['markFirstUse']> {
   const found = await tx.generation(digest)
   if (found === undefined) return { retired: [], waitMs: 0 }
   // The key's row first, as every change does: otherwise this and a rotation could wait for each other.
   if (found.retiresEarlier) await tx.lockKeys([found.keyId])
-  const now = await dialect.now(on)
+  const now = await tx.now()
   const generations = on.updateTable('express_api_key_generations')
   await generations.set({ first_used_at: now }).where('digest', '=', digest).where('first_used_at', 'is', null).execute()
   if (!found.retiresEarlier) return { retired: [], waitMs: 0 }
-  const earlier = generations.where('key_id', '=', found.keyId).where('generation', '<', found.generation)
-  await earlier.set({ grace_ends_at: null }).where('grace_ends_at', 'is not', null).execute()
-  const retired = await on
+  const earlier = await on
     .selectFrom('express_api_key_generations')
-    .select('digest')
+    .select(['digest', 'generation', 'grace_ends_at'])
     .where('key_id', '=', found.keyId)
-    .where('generation', '=', found.generation - 1)
+    .where('generation', '<', found.generation)
+    .where((is) => is.or([is('grace_ends_at', 'is not', null), is('generation', '=', found.generation - 1)]))
     .execute()
-  return { retired: retired.map((row) => row.digest), waitMs: await tx.waitMs() }
+  const ended = earlier.filter((row) => row.grace_ends_at !== null).map((row) => row.digest)
+  if (ended.length > 0) await generations.set({ grace_ends_at: null }).where('digest', 'in', ended).execute()
+  await tx.appendChange(ended)
+  const retired = earlier.filter((row) => Number(row.generation) === found.generation - 1).map((row) => row.digest)
+  return { retired, waitMs: await tx.waitMs() }
 }
 
 async function recordUses(database: Database, uses: readonly KeyUse[]): Promise<void> {
@@ -111,6 +114,7 @@ async function eraseSeals({ dialect }: Database, on: Kysely<Tables>): Promise<vo
 async function setLease({ dialect }: Database, on: Kysely<Tables>, leaseMs: number): Promise<LeaseChange> {
   const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
   const row = await dialect.forUpdate(query).executeTakeFirstOrThrow()
+  refuseOtherProtocol(row.protocol)
   const [old, earlier, version] = [Number(row.lease_ms), Number(row.earlier_lease_ms), Number(row.lease_version)]
   if (old === leaseMs) return { waitMs: earlier, version }
   const change = leaseMs > old ? { waitMs: earlier, version } : { waitMs: Math.max(old, earlier), version: version + 1 }

@@ -1381,7 +1381,11 @@ class FakeAuthority implements Pick<Store, 'read' | 'markFirstUse' | 'settleFirs
     await this.#held
     if (this.down) throw new Error('the authority is away')
     const found = digests.filter((digest) => this.answerAll || digest === generation.digest)
-    return { at, storeId: this.storeId, leaseMs, found: found.map((digest) => ({ key, generation: { ...generation, digest } })) }
+    return {
+      ...{ at, storeId: this.storeId, server: 'one', leaseMs, member: 'none' },
+      feed: { seq: 0, tag: 'tag', prunedTo: 0, tagAfter: undefined, changes: [] },
+      found: found.map((digest) => ({ key, generation: { ...generation, digest } })),
+    }
   }
 
   async markFirstUse(digest: string): Promise<{ retired: string[]; waitMs: number }> {

@@ -47,6 +47,19 @@ export const postgresErrors: DriverErrors = {
   isBusy: () => false,
 }
 
+const CLOCK = sql<number>`floor(extract(epoch from clock_timestamp()) * 1000)::bigint`
+
+/**
+ * In autocommit a transaction begins with its statement. Where it began earlier, at REPEATABLE READ or stricter, so did its snapshot. The two instants differ a
+ * little where planning takes time.
+ */
+const OUTDATED = sql<number>`case when current_setting('transaction_isolation') not in ('read committed', 'read uncommitted')
+  and statement_timestamp() > now() + interval '50 milliseconds' then 1 else 0 end`
+
+/** The start of the postmaster, and the timeline, which a promotion changes. A standby has none to tell. */
+const SERVER = sql<string | null>`case when pg_is_in_recovery() then null else
+  (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint || ':' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end`
+
 /** @param together whether the driver takes several statements at once, as `pg` does where they have no parameters. */
 export function postgresDialect({ together }: { readonly together: boolean }): MakeDialect {
   return (places, { transactionTimeoutMs }) => {
@@ -54,12 +67,16 @@ export function postgresDialect({ together }: { readonly together: boolean }): M
     const names = quoted(places.express_api_key_settings)
     return {
       async now(on) {
-        const { rows } = await sql<{ at: number }>`select floor(extract(epoch from clock_timestamp()) * 1000)::bigint as at`.execute(on)
+        const { rows } = await sql<{ at: number }>`select ${CLOCK} as at`.execute(on)
         return Number(rows[0]?.at)
       },
+      clock: () => CLOCK,
       // In autocommit, now() is when the statement's transaction began, which is before its snapshot. clock_timestamp() would be read after it.
       readClock: sql<number | null>`floor(extract(epoch from now()) * 1000)::bigint`,
       standby: sql`case when pg_is_in_recovery() then 1 else 0 end`,
+      outdated: OUTDATED,
+      server: SERVER,
+      gathered: sql`string_agg(c.seq || ' ' || c.tag || ' ' || c.digests, ';')`,
 
       forUpdate: (query) => query.forUpdate(),
       forShare: (query) => query.forShare(),
@@ -68,7 +85,12 @@ export function postgresDialect({ together }: { readonly together: boolean }): M
       },
 
       begin: opening,
-      commit: (on) => sql`commit`.execute(on).then(() => {}),
+      together,
+      commit: (on, last) =>
+        sql
+          .join([...last, sql`commit`], sql`; `)
+          .execute(on)
+          .then(() => {}),
       rollback: (on) => rollback(on, transactionTimeoutMs),
 
       recordUses,
@@ -218,7 +240,7 @@ async function currentSchema(on: Kysely<Tables>): Promise<string> {
 
 const CHARACTER: Verdict = ['invalid_request', 'The request holds a character that the database cannot store.']
 const RIGHTS = misconfigured(
-  "The store's role lacks a right; grant it USAGE on the schema, and SELECT, INSERT and UPDATE on the express_api_key… tables.",
+  "The store's role lacks a right; grant it USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on the express_api_key… tables.",
 )
 const LOGIN = misconfigured('The database does not let the role in; check the user, the password and pg_hba.conf.')
 const DATABASE = misconfigured('The database does not exist; check the name in the connection string.')

@@ -53,7 +53,12 @@ export const sqliteDialect: MakeDialect = (): Dialect => ({
   now: async () => wallMs(),
   // All processes that share a file share a clock.
   readClock: sql`null`,
+  clock: () => sql.lit(wallMs()),
   standby: sql`0`,
+  outdated: sql`0`,
+  // A file has one server: the file.
+  server: sql`'sqlite'`,
+  gathered: sql`group_concat(c.seq || ' ' || c.tag || ' ' || c.digests, ';')`,
 
   forUpdate: (query) => query,
   forShare: (query) => query,
@@ -61,6 +66,7 @@ export const sqliteDialect: MakeDialect = (): Dialect => ({
 
   // A transaction that takes the lock only later fails where another one holds it.
   begin: (on) => sql`begin immediate`.execute(on).then(() => {}),
+  together: false,
   commit: (on) => sql`commit`.execute(on).then(() => {}),
   rollback: (on) =>
     sql`rollback`.execute(on).then(

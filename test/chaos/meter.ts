@@ -1,0 +1,91 @@
+import type { Request, Response } from 'express'
+import type { Store, StoreTransaction } from '../../src/store/store.js'
+import type { Took } from './check.js'
+
+/** Where an answer says what took it so long; only here. */
+export const TOOK = 'chaos-took'
+
+/** Measures how long answers take, and how much of that is the store's doing. */
+export interface Meter {
+  /** The same store, whose calls are counted. */
+  store(store: Store): Store
+  /** Has every answer say how long it took. */
+  time(req: Request, res: Response, next: () => void): void
+}
+
+/** How often the process looks at whether it stands still, and what it takes for that. */
+const TICK_MS = 10
+const STILL_MS = 30
+/** What the store said of leases is remembered for longer than any request takes. */
+const MEMORY_MS = 60_000
+
+export function meter(leaseMs: number): Meter {
+  const now = (): number => performance.now()
+  /** For how long the store was waited for so far, whoever did it: requests share what they ask. */
+  let waitedMs = 0
+  let pending = 0
+  let since = 0
+  const leases: { readonly at: number; readonly ms: number }[] = []
+
+  const waited = (): number => waitedMs + (pending > 0 ? now() - since : 0)
+  const begin = (): void => {
+    if (pending++ === 0) since = now()
+  }
+  const end = (): void => {
+    if (--pending === 0) waitedMs += now() - since
+  }
+  const told = (ms: number | undefined): void => {
+    if (ms !== undefined && ms > 0) leases.push({ at: now(), ms })
+    while ((leases[0]?.at ?? Number.POSITIVE_INFINITY) < now() - MEMORY_MS) leases.shift()
+  }
+
+  let ticked = now()
+  setInterval(() => {
+    const stoodMs = now() - ticked - TICK_MS
+    // While the store is waited for, that counts already.
+    if (stoodMs > STILL_MS && pending === 0) waitedMs += stoodMs
+    ticked = now()
+  }, TICK_MS).unref()
+
+  return {
+    store: (store) => {
+      const transaction: Store['transaction'] = (work) => store.transaction((tx) => work(tellingSteps(tx)))
+      return new Proxy(Object.assign(Object.create(store) as Store, { transaction }), { get: (target, name) => metered(target, name) })
+    },
+    time(_req, res, next) {
+      const [began, before] = [now(), waited()]
+      const head = res.writeHead.bind(res) as (...args: unknown[]) => Response
+      res.writeHead = ((...args: unknown[]) => {
+        const took: Took = {
+          ms: now() - began,
+          storeMs: waited() - before,
+          leaseMs: leases.reduce((longest, { at, ms }) => (at >= began ? Math.max(longest, ms) : longest), leaseMs),
+        }
+        res.setHeader(TOOK, JSON.stringify(took))
+        return head(...args)
+      }) as typeof res.writeHead
+      next()
+    },
+  }
+
+  function metered(store: Store, name: string | symbol): unknown {
+    const value: unknown = Reflect.get(store, name, store)
+    if (typeof value !== 'function') return value
+    return (...args: unknown[]) => {
+      const answer: unknown = value.apply(store, args)
+      if (!(answer instanceof Promise)) return answer
+      begin()
+      answer.then((found?: { readonly waitMs?: number }) => told(found?.waitMs)).catch(() => {})
+      return answer.finally(end)
+    }
+  }
+
+  function tellingSteps(tx: StoreTransaction): StoreTransaction {
+    const waitMs = async (): Promise<number> => {
+      const ms = await tx.waitMs()
+      told(ms)
+      return ms
+    }
+    return { ...tx, waitMs }
+  }
+}
