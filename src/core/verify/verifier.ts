@@ -23,7 +23,7 @@ export interface VerifierParts {
   readonly mode: MemberMode
   readonly channels: readonly string[]
   readonly hearsRecalls: () => boolean
-  readonly answeredBy: (server: string | undefined) => void
+  readonly answeredBy: (server: string | undefined, position: FeedPosition | undefined) => void
   readonly listen: () => void
   /** Waits until nobody relies any more on what was before a change of these digests, which is committed. */
   readonly settled: (change: Contradiction, waitMs: number) => Promise<unknown>
