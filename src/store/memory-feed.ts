@@ -3,7 +3,9 @@ import type { AuthorityAnswer, FeedChange, FeedPosition, FeedReader, MemberRow, 
 
 /** The feed and the members of a store in memory. Every call does its work before it returns. */
 export interface MemoryFeed {
-  readonly store: Pick<Store, 'join' | 'leave' | 'acknowledge' | 'revokeMembers' | 'removeMembers' | 'pruneFeed'> & { currentPosition(): FeedPosition }
+  readonly store: Pick<Store, 'join' | 'leave' | 'acknowledge' | 'revokeMembers' | 'removeMembers' | 'pruneFeed'> & {
+    currentPosition(): FeedPosition
+  }
   /** Adds one change with these digests; none where there are none. */
   append(digests: Iterable<string>): void
   answer(reader: FeedReader): Pick<AuthorityAnswer, 'feed' | 'member'>

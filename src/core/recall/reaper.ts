@@ -4,6 +4,8 @@ import type { MemberRow, Membership } from '../../store/store.js'
 export interface Reaper {
   /** Takes note of who is revoked, as was just read. */
   saw(read: Pick<Membership, 'members' | 'server'>, nowMs: number): void
+  /** Takes note of who was just marked as revoked. */
+  revoked(sessions: readonly string[], nowMs: number): void
   /** Whether a member has been known to be revoked for this long: whatever lease it held is over. */
   isOver(session: string, forMs: number, nowMs: number): boolean
 }
@@ -23,6 +25,9 @@ export function reaper(): Reaper {
       const now = new Set(members.filter(({ revoked: is }) => is).map(({ session }) => session))
       for (const session of revoked.keys()) if (!now.has(session)) revoked.delete(session)
       for (const session of now) if (!revoked.has(session)) revoked.set(session, nowMs)
+    },
+    revoked(sessions, nowMs) {
+      for (const session of sessions) if (!revoked.has(session)) revoked.set(session, nowMs)
     },
     isOver(session, forMs, nowMs) {
       const since = revoked.get(session)

@@ -42,7 +42,7 @@ const SENT_AT_MS = [0, 50, 200]
 /** What members say in the store is looked at this often. */
 const LOOK_MS = 100
 /** A member that was asked over a channel on which it listens, and has not answered in this part of a lease, is suspected. */
-const SUSPECT_AT = 0.25
+const SUSPECT_AT = 0.1
 const SUSPECT_MS = 100
 
 /** A change that others are asked about. */
@@ -51,6 +51,8 @@ interface Round {
   readonly reached: Membership
   readonly others: readonly MemberRow[]
   readonly answers: Answers
+  /** The longest lease that may contradict it. */
+  readonly longestMs: number
   /** When it is too late for answers, on the monotonic clock. */
   readonly deadline: number
   /** Whether what members say in the store is being looked at. */
@@ -66,8 +68,8 @@ export class Recalls {
   /** Who waits for the answers to which recall. */
   readonly #waiting = new Map<string, Round>()
   readonly #neighbour: Neighbour
-  /** The server that answers, and since when it is known to. */
-  #server: { readonly name: string; readonly sinceMs: number } | undefined
+  /** The server that answers, how far its feed is known, and since when it is known to answer with this history. */
+  #authority: { readonly server: string; readonly position: FeedPosition; readonly sinceMs: number } | undefined
   #closed = false
 
   constructor(parts: RecallParts) {
@@ -87,10 +89,15 @@ export class Recalls {
     }
   }
 
-  /** Takes note of which server has answered. After a fail-over members may be missing for as long as a lease. */
-  answeredBy(server: string | undefined): void {
-    if (server === undefined) this.#server = undefined
-    else if (this.#server?.name !== server) this.#server = { name: server, sinceMs: this.#parts.clock.monotonicMs() }
+  /**
+   * Takes note of which server has answered, and with which history: after a fail-over or a restore members may be missing who hold a lease from before. A position is
+   * undefined where the history is another than before.
+   */
+  answeredBy(server: string | undefined, position: FeedPosition | undefined): void {
+    const known = this.#authority
+    if (server === undefined || position === undefined) this.#authority = undefined
+    else if (known?.server !== server) this.#authority = { server, position, sinceMs: this.#parts.clock.monotonicMs() }
+    else if (position.seq > known.position.seq) this.#authority = { ...known, position }
   }
 
   /** Listens for the recalls of others from here on. Whoever never joins is reached by nobody, and may be forgotten without being closed. */
@@ -120,7 +127,7 @@ export class Recalls {
     const deadline = committedAt + longestMs + marginMs(longestMs)
     const others = this.#othersOf(reached, longestMs)
     const answers = new Answers(others.map(({ session }) => session))
-    const asked = await this.#recall({ change, reached, others, answers, deadline, looking: false })
+    const asked = await this.#recall({ change, reached, others, answers, longestMs, deadline, looking: false })
     const until = answers.isComplete ? Math.min(deadline, this.#earliest(reached, longestMs)) : deadline
     if (until > clock.monotonicMs()) await clock.sleep(until - clock.monotonicMs())
     // Who was not asked is under no suspicion.
@@ -136,18 +143,20 @@ export class Recalls {
     })
   }
 
-  /** From when on an answer may be given before the lease is over, on the monotonic clock. */
+  /** From when on an answer may be given before the lease is over, on the monotonic clock. Asked after the answers are there: the server may have been replaced meanwhile. */
   #earliest({ server, lowered }: Membership, longestMs: number): number {
-    if (this.#parts.store.currentSeq !== undefined) return Number.NEGATIVE_INFINITY
-    // Under another server that lost members, a lease from before is over a lease after the server was first seen.
-    if (lowered || server === undefined || this.#server?.name !== server) return Number.POSITIVE_INFINITY
-    return this.#server.sinceMs + longestMs + marginMs(longestMs)
+    if (this.#parts.store.currentPosition !== undefined) return Number.NEGATIVE_INFINITY
+    // Where members are missing after a fail-over or a restore, their leases are over a lease after that was first seen.
+    if (lowered || server === undefined || this.#authority?.server !== server) return Number.POSITIVE_INFINITY
+    return this.#authority.sinceMs + longestMs + marginMs(longestMs)
   }
 
   async #members(): Promise<Membership> {
     const { store, clock, inBackground } = this.#parts
-    const reached = await store.members()
-    this.answeredBy(reached.server)
+    const known = this.#authority
+    const reached = await store.members(known?.position.seq)
+    if (known !== undefined && reached.tagAfter !== known.position.tag) this.answeredBy(undefined, undefined)
+    this.answeredBy(reached.server, { seq: reached.seq, tag: reached.tag })
     this.#reaper.saw(reached, clock.monotonicMs())
     const over = this.#over(reached, reached.waitMs)
     if (over.length > 0) inBackground(store.removeMembers(over))
@@ -189,7 +198,7 @@ export class Recalls {
   #tellOwn({ change, reached: { seq, tag }, answers }: Round): void {
     const { contradict, follower, inBackground, store } = this.#parts
     if (change !== undefined) inBackground(contradict(change, { seq, tag }))
-    if (change !== undefined || store.currentSeq !== undefined || follower.sessions.length === 0) answers.ofItself()
+    if (change !== undefined || store.currentPosition !== undefined || follower.sessions.length === 0) answers.ofItself()
     else inBackground(follower.catchUp(seq).then((done) => (done ? answers.ofItself() : undefined)))
   }
 
@@ -259,13 +268,13 @@ export class Recalls {
   #look(round: Round): void {
     if (round.looking) return
     round.looking = true
+    const { answers, longestMs } = round
+    const { seq } = round.reached
     const look = this.#members()
-      .then(({ storeId, server, members }) => {
-        const { reached, answers } = round
-        // Another server may have lost rows, and count changes otherwise.
-        if (storeId !== reached.storeId || server !== reached.server) return
-        const rows = new Map(members.map((one) => [one.session, one]))
-        answers.of(answers.silent.filter((session) => (rows.get(session)?.acked ?? reached.seq) >= reached.seq))
+      .then((now) => {
+        const rows = new Map(now.members.map((one) => [one.session, one]))
+        answers.of(this.#over(now, longestMs))
+        answers.of(answers.silent.filter((session) => (rows.get(session)?.acked ?? seq) >= seq))
       })
       .finally(() => {
         round.looking = false
@@ -279,7 +288,9 @@ export class Recalls {
 
   #revoke(members: readonly MemberRow[]): void {
     const sessions = members.filter(({ revoked }) => !revoked).map(({ session }) => session)
-    if (sessions.length > 0) this.#parts.inBackground(this.#parts.store.revokeMembers(sessions))
+    if (sessions.length === 0) return
+    const { store, clock, inBackground } = this.#parts
+    inBackground(store.revokeMembers(sessions).then(() => this.#reaper.revoked(sessions, clock.monotonicMs())))
   }
 
   /** Drops what this instance knows from before a change, for another instance; whether that is done. */

@@ -268,6 +268,43 @@ describe('the store', () => {
     expect([settling.done, rotator.told[0]?.early]).toEqual([true, false])
   })
 
+  test('P3: that was restored, by the server that it was on, has everybody waited for in full', async () => {
+    const { rotator } = await cluster(1)
+    await rotator.retire(['a']).ended
+    await world.trusted()
+    // Who joined after what the database was restored from, and holds a lease, is not in it.
+    world.data.members.clear()
+    world.data.forkFrom(0)
+    const settling = rotator.retire()
+    await world.pass(FULL - 10)
+    expect(settling.done).toBe(false)
+    await world.pass(10)
+    expect([settling.done, rotator.told.map(({ early }) => early)]).toEqual([true, [true, false]])
+  })
+
+  test('P3: that shows another history to a read has everybody waited for in full for as long as a lease may be held', async () => {
+    const { rotator } = await cluster(1)
+    await rotator.retire(['a']).ended
+    await world.trusted()
+    world.data.members.clear()
+    world.data.forkFrom(0)
+    await rotator.verifier.follower.poll()
+    await world.pass(500)
+    const settling = rotator.retire()
+    await world.pass(FULL - 10)
+    expect(settling.done).toBe(false)
+  })
+
+  test('P3: whose identity could not be read for a while is known anew from then on', async () => {
+    const { rotator } = await cluster(1)
+    world.data.server = undefined
+    await rotator.verifier.follower.poll()
+    world.data.server = 'server one'
+    const settling = rotator.retire()
+    await world.pass(FULL - 10)
+    expect(settling.done).toBe(false)
+  })
+
   test('P3: an early answer needs a server that is known for a lease and a margin', async () => {
     const rotator = await world.member()
     await world.member()
@@ -323,7 +360,7 @@ describe('the store', () => {
 
   test('that fails or hangs in the middle is looked at once at a time, and ends no wait', async () => {
     let looks = 0
-    const members = async () => (++looks === 1 ? world.data.membership() : new Promise<never>(() => {}))
+    const members: Store['members'] = async (after) => (++looks === 1 ? world.data.membership(after) : new Promise<never>(() => {}))
     const rotator = world.instance({ store: { members } })
     world.data.ghost('silent')
     const settling = rotator.retire()
@@ -332,7 +369,7 @@ describe('the store', () => {
   })
 
   test('that can be looked into at once has a change answered at its COMMIT, whatever else it does not tell', async () => {
-    const rotator = world.instance({ store: { currentSeq: () => world.data.seq } })
+    const rotator = world.instance({ store: { currentPosition: () => world.data.position } })
     Object.assign(world.data, { server: undefined, lowered: true })
     for (const change of [{ retired: { digests: [DIGEST], reason: 'rotated' as const } }, undefined]) {
       const settling = rotator.settle(change)
@@ -343,7 +380,7 @@ describe('the store', () => {
   })
 
   test('P3: that can be looked into at once by this process has a member that cannot waited for', async () => {
-    const rotator = world.instance({ store: { currentSeq: () => world.data.seq } })
+    const rotator = world.instance({ store: { currentPosition: () => world.data.position } })
     world.data.ghost('without such a look')
     const settling = rotator.retire()
     await world.pass(FULL - 10)
@@ -352,28 +389,31 @@ describe('the store', () => {
 })
 
 describe('members', () => {
-  test('that can be reached and are silent for a quarter of a lease are revoked; the others only once they were waited for in vain', async () => {
+  test('that can be reached and are silent for 100 ms are revoked; the others only once they were waited for in vain', async () => {
     const { rotator } = await cluster(1)
     world.data.ghost('can be reached')
     world.data.ghost('listens elsewhere', { channels: ['another'] })
     world.data.ghost('listens nowhere', { channels: [] })
     const settling = rotator.retire()
-    await world.pass(240)
+    await world.pass(90)
     expect(world.data.revocations).toEqual([])
     await world.pass(10)
     expect(world.data.revocations).toEqual([['can be reached']])
-    await world.pass(FULL - 250)
+    await world.pass(FULL - 110)
+    expect(world.data.revocations).toHaveLength(1)
+    await world.pass(10)
     expect([settling.done, rotator.told[0]?.answered]).toEqual([true, 1])
     expect(world.data.revocations.at(-1)).toEqual(expect.arrayContaining(['listens elsewhere', 'listens nowhere']))
     expect(revoked()).toEqual(['can be reached', 'listens elsewhere', 'listens nowhere'])
   })
 
-  test('are not suspected sooner than after 100 ms, however short the lease is', async () => {
-    world.data.leaseMs = 200
+  test('are given a tenth of a longer lease before they are suspected', async () => {
+    world.data.leaseMs = 4_000
     const { rotator } = await cluster(0)
     world.data.ghost('silent')
-    rotator.settle({ changed: [DIGEST] }, 200)
-    await world.pass(90)
+    world.data.retire([DIGEST])
+    rotator.settle({ changed: [DIGEST] }, 4_000)
+    await world.pass(390)
     expect(world.data.revocations).toEqual([])
     await world.pass(10)
     expect(world.data.revocations).toEqual([['silent']])
@@ -394,8 +434,10 @@ describe('members', () => {
     const first = rotator.retire(['a'])
     await world.pass(FULL)
     expect([first.done, revoked()]).toEqual([true, ['gone']])
-    // Known as revoked since a look at 300 ms.
-    await world.pass(300)
+    // Known as revoked since 100 ms after the commit.
+    await world.pass(90)
+    expect(world.data.removed).toEqual([])
+    await world.pass(10)
     const second = rotator.retire(['b'])
     await turns()
     expect([second.done, world.data.removed]).toEqual([true, ['gone']])
@@ -408,6 +450,17 @@ describe('members', () => {
     const first = rotator.retire(['a'])
     await world.pass(FULL - 10)
     expect([first.done, world.data.removed]).toEqual([false, []])
+  })
+
+  test('that are known as revoked for long enough in the middle of a recall are waited for no more', async () => {
+    const { rotator } = await cluster(0)
+    world.data.ghost('gone')
+    await finish(rotator.retire(['a']))
+    const second = rotator.retire(['b'])
+    await world.pass(90)
+    expect(second.done).toBe(false)
+    await world.pass(10)
+    expect([second.done, rotator.told[1]]).toMatchObject([true, { members: 1, answered: 1, silent: [] }])
   })
 
   test('P3: whose revocation was lost in a fail-over are waited for anew', async () => {
@@ -478,6 +531,15 @@ describe('members', () => {
     world.hub.fault = (message) => [message]
     await world.pass(50)
     expect([settling.done, other?.sessions.length]).toEqual([true, 2])
+  })
+
+  test('that are closing answer at once, even where everything is asked for: they accept nothing any more', async () => {
+    const { rotator, others } = await cluster(1)
+    others[0]?.verifier.close()
+    world.data.retire([DIGEST])
+    const settling = rotator.settle(undefined)
+    await turns(10)
+    expect([settling.done, others[0]?.accepts()]).toEqual([true, false])
   })
 
   test('that have started over and do not know their data yet answer, since they know nothing', async () => {
@@ -560,7 +622,7 @@ describe('the one who asks', () => {
   test('need be no member, and then hears answers all the same', async () => {
     const { others } = await cluster(2)
     const script = world.instance()
-    script.recalls.answeredBy('server one')
+    script.recalls.answeredBy('server one', world.data.position)
     await world.trusted()
     const settling = script.retire()
     await turns()
@@ -599,7 +661,7 @@ describe('the one who asks', () => {
   test('without recall asks nobody, waits in full, and suspects nobody', async () => {
     await world.member()
     const rotator = world.instance({ recall: false })
-    rotator.recalls.answeredBy('server one')
+    rotator.recalls.answeredBy('server one', world.data.position)
     await world.trusted()
     const settling = rotator.retire()
     await world.pass(FULL - 10)
@@ -620,9 +682,9 @@ describe('the one who asks', () => {
   test('is told of an answer as early only where it came before the lease was over', async () => {
     const { others } = await cluster(1)
     let wait: Promise<void> | undefined
-    const members = async () => {
+    const members: Store['members'] = async (after) => {
       await wait
-      return world.data.membership()
+      return world.data.membership(after)
     }
     const rotator = await world.member({ store: { members } })
     await world.trusted()

@@ -5,7 +5,17 @@ import { neighbours } from '../../../src/core/recall/neighbours.js'
 import { Recalls } from '../../../src/core/recall/recalls.js'
 import { type Contradiction, Verifier } from '../../../src/core/verify/verifier.js'
 import { nextTurn } from '../../../src/real-time.js'
-import type { AuthorityAnswer, FeedChange, GenerationRow, KeyRow, Member, MemberRow, Membership, Store } from '../../../src/store/store.js'
+import type {
+  AuthorityAnswer,
+  FeedChange,
+  FeedPosition,
+  GenerationRow,
+  KeyRow,
+  Member,
+  MemberRow,
+  Membership,
+  Store,
+} from '../../../src/store/store.js'
 import { TestClock } from '../../support/clock.js'
 
 export const LEASE: number = 1_000
@@ -106,7 +116,7 @@ export class Instance {
       mode: recall ? 'recall' : 'feed',
       channels: recall ? channels.slice(0, 1).map(({ name }) => name) : [],
       hearsRecalls: () => this.recalls.isHeard(),
-      answeredBy: (server) => this.recalls.answeredBy(server),
+      answeredBy: (server, position) => this.recalls.answeredBy(server, position),
       listen: () => this.recalls.listen(),
       settled: async () => {},
     })
@@ -177,6 +187,18 @@ export class Data {
     this.#clock = clock
   }
 
+  /** Takes its changes back to a number, as a restored database does, and makes as many others. */
+  forkFrom(seq: number): void {
+    const lost = this.changes.splice(seq + 1).length
+    for (let n = 0; n < lost; n++) this.retire(['of the other history'])
+  }
+
+  /** Where its feed is. */
+  get position(): FeedPosition {
+    const { seq, tag } = this.#newest
+    return { seq, tag }
+  }
+
   get seq(): number {
     return this.#newest.seq
   }
@@ -213,10 +235,20 @@ export class Data {
     }
   }
 
-  membership(): Membership {
+  membership(after?: number): Membership {
     const { storeId, server, leaseMs: waitMs, lowered } = this
     const { seq, tag } = this.#newest
-    return { at: this.#clock.wallMs(), storeId, server, waitMs, lowered, seq, tag, members: [...this.members.values()] }
+    return {
+      at: this.#clock.wallMs(),
+      storeId,
+      server,
+      waitMs,
+      lowered,
+      seq,
+      tag,
+      tagAfter: this.#tagOf(after),
+      members: [...this.members.values()],
+    }
   }
 
   store(): Partial<Store> {
@@ -227,12 +259,14 @@ export class Data {
         await this.#held
         return answer
       },
-      members: async () => this.membership(),
+      members: async (after) => this.membership(after),
       join: async (member: Member) => {
         if (!this.members.has(member.session)) this.ghost(member.session, member)
       },
       leave: async (session) => void this.members.delete(session),
-      acknowledge: async (session, seq) => this.alter(session, { acked: Math.max(seq, this.members.get(session)?.acked ?? 0) }),
+      acknowledge: async (session, { seq, tag }) => {
+        if (this.#tagOf(seq) === tag) this.alter(session, { acked: Math.max(seq, this.members.get(session)?.acked ?? 0) })
+      },
       revokeMembers: async (sessions) => {
         this.revocations.push(sessions)
         for (const session of sessions) this.alter(session, { revoked: true })
@@ -249,6 +283,10 @@ export class Data {
     }
   }
 
+  #tagOf(seq: number | undefined): string | undefined {
+    return this.changes.find((one) => one.seq === seq)?.tag
+  }
+
   #answer(digests: readonly string[], session: string | undefined, after: number | undefined): AuthorityAnswer {
     const { seq, tag } = this.#newest
     const row = session === undefined ? undefined : this.members.get(session)
@@ -262,7 +300,7 @@ export class Data {
         seq,
         tag,
         prunedTo: 0,
-        tagAfter: this.changes.find((one) => one.seq === after)?.tag,
+        tagAfter: this.#tagOf(after),
         changes: after === undefined ? [] : this.changes.filter((one) => one.seq > after),
       },
       member: row === undefined ? 'none' : row.revoked ? 'revoked' : 'active',
