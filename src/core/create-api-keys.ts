@@ -115,6 +115,7 @@ function engineOf(settings: Settings): Engine {
     clock,
     reportStoreFault,
     eraseSeals: () => store.eraseSeals().catch(report),
+    pruneFeed: () => store.pruneFeed().catch(report),
     begin: () => verifier.close(),
     async end() {
       await runner.idle()

@@ -174,9 +174,9 @@ export class Follower {
   }
 
   #takeMembership(answer: AuthorityAnswer, sent: Sent, askedAt: Instant | undefined): void {
-    if (sent.session === undefined) this.#join()
-    else if (sent.session !== this.#member.current()) return
-    else if (answer.member === 'revoked') this.#join()
+    // An answer of before the present session says nothing about it.
+    if (sent.session !== this.#member.current()) return
+    if (sent.session === undefined || answer.member === 'revoked') this.#join()
     else if (askedAt !== undefined && !(this.#granted !== undefined && this.#granted.since.monotonicMs > askedAt.monotonicMs)) {
       this.#granted = { since: askedAt, forMs: answer.leaseMs }
     }
