@@ -59,21 +59,25 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
     const history: Op[] = []
     const origin = performance.now()
     const now = (): number => performance.now() - origin
-    const record = (op: Op): void => void history.push(op)
+    let lostAt = Number.NEGATIVE_INFINITY
+    const record = (op: Op): void => {
+      history.push(op)
+      if (op.f === 'restore') lostAt = op.end
+    }
 
     const database = await ownDatabase(postgresUrl)
     closers.push(database.close)
-    const { keys, admin, storeId } = await makeKeys(database.pool, now, record)
+    const { keys, admin, storeId } = await makeKeys(database.pool(), now, record)
     const program = await bundle(resolve('test/chaos/server.ts'), resolve('.tmp/chaos/server.mjs'))
     const redis = await redisPair()
     closers.push(redis.close)
     const servers = await Promise.all(
       Array.from({ length: SERVERS }, (_, index) =>
-        startServer(program, database.url, storeId, redis.port(), plant, index > 0, (close) => closers.push(close)),
+        startServer(program, database.url(), storeId, redis.port(), plant, index > 0, (close) => closers.push(close)),
       ),
     )
 
-    const traffic = startTraffic({ keys, admin: admin.secret, servers, random: random(seed), now, record })
+    const traffic = startTraffic({ keys, admin: admin.secret, servers, random: random(seed), now, record, lostAt: () => lostAt })
     closers.push(traffic.stop)
     const lane = (number: number): ReturnType<typeof random> => random(seed * 1_000 + number + 1)
     const nemesis = startNemesis({
@@ -105,7 +109,7 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
     await traffic.stopRotating(lastWordsMs)
     await traffic.askOnceMore(lastWordsMs)
     await traffic.stop()
-    for (const final of await lookInside(database.pool, admin.id, keys, now)) record(final)
+    for (const final of await lookInside(database.pool(), admin.id, keys, now)) record(final)
     throwIfCrashed(servers)
     return { history, counts: count(history), violations: check(history) }
   } finally {
