@@ -134,7 +134,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
 
   async function rotateForEver(key: ClientKey): Promise<void> {
     let how = nextWay(key)
-    while (rotating) {
+    while (rotating || (isAdrift(key) && now() < giveUpAt)) {
       if (isAdrift(key)) await findPlace(key)
       const { secret } = key
       const rotated = await rotateUntilAnswered(key, how)
