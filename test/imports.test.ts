@@ -11,9 +11,16 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'in-time.ts': [/^real-time\.ts$/],
   'drop-oldest.ts': [],
   'channel.ts': [],
-  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^kysely$/, /^node:(crypto|fs)$/],
-  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel)\.ts$/, /^ioredis$/, /^node:crypto$/],
-  core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^node:/],
+  'channel-over.ts': [/^(channel|real-time)\.ts$/],
+  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel|channel-over)\.ts$/, /^kysely$/, /^node:(crypto|fs)$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel|channel-over)\.ts$/, /^ioredis$/, /^node:crypto$/],
+  core: [
+    /^core\//,
+    /^store\/store\.ts$/,
+    /^cache\/cache\.ts$/,
+    /^(errors|options|real-time|in-time|drop-oldest|channel|channel-over)\.ts$/,
+    /^node:/,
+  ],
   http: [
     /^http\//,
     /^core\//,
@@ -73,7 +80,8 @@ test('no file imports itself by way of others', () => {
 test('a dialect of SQL is known to the entries for its database only', () => {
   const isDialect = (file: string): boolean => file.startsWith('store/sql/dialects/')
   const users = files.filter((file) => importsOf(file).some(isDialect))
-  expect(users.sort()).toEqual(['postgres', 'sql-store', 'sqlite'].map((name) => `store/sql/${name}.ts`))
+  const entries = ['postgres-channel', 'postgres-pool', 'postgres', 'sql-store', 'sqlite']
+  expect(users.sort()).toEqual(entries.map((name) => `store/sql/${name}.ts`))
 })
 
 test('the read path knows nothing of the write path, nor of how instances reach each other', () => {
