@@ -217,6 +217,32 @@ describe('the store', () => {
     expect([settling.done, rotator.told[0]?.answered]).toEqual([true, 2])
   })
 
+  test('is where a member says that it knows of a change whose recall was lost, also where a recall of a later one came', async () => {
+    const { rotator, others } = await cluster(2)
+    world.hub.fault = () => []
+    const lost = rotator.retire(['a'])
+    await world.pass(210)
+    world.hub.fault = (message) => [message]
+    const [busy] = others
+    await busy?.retire(['b']).ended
+    // The two of them read the feed in the course of their work.
+    for (const one of others) await one.verifier.follower.poll()
+    await Promise.all(others.map((one) => one.verifier.idle()))
+    await world.pass(100)
+    expect([lost.done, rotator.told[0]?.answered]).toEqual([true, 2])
+  })
+
+  test('is not written to where recalls arrive', async () => {
+    const acknowledge = jest.fn()
+    const rotator = await world.member()
+    const other = await world.member({ store: { acknowledge } })
+    await world.trusted()
+    await rotator.retire().ended
+    await other.verifier.follower.poll()
+    await other.verifier.idle()
+    expect([acknowledge.mock.calls, other.verifier.follower.hasSeen(world.data.position)]).toEqual([[], true])
+  })
+
   test('P3: what a member has said there about earlier changes counts for nothing', async () => {
     const { rotator } = await cluster(0)
     world.data.ghost('behind', { acked: 0 })
