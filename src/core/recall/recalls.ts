@@ -157,17 +157,18 @@ export class Recalls {
     const reached = await store.members(known?.position.seq)
     if (known !== undefined && reached.tagAfter !== known.position.tag) this.answeredBy(undefined, undefined)
     this.answeredBy(reached.server, { seq: reached.seq, tag: reached.tag })
-    this.#reaper.saw(reached, clock.monotonicMs())
+    this.#reaper.saw(reached.members, clock.monotonicMs())
     const over = this.#over(reached, reached.waitMs)
     if (over.length > 0) inBackground(store.removeMembers(over))
     this.#revoke(longSilent(reached.members, reached.at))
     return reached
   }
 
-  /** The members whose leases are over. */
+  /** The members whose leases are over. A server or a history that is new may have lost a revocation, and granted leases since: the count begins again. */
   #over({ members }: Membership, longestMs: number): readonly string[] {
     const now = this.#parts.clock.monotonicMs()
     const forMs = longestMs + marginMs(longestMs)
+    if (this.#authority !== undefined && now - this.#authority.sinceMs < forMs) return []
     return members.map(({ session }) => session).filter((session) => this.#reaper.isOver(session, forMs, now))
   }
 

@@ -69,14 +69,17 @@ export class Follower {
   /** Whether there was traffic since the last read was sent. */
   #busy = false
   #timer: ReturnType<typeof setTimeout> | undefined
-  /** The latest change that a recall was heard of. */
-  #recalledTo = 0
+  /** What was read to have changed and no recall has come of yet: the digests, each with the number of the change. Whoever waits for that goes by the store. */
+  readonly #unrecalled = new Map<string, number>()
   #acknowledging = false
 
   constructor(parts: FollowerParts) {
     const { store, drop, leaseMs } = parts
     this.#parts = parts
-    this.#feed = new Feed(drop, MEMORY_MS)
+    this.#feed = new Feed((digest, seq) => {
+      drop(digest)
+      if (!this.#feed.isHeard(digest, seq)) this.#unrecalled.set(digest, seq)
+    }, MEMORY_MS)
     this.#member = membership(parts)
     this.#lease = declaration(parts)
     this.#watch = store.currentPosition === undefined ? undefined : () => store.currentPosition?.()
@@ -130,7 +133,7 @@ export class Follower {
   hear(digests: readonly string[], seq: number): void {
     for (const digest of digests) this.#parts.drop(digest)
     this.#feed.hear(digests, seq, this.#parts.clock.monotonicMs())
-    this.#recalledTo = Math.max(this.#recalledTo, seq)
+    for (const digest of digests) if ((this.#unrecalled.get(digest) ?? Number.POSITIVE_INFINITY) <= seq) this.#unrecalled.delete(digest)
   }
 
   /** What the store's clock shows at this instant, or later; undefined before the first answer. */
@@ -156,7 +159,6 @@ export class Follower {
     if (sent.era !== this.#era || this.#closed) return false
     this.#leaseMs = answer.leaseMs
     this.#lease.answered()
-    const before = this.#feed.position?.seq
     const other = this.#storeId !== undefined && this.#storeId !== answer.storeId
     const state = other ? 'lost' : this.#feed.take(answer.feed, sent.from, this.#parts.clock.monotonicMs())
     const gone = sent.session !== undefined && sent.session === this.#member.current() && answer.member === 'none'
@@ -169,7 +171,7 @@ export class Follower {
     this.#storeClock = { at: answer.at, askedAt }
     if (this.#watch === undefined) this.#takeMembership(answer, sent, state === 'followed' ? askedAt : undefined)
     if (state === 'more') this.#dueMs = Number.NEGATIVE_INFINITY
-    if (before !== this.#feed.position?.seq) this.#acknowledgeSoon()
+    if (this.#unrecalled.size > 0) this.#acknowledgeSoon()
     return true
   }
 
@@ -194,7 +196,7 @@ export class Follower {
     this.#granted = undefined
     this.#storeId = undefined
     this.#storeClock = undefined
-    this.#recalledTo = 0
+    this.#unrecalled.clear()
     this.#dueMs = Number.NEGATIVE_INFINITY
     this.#feed.startOver()
     this.#parts.dropAll()
@@ -272,19 +274,26 @@ export class Follower {
   #acknowledgeSoon(): void {
     const { store, mode, hearsRecalls, inBackground } = this.#parts
     const session = this.#member.current()
-    if (this.#watch !== undefined || mode !== 'recall' || session === undefined || this.#acknowledging) return
+    if (this.#acknowledging) return
+    if (this.#watch !== undefined || mode !== 'recall' || session === undefined) {
+      this.#unrecalled.clear()
+      return
+    }
     this.#acknowledging = true
     const acknowledged = async (): Promise<void> => {
-      let known: FeedPosition | undefined
       try {
         if (hearsRecalls()) await pause(RECALL_DUE_MS)
-        known = this.#feed.position
-        const due = known !== undefined && this.#recalledTo < known.seq && session === this.#member.current()
-        if (due && known !== undefined && !this.#closed) await store.acknowledge(session, { seq: known.seq, tag: known.tag })
+        const known = this.#feed.position
+        const due = this.#unrecalled.size > 0
+        this.#unrecalled.clear()
+        // The one before is waited for, too, where this instance was suspected meanwhile and has joined again.
+        const sessions = [...new Set([session, this.#member.current() ?? session])]
+        if (due && known !== undefined && !this.#closed)
+          await Promise.all(sessions.map((one) => store.acknowledge(one, { seq: known.seq, tag: known.tag })))
       } finally {
         this.#acknowledging = false
       }
-      if ((this.#feed.position?.seq ?? 0) > (known?.seq ?? 0)) this.#acknowledgeSoon()
+      if (this.#unrecalled.size > 0) this.#acknowledgeSoon()
     }
     inBackground(acknowledged())
   }

@@ -217,6 +217,32 @@ describe('the store', () => {
     expect([settling.done, rotator.told[0]?.answered]).toEqual([true, 2])
   })
 
+  test('is where a member says that it knows of a change whose recall was lost, also where a recall of a later one came', async () => {
+    const { rotator, others } = await cluster(2)
+    world.hub.fault = () => []
+    const lost = rotator.retire(['a'])
+    await world.pass(210)
+    world.hub.fault = (message) => [message]
+    const [busy] = others
+    await busy?.retire(['b']).ended
+    // The two of them read the feed in the course of their work.
+    for (const one of others) await one.verifier.follower.poll()
+    await Promise.all(others.map((one) => one.verifier.idle()))
+    await world.pass(100)
+    expect([lost.done, rotator.told[0]?.answered]).toEqual([true, 2])
+  })
+
+  test('is not written to where recalls arrive', async () => {
+    const acknowledge = jest.fn()
+    const rotator = await world.member()
+    const other = await world.member({ store: { acknowledge } })
+    await world.trusted()
+    await rotator.retire().ended
+    await other.verifier.follower.poll()
+    await other.verifier.idle()
+    expect([acknowledge.mock.calls, other.verifier.follower.hasSeen(world.data.position)]).toEqual([[], true])
+  })
+
   test('P3: what a member has said there about earlier changes counts for nothing', async () => {
     const { rotator } = await cluster(0)
     world.data.ghost('behind', { acked: 0 })
@@ -463,12 +489,16 @@ describe('members', () => {
     expect([second.done, rotator.told[1]]).toMatchObject([true, { members: 1, answered: 1, silent: [] }])
   })
 
-  test('P3: whose revocation was lost in a fail-over are waited for anew', async () => {
+  test.each([
+    ['a fail-over', () => Object.assign(world.data, { server: 'server two' })],
+    ['a restore', () => world.data.forkFrom(0)],
+  ])('P3: whose revocation was lost in %s are waited for anew', async (_what, happen) => {
     const { rotator } = await cluster(0)
-    world.data.ghost('revoked', { revoked: true })
+    world.data.ghost('back', { revoked: true })
     await finish(rotator.retire(['a']))
-    world.data.server = 'server two'
     await world.pass(FULL)
+    // Not revoked any more, it is granted a lease; then somebody revokes it again.
+    happen()
     const settling = rotator.retire(['b'])
     await world.pass(FULL - 10)
     expect([settling.done, world.data.removed]).toEqual([false, []])
