@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { Channel } from '../../channel.js'
+import { setTimeout } from '../../real-time.js'
 import type { FeedPosition, MemberRow, Membership, Store } from '../../store/store.js'
 import type { Recalled } from '../api-keys.js'
 import type { Clock } from '../clock.js'
@@ -290,8 +291,22 @@ export class Recalls {
   #revoke(members: readonly MemberRow[]): void {
     const sessions = members.filter(({ revoked }) => !revoked).map(({ session }) => session)
     if (sessions.length === 0) return
-    const { store, clock, inBackground } = this.#parts
-    inBackground(store.revokeMembers(sessions).then(() => this.#reaper.revoked(sessions, clock.monotonicMs())))
+    const { store, clock, follower, inBackground } = this.#parts
+    inBackground(
+      store.revokeMembers(sessions).then(() => {
+        this.#reaper.revoked(sessions, clock.monotonicMs())
+        this.#reapIn(follower.leaseMs)
+      }),
+    )
+  }
+
+  /** Removes who is gone as soon as that may be done, so that changes through other instances need not wait for them either. */
+  #reapIn(leaseMs: number): void {
+    const { inBackground } = this.#parts
+    const reap = (): void => {
+      if (!this.#closed) inBackground(this.#members())
+    }
+    setTimeout(reap, leaseMs + marginMs(leaseMs)).unref()
   }
 
   /** Drops what this instance knows from before a change, for another instance; whether that is done. */

@@ -206,7 +206,10 @@ export function memberships(check: Check): void {
     same((await store.read([], { session: one.session })).member, 'none')
     same(Object.keys(byName((await store.members()).members)), [two.session])
   })
+}
 
+/** What can be told of all of it at one moment. */
+export function moments(check: Check): void {
   check('the list of members says of what moment it is', async (store, sibling) => {
     await store.setLease(900)
     await change(store)
