@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { Channel } from '../../channel.js'
-import { setTimeout } from '../../real-time.js'
+import { nextTurn, setTimeout } from '../../real-time.js'
 import type { FeedPosition, MemberRow, Membership, Store } from '../../store/store.js'
 import type { Recalled } from '../api-keys.js'
 import type { Clock } from '../clock.js'
@@ -131,6 +131,7 @@ export class Recalls {
     const asked = await this.#recall({ change, reached, others, answers, longestMs, deadline, looking: false })
     const until = answers.isComplete ? Math.min(deadline, this.#earliest(reached, longestMs)) : deadline
     if (until > clock.monotonicMs()) await clock.sleep(until - clock.monotonicMs())
+    if (!answers.isComplete) await nextTurn()
     // Who was not asked is under no suspicion.
     if (asked) this.#revoke(others.filter(({ session, mode }) => answers.isSilent(session) && mode === 'recall'))
     const { silent } = answers
@@ -148,7 +149,7 @@ export class Recalls {
   #earliest({ server, lowered }: Membership, longestMs: number): number {
     if (this.#parts.store.currentPosition !== undefined) return Number.NEGATIVE_INFINITY
     // Where members are missing after a fail-over or a restore, their leases are over a lease after that was first seen.
-    if (lowered || server === undefined || this.#authority?.server !== server) return Number.POSITIVE_INFINITY
+    if (lowered || server === undefined || this.#authority === undefined) return Number.POSITIVE_INFINITY
     return this.#authority.sinceMs + longestMs + marginMs(longestMs)
   }
 
@@ -207,22 +208,23 @@ export class Recalls {
   /** Asks the other instances of this process, which need no message. */
   #askNeighbours(digests: readonly string[] | null, { reached: { storeId, seq }, answers }: Round): void {
     for (const one of neighbours) {
-      if (one === this.#neighbour || !concerns(one, storeId)) continue
+      if (one === this.#neighbour) continue
       this.#whenHeard(
-        () => one.hear(digests, seq),
+        () => concerns(one, storeId) && one.hear(digests, seq),
         () => answers.of(one.sessions()),
       )
     }
   }
 
-  /** Runs `then` once what was heard is dropped, with no `await` between where that is done at once. */
+  /** Runs `then` once what was heard is dropped, with no `await` between where that is done at once. Nothing waits for an instance that never says so. */
   #whenHeard(hear: () => boolean | Promise<boolean>, then: () => void): void {
+    const { report } = this.#parts
     try {
       const dropped = hear()
       if (dropped === true) then()
-      else if (dropped !== false) this.#parts.inBackground(dropped.then((done) => (done ? then() : undefined)))
+      else if (dropped !== false) dropped.then((done) => (done ? then() : undefined)).catch(report)
     } catch (error) {
-      this.#parts.report(error)
+      report(error)
     }
   }
 
@@ -249,6 +251,8 @@ export class Recalls {
       }
       if (now >= suspectAt && !suspected) {
         suspected = true
+        // What came while this process was busy is heard first.
+        await nextTurn()
         if (enabled) this.#revoke(others.filter((one) => answers.isSilent(one.session) && this.#reached(one)))
       }
       const next = Math.min(deadline, sendings[0] ?? deadline, lookAt, suspected ? deadline : suspectAt)
@@ -311,10 +315,14 @@ export class Recalls {
 
   /** Drops what this instance knows from before a change, for another instance; whether that is done. */
   #hear(digests: readonly string[] | null, seq: number): boolean | Promise<boolean> {
-    const { follower } = this.#parts
-    if (digests === null) return follower.catchUp(seq)
-    follower.hear(digests, seq)
-    return true
+    const { follower, inBackground } = this.#parts
+    if (digests !== null) {
+      follower.hear(digests, seq)
+      return true
+    }
+    const caughtUp = follower.catchUp(seq)
+    inBackground(caughtUp)
+    return caughtUp
   }
 
   #heard(channel: Channel, message: Message): void {

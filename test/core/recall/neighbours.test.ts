@@ -62,6 +62,9 @@ test.each<[string, Partial<Neighbour>]>([
   ['rejects', { hear: async () => throwing() }],
   ['cannot say so', { hear: () => false }],
   ['cannot say so in the end', { hear: async () => false }],
+  ['cannot tell its data', { storeId: throwing }],
+  ['cannot tell its sessions', { sessions: throwing }],
+  ['answers nonsense', { hear: () => 'yes' as never }],
   ['never answers', { hear: () => new Promise<boolean>(() => {}) }],
 ])('P3: a neighbour of another copy of the package that %s is waited for in full, and no longer', async (_what, strange) => {
   const rotator = await world.member()
@@ -73,6 +76,7 @@ test.each<[string, Partial<Neighbour>]>([
   expect(settling.done).toBe(false)
   await world.pass(10)
   expect(settling.done).toBe(true)
+  await rotator.verifier.idle()
 })
 
 test('a neighbour of another copy of the package that drops at once is waited for no longer than that', async () => {

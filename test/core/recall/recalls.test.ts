@@ -433,6 +433,35 @@ describe('members', () => {
     expect(revoked()).toEqual(['can be reached', 'listens elsewhere', 'listens nowhere'])
   })
 
+  test('are not suspected for an answer that came while this process was busy', async () => {
+    const { rotator } = await cluster(1)
+    const kept: { address: string; message: string }[] = []
+    world.hub.fault = (message, address) => {
+      kept.push({ address, message })
+      return []
+    }
+    const settling = rotator.retire()
+    await turns()
+    world.hub.fault = (message) => [message]
+    // The answer is there, and is heard in the turn after the one in which the time is up.
+    for (const { address, message } of kept) world.hub.deliver(address, message)
+    world.clock.advance(300)
+    await turns()
+    expect([settling.done, world.data.revocations]).toEqual([true, []])
+  })
+
+  test('are not suspected sooner than after 100 ms, however short the lease is', async () => {
+    world.data.leaseMs = 200
+    const { rotator } = await cluster(0)
+    world.data.ghost('silent')
+    world.data.retire([DIGEST])
+    rotator.settle({ changed: [DIGEST] }, 200)
+    await world.pass(90)
+    expect(world.data.revocations).toEqual([])
+    await world.pass(10)
+    expect(world.data.revocations).toEqual([['silent']])
+  })
+
   test('are given a tenth of a longer lease before they are suspected', async () => {
     world.data.leaseMs = 4_000
     const { rotator } = await cluster(0)
