@@ -7,16 +7,22 @@ import { NAMES } from './names.mjs'
 
 const HELP = `npm run bench -- [options]
 
-Without one of the next four it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
+Without one of the next seven it measures the table: ours, what others use, and floors. It is one Markdown table on standard output.
 
   --guard            our main rows in under three minutes; ends with 1 when one costs more than it may
   --traffic          one key, 1,000 keys evenly, 100,000 keys by Zipf, over leases of 250 ms, 1 s and 5 s, with 1 and 2 processes
   --growth           1,000 and 100,000 keys in PostgreSQL (--full: 5,000,000 too), rotations by 1, 8 and 64 clients, a herd on a cold key,
                      100,000 refused secrets (--full: a million)
   --micro            the parts of the hot path, and sealing
+  --rotations        how long a rotation takes over HTTP, in 1, 2 and 4 processes, beside the release before
+  --reads            what one process asks of PostgreSQL at fixed rates of requests, beside the release before
+  --local            checking a known key in this process, and what it takes of memory, beside the release before
   --help
 
-  --connections 32   how many requests are under way at once (not for --growth and --micro)
+  --quick            a shorter run of the last three, to see that they work
+  --old              measure the release before in the place of this code
+
+  --connections 32   how many requests are under way at once (for the table, --traffic and --guard)
   --json             JSON instead of Markdown
 
 For the table alone:
@@ -33,6 +39,11 @@ const FLAGS = /** @type {const} */ ({
   growth: { type: 'boolean' },
   full: { type: 'boolean' },
   micro: { type: 'boolean' },
+  rotations: { type: 'boolean' },
+  reads: { type: 'boolean' },
+  local: { type: 'boolean' },
+  quick: { type: 'boolean' },
+  old: { type: 'boolean' },
   json: { type: 'boolean' },
   only: { type: 'string' },
   rounds: { type: 'string' },
@@ -42,13 +53,16 @@ const FLAGS = /** @type {const} */ ({
   'cpu-prof': { type: 'string' },
 })
 const FOR_THE_TABLE = /** @type {const} */ (['only', 'rounds', 'slice', 'warm-up', 'cpu-prof'])
-const INSTEAD_OF_IT = /** @type {const} */ (['guard', 'traffic', 'growth', 'micro'])
+const INSTEAD_OF_IT = /** @type {const} */ (['guard', 'traffic', 'growth', 'micro', 'rotations', 'reads', 'local'])
+const QUICK = /** @type {readonly (typeof INSTEAD_OF_IT[number] | undefined)[]} */ (['rotations', 'reads', 'local'])
+const ITS_OWN_CONNECTIONS = /** @type {readonly (typeof INSTEAD_OF_IT[number] | undefined)[]} */ (['growth', 'micro', ...QUICK])
 
 const flags = readFlags()
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)))
 if (!isInstalled('bench')) run('npm', 'ci', '--prefix', 'bench', '--no-audit', '--no-fund')
-run('npm', 'run', '--silent', 'build')
+if (flags.old) process.env.BENCH_PACKAGE = (await import('./release.mjs')).releaseBefore()
+else run('npm', 'run', '--silent', 'build')
 run(process.execPath, 'scripts/ensure-redis.mjs')
 
 const { endAll } = await import('./services.mjs')
@@ -67,7 +81,10 @@ process.exit(status)
 
 /** @returns {Promise<{ result: object, text: string, complaints?: string[] }>} `complaints`: which rows of the guard cost more than they may. */
 async function measure() {
-  const { micro, growth, full, traffic, guard, only, cpuProf, rounds, sliceMs, warmUpMs, connections } = flags
+  const { micro, growth, full, traffic, guard, quick, only, cpuProf, rounds, sliceMs, warmUpMs, connections } = flags
+  if (flags.rotations) return (await import('./rotations.mjs')).rotations({ quick })
+  if (flags.reads) return (await import('./reads.mjs')).reads({ quick })
+  if (flags.local) return (await import('./local.mjs')).local({ quick })
   if (micro) return (await import('./micro.mjs')).micro()
   if (growth) return (await import('./growth.mjs')).growth({ full })
   if (traffic) return (await import('./traffic.mjs')).traffic({ connections })
@@ -95,9 +112,10 @@ function readFlags() {
   const [other, another] = INSTEAD_OF_IT.filter(isGiven)
   if (another) refuse(`--${other} and --${another} are two runs.`)
   if (values.full && !values.growth) refuse('--full is for --growth.')
+  if (values.quick && !QUICK.includes(other)) refuse('--quick is for --rotations, --reads and --local.')
   const lost = other && FOR_THE_TABLE.find(isGiven)
   if (lost) refuse(`--${lost} is for the table, not for --${other}.`)
-  if (isGiven('connections') && (values.growth || values.micro)) refuse(`--connections is not for --${other}.`)
+  if (isGiven('connections') && ITS_OWN_CONNECTIONS.includes(other)) refuse(`--connections is not for --${other}.`)
   const rounds = whole('rounds', values.rounds, 20)
   const sliceMs = whole('slice', values.slice, 1_000)
   const warmUpMs = whole('warm-up', values['warm-up'], 2_000)
@@ -106,9 +124,11 @@ function readFlags() {
   if (only?.some((name) => !NAMES.includes(name))) refuse(`--only takes rows with a comma between them, out of ${NAMES.join(', ')}.`)
   const cpuProf = values['cpu-prof'] === undefined ? undefined : String(values['cpu-prof'])
   if (cpuProf !== undefined && !NAMES.includes(cpuProf)) refuse(`--cpu-prof takes one of the rows ${NAMES.join(', ')}.`)
-  const { guard = false, traffic = false, growth = false, full = false, micro = false, json = false } = values
+  const isSet = (/** @type {keyof typeof FLAGS} */ name) => values[name] === true
   return {
-    ...{ guard, traffic, growth, full: full === true, micro, json, rounds, sliceMs, warmUpMs, connections },
+    ...{ guard: isSet('guard'), traffic: isSet('traffic'), growth: isSet('growth'), full: isSet('full'), micro: isSet('micro') },
+    ...{ rotations: isSet('rotations'), reads: isSet('reads'), local: isSet('local'), quick: isSet('quick') },
+    ...{ old: isSet('old'), json: isSet('json'), rounds, sliceMs, warmUpMs, connections },
     only: only && { only },
     cpuProf: cpuProf && { cpuProf },
   }

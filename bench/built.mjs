@@ -1,8 +1,14 @@
 // What is measured: the package as it is built. The types come from its sources (built.d.mts), so that a type check needs no build.
+import { pathToFileURL } from 'node:url'
 
-export { redisCache } from '../dist/esm/cache/redis/redis-cache.js'
-export { replaySeals } from '../dist/esm/core/change/replay-seal.js'
-export { digestOf, secretFormat } from '../dist/esm/core/secret.js'
-export { bearerAuth, createApiKeys, memoryStore } from '../dist/esm/index.js'
-export { postgresStore } from '../dist/esm/store/sql/postgres.js'
-export { sqliteStore } from '../dist/esm/store/sql/sqlite.js'
+/** With `--old`, the release before stands in the place of this code. */
+const { BENCH_PACKAGE } = process.env
+const folder = BENCH_PACKAGE === undefined ? new URL('../', import.meta.url) : pathToFileURL(`${BENCH_PACKAGE}/`)
+const part = (/** @type {string} */ file) => import(new URL(`dist/esm/${file}`, folder).href)
+
+export const { redisCache } = await part('cache/redis/redis-cache.js')
+export const { replaySeals } = await part('core/change/replay-seal.js')
+export const { digestOf, secretFormat } = await part('core/secret.js')
+export const { bearerAuth, createApiKeys, memoryStore } = await part('index.js')
+export const { postgresStore } = await part('store/sql/postgres.js')
+export const { sqliteStore } = await part('store/sql/sqlite.js')

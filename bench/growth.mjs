@@ -2,15 +2,20 @@ import { randomUUID } from 'node:crypto'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import pg from 'pg'
-import { createApiKeys, postgresStore } from './built.mjs'
+import { createApiKeys, memoryStore, postgresStore } from './built.mjs'
 import { countingReads, databaseOf, mintSecrets, mistyped, SERVER_SECRET } from './keys.mjs'
-import { leaveCoresTo, startLoad, startPostgres, startRedis, startServer } from './services.mjs'
+import { knowing, thisBuild } from './packages.mjs'
+import { leaveCoresTo, startInstances, startLoad, startPostgres, startRedis, startServer } from './services.mjs'
 import { markdown, number, quantile } from './stats.mjs'
 
 /** How many of the keys are presented; the others are only there. */
 const USED = 10_000
 const HERD = 5_000
 const ROTATING_MS = 2_500
+/** How many instances there are at once, each with a pool and a client of Redis of its own, in up to so many processes. */
+const MEMBERS = [1, 2, 10, 100]
+const MEMBER_PROCESSES = 4
+const MEMBER_ROTATIONS = 30
 
 setFlagsFromString('--expose-gc')
 const collect = runInNewContext('gc')
@@ -27,10 +32,12 @@ export async function growth({ full }) {
   const sizes = []
   for (const count of full ? [1_000, 100_000, 5_000_000] : [1_000, 100_000]) sizes.push(await size(server, count))
   const rotations = await rotating(server)
+  const memberships = []
+  for (const count of MEMBERS) memberships.push(await members(server, redis, count))
   const herds = await herd(server, redis)
   const refusals = await strangers(server, full ? 1_000_000 : 100_000)
-  const tables = [sizesTable(sizes), rotationsTable(rotations), herdsTable(herds), refusalsTable(refusals)]
-  return { result: { sizes, rotations, herds, refusals }, text: tables.join('\n\n') }
+  const tables = [sizesTable(sizes), rotationsTable(rotations), membersTable(memberships), herdsTable(herds), refusalsTable(refusals)]
+  return { result: { sizes, rotations, memberships, herds, refusals }, text: tables.join('\n\n') }
 }
 
 /** @param {readonly Awaited<ReturnType<typeof size>>[]} sizes */
@@ -59,6 +66,14 @@ function rotationsTable(rotations) {
       ...[clients, waits ? 'yes' : 'no'],
       ...[perSecond, p50, p99, cpuMs].map(number),
     ]),
+  )
+}
+
+/** @param {readonly Awaited<ReturnType<typeof members>>[]} memberships */
+function membersTable(memberships) {
+  return markdown(
+    ['instances', 'processes', 'rotation p50 ms', 'p90 ms', 'slowest ms'],
+    memberships.map(({ count, processes, p50, p90, slowest }) => [count, processes, p50, p90, slowest].map(number)),
   )
 }
 
@@ -98,7 +113,7 @@ async function size(server, count) {
   }
 
   // With the fewest leases there can be, and each secret met again only after many others, every look-up goes to PostgreSQL.
-  let keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, maxLeases: 100 })
+  let keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, ...knowing({ createApiKeys, memoryStore }, 100) })
   const latencies = []
   for (const secret of secrets.slice(0, 2_000)) latencies.push(await one(secret))
   const since = performance.now()
@@ -170,6 +185,42 @@ async function rotating(server) {
     await pool.end()
   }
   return results
+}
+
+/**
+ * How long a rotation takes, by default options, with many instances that are all in use.
+ *
+ * @param {string} server
+ * @param {string} redis
+ * @param {number} count
+ */
+async function members(server, redis, count) {
+  console.error(`rotating with ${count} instance(s)`)
+  const [used = '', ...secrets] = mintSecrets(1 + MEMBER_PROCESSES)
+  const { url } = await databaseOf(server, [used, ...secrets])
+  const { folder } = thisBuild()
+  const processes = Array.from({ length: Math.min(count, MEMBER_PROCESSES) }, startInstances)
+  await Promise.all(
+    processes.map(async (one, at) => {
+      const names = Array.from({ length: count }, (_, i) => String(i)).filter((_, i) => i % processes.length === at)
+      // PostgreSQL has 300 connections for all of them.
+      await one.ask('start', { instances: names.map((name) => ({ name, folder, database: url, redis, connections: 2 })) })
+      await one.ask('use', { secrets: [used], everyMs: 200 })
+    }),
+  )
+  /** @type {number[]} */
+  const latencies = []
+  for (let i = -processes.length; i < MEMBER_ROTATIONS; i++) {
+    const at = (i + processes.length) % processes.length
+    const one = /** @type {ReturnType<typeof startInstances>} */ (processes[at])
+    // Each process rotates a key of its own, by the first of its instances.
+    const { secret, tookMs } = await one.ask('rotate', { name: String(at), secret: secrets[at] ?? '' })
+    secrets[at] = secret
+    if (i >= 0) latencies.push(tookMs)
+  }
+  await Promise.all(processes.map((one) => one.end()))
+  const [p50, p90, slowest] = [0.5, 0.9, 1].map((part) => quantile(latencies, part))
+  return { count, processes: processes.length, p50: p50 ?? Number.NaN, p90: p90 ?? Number.NaN, slowest: slowest ?? Number.NaN }
 }
 
 /**

@@ -14,6 +14,7 @@ const MAX_LATENCIES = 500_000
  * @property {readonly { authorization: string }[]} headers
  * @property {Uint32Array | undefined} order
  * @property {number} status
+ * @property {string} path
  * @property {number} sent
  */
 
@@ -37,12 +38,12 @@ const functions = {
   /**
    * Opens the connections to a server (or several, in turn).
    *
-   * @param {{ name: string, origins: string[], connections: number, tokens: string[], order?: Uint32Array, status: number }} target
+   * @param {{ name: string, origins: string[], connections: number, tokens: string[], order?: Uint32Array, status: number, path?: string }} target
    */
-  prepare({ name, origins, connections, tokens, order, status }) {
+  prepare({ name, origins, connections, tokens, order, status, path = '/data' }) {
     const clients = Array.from({ length: connections }, (_, i) => new Client(origins[i % origins.length] ?? '', { pipelining: 1 }))
     const headers = tokens.map((token) => ({ authorization: `Bearer ${token}` }))
-    targets.set(name, { clients, headers, order, status, sent: 0 })
+    targets.set(name, { clients, headers, order, status, path, sent: 0 })
   },
   /**
    * Without `perSecond` each connection sends its next request when the last is answered; with it, requests are sent when they are due.
@@ -173,7 +174,7 @@ async function paced(target, run, perSecond) {
  * @returns {Promise<void>}
  */
 function connection(client, target, run, dueAt) {
-  const { headers, order } = target
+  const { headers, order, path } = target
   const turns = order === undefined ? headers.length : order.length
   return new Promise((resolve) => {
     let status = 0
@@ -209,7 +210,7 @@ function connection(client, target, run, dueAt) {
     const send = () => {
       const place = target.sent++ % turns
       since = dueAt ?? performance.now()
-      client.dispatch({ path: '/data', method: 'GET', headers: headers[order === undefined ? place : (order[place] ?? 0)] }, handler)
+      client.dispatch({ path, method: 'GET', headers: headers[order === undefined ? place : (order[place] ?? 0)] }, handler)
     }
     send()
   })

@@ -17,8 +17,9 @@ import Database from 'libsql'
 import { Passport } from 'passport'
 import { Strategy as BearerStrategy } from 'passport-http-bearer'
 import pg from 'pg'
-import { bearerAuth, createApiKeys, postgresStore, redisCache, sqliteStore } from './built.mjs'
+import { bearerAuth, createApiKeys, memoryStore, postgresStore, redisCache, sqliteStore } from './built.mjs'
 import { countingReads, mintSecrets, mistyped, SCOPE, SERVER_SECRET } from './keys.mjs'
+import { knowing } from './packages.mjs'
 import { freshDatabase } from './services.mjs'
 
 /**
@@ -45,6 +46,8 @@ import { freshDatabase } from './services.mjs'
  */
 
 const unchecked = mintSecrets(1)
+/** As few secrets as a process can be told to know. */
+const few = knowing({ createApiKeys, memoryStore }, 100)
 /** @type {RequestHandler} */
 const empty = (_req, _res, next) => next()
 /** @type {RequestHandler} */
@@ -87,18 +90,18 @@ export const rows = [
     title: '**ours, lease relayed by Redis**',
     // 200 keys take turns and the process keeps 100 leases, the last granted: none is left when its turn comes. With the longest
     // lease there is, next to all of them come from Redis.
-    start: (env) => ours(env, { count: 200, options: { maxLeases: 100, leaseMs: 60_000 } }),
+    start: (env) => ours(env, { count: 200, options: { ...few, leaseMs: 60_000 } }),
   },
   {
     name: 'postgres',
     title: '**ours, PostgreSQL at every request**',
     // The same, with no Redis to relay them. Reads that are asked for together are made together, so there are fewer than requests.
-    start: (env) => ours(env, { count: 200, cached: false, options: { maxLeases: 100 } }),
+    start: (env) => ours(env, { count: 200, cached: false, options: few }),
   },
   {
     name: 'sqlite',
     title: '**ours, SQLite at every request**',
-    start: (env) => ours(env, { count: 200, cached: false, store: sqlite, options: { maxLeases: 100 } }),
+    start: (env) => ours(env, { count: 200, cached: false, store: sqlite, options: few }),
   },
   {
     name: 'malformed',

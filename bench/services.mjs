@@ -28,6 +28,7 @@ export function leaveCoresTo(servers) {
  * @template {Functions} F
  * @typedef {object} Process
  * @property {() => Promise<void>} end
+ * @property {(name: NodeJS.Signals) => void} signal
  * @property {<Name extends keyof F & string>(name: Name, ...content: Parameters<F[Name]>) => Promise<Awaited<ReturnType<F[Name]>>>} ask
  */
 
@@ -50,6 +51,15 @@ export function startServer(how) {
  */
 export function startLoad() {
   return startProcess('load.mjs', {})
+}
+
+/**
+ * Starts a process that runs any number of instances.
+ *
+ * @returns {Process<import('./instances.mjs').Instances>}
+ */
+export function startInstances() {
+  return startProcess('instances.mjs', {})
 }
 
 /**
@@ -90,6 +100,7 @@ function startProcess(script, { core, env = {}, execArgv = [] }) {
   atEnd(end)
   return {
     end,
+    signal: (name) => void child.kill(name),
     ask(name, ...[content]) {
       return new Promise((resolve, reject) => {
         if (child.exitCode !== null) return reject(new Error(`${script} has ended.`))

@@ -22,3 +22,14 @@ export interface Channel {
   /** Ends the connections that were opened here. */
   close(): Promise<void>
 }
+
+export function isAddress(address: unknown): address is string {
+  return typeof address === 'string' && /^[\w:-]{1,60}$/.test(address)
+}
+
+export function isMessage(message: unknown): message is string {
+  return typeof message === 'string' && message.length <= MAX_MESSAGE_LENGTH && /^\p{ASCII}+$/u.test(message)
+}
+
+/** PostgreSQL sends at most 7,999 bytes. */
+export const MAX_MESSAGE_LENGTH = 7_000

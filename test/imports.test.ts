@@ -11,8 +11,8 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
   'in-time.ts': [/^real-time\.ts$/],
   'drop-oldest.ts': [],
   'channel.ts': [],
-  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^kysely$/, /^node:crypto$/],
-  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel)\.ts$/, /^ioredis$/],
+  store: [/^store\//, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^kysely$/, /^node:(crypto|fs)$/],
+  cache: [/^cache\//, /^(errors|real-time|in-time|drop-oldest|channel)\.ts$/, /^ioredis$/, /^node:crypto$/],
   core: [/^core\//, /^store\/store\.ts$/, /^cache\/cache\.ts$/, /^(errors|options|real-time|in-time|drop-oldest|channel)\.ts$/, /^node:/],
   http: [
     /^http\//,

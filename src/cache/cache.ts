@@ -28,8 +28,8 @@ export interface Counters {
 }
 
 /**
- * A shared memory that makes verifying fast. It is never trusted: entries are authenticated by the core, and the lease
- * they carry is checked against the authority's clock. Nothing here ever rejects or takes longer than its time limit
+ * A shared memory that makes verifying fast. It is never trusted: entries are authenticated by the core, and taken only at
+ * a position in the feed of changes that the reader has seen itself. Nothing here ever rejects or takes longer than its time limit
  * (about 150 ms); trouble reads as "no answer". `cacheContract` from `express-api-keys/testing` checks a cache of your own.
  *
  * An entry is an opaque ASCII string of up to 32,768 characters. One that begins with `r` is a tombstone (its digest is retired for good); one
@@ -60,9 +60,9 @@ export interface Cache {
   /** Makes counters that every instance shares, for rate limits of `max` hits in `windowMs`. Optional. */
   counters?(limit: { readonly max: number; readonly windowMs: number }): Counters
 
-  /** Makes the way to reach other instances at once, such as pub/sub. Optional. */
+  /** Makes a way to reach other instances at once, such as pub/sub, over connections of its own; each call another one. Optional. */
   channel?(): Channel
 
-  /** Closes the connections that the cache opened itself. */
+  /** Closes the connections that the cache and its channels opened themselves. */
   close(): Promise<void>
 }

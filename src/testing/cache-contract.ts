@@ -2,6 +2,7 @@ import { ok, deepStrictEqual as same } from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import type { Cache, Counters, Hit } from '../cache/cache.js'
 import { clearTimeout, setTimeout } from '../real-time.js'
+import { channelChecks } from './channel-checks.js'
 import type { TestRunner } from './store-contract.js'
 
 /**
@@ -32,6 +33,14 @@ export function cacheContract(
     tombstoneChecks(check)
     counterChecks(check)
     troubleChecks(check)
+    // A cache need not have a channel: nothing is asked of it then.
+    channelChecks((title, run) =>
+      check(`channel: ${title}`, async (cache, sibling, fail) => {
+        const [channel, other] = [cache.channel?.(), sibling.channel?.()]
+        if (channel !== undefined && other !== undefined) await run(channel, other, fail)
+      }),
+    )
+    endChecks(check)
   })
 }
 
@@ -272,6 +281,21 @@ function troubleChecks(check: Check): void {
     await cache.forget(it)
     await counters?.hit(it)
     await counters?.takeBack(it, Date.now())
+  })
+}
+
+function endChecks(check: Check): void {
+  check('ends its channels with itself', async (cache, sibling) => {
+    const [channel, other] = [cache.channel?.(), sibling === cache ? undefined : sibling.channel?.()]
+    if (channel === undefined) return
+    const address = `check:${digest()}`
+    ok((await channel.listen([address], () => {})) !== undefined, 'the channel does not open')
+    await other?.listen([address], () => {})
+    await cache.close()
+    same([channel.isOpen(), other?.isOpen()], [false, other && true])
+    same(await channel.listen([address], () => {}), undefined)
+    await channel.send(address, 'too late')
+    await channel.close()
   })
 }
 

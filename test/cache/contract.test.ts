@@ -1,7 +1,8 @@
-import type { Cache, Counters, Hit } from 'express-api-keys'
+import type { Cache, Channel, Counters, Hit } from 'express-api-keys'
 import { redisCache } from 'express-api-keys/redis'
 import { cacheContract } from 'express-api-keys/testing'
 import { Redis } from 'ioredis'
+import { MessageServer, memoryChannel } from '../support/memory-channel.js'
 import { startRedis } from '../support/redis.js'
 
 cacheContract({ describe, test }, 'redisCache, two instances on one Redis', async () => {
@@ -20,6 +21,13 @@ cacheContract({ describe, test }, 'redisCache, two instances on one Redis', asyn
       await redis.stop()
     },
   }
+})
+
+cacheContract({ describe, test }, 'a cache in memory with a channel', async () => {
+  const server = new MessageServer()
+  const [entries, hits] = [new Map(), new Map()]
+  const make = (): Cache => withChannel(memoryCache(entries, hits), server)
+  return { cache: make(), sibling: make(), close: async () => {} }
 })
 
 cacheContract({ describe, test }, 'a cache in memory', async () => {
@@ -53,6 +61,8 @@ test.each<[string, string, (cache: Cache) => Partial<Cache>]>([
   ['begins windows anew', '40 never has more', () => ({ counters: fixedWindow() })],
   ['promises too much', 'waits as long', (cache) => ({ counters: (limit) => counting(cache, limit, (hit, name) => hit(name).then(soon)) })],
   ['takes nothing back', 'takes back a hit', (cache) => ({ counters: (limit) => ({ ...own(cache, limit), takeBack: async () => {} }) })],
+  ['leaves its channel open', 'ends its channels', () => ({ channel: () => memoryChannel(new MessageServer()) })],
+  ['has a channel that is silent', 'channel: a message reaches everyone', () => ({ channel: () => memoryChannel(new MessageServer()) })],
   ['rejects without a server', 'its server is gone', () => ({ get: () => Promise.reject(new Error('gone')) })],
 ])('the contract notices a cache that %s', async (_fault, title, fault) => {
   const [entries, hits] = [new Map(), new Map()]
@@ -60,7 +70,8 @@ test.each<[string, string, (cache: Cache) => Partial<Cache>]>([
   const runs: (() => Promise<void>)[] = []
   const runner = {
     describe: (_name: string, tests: () => void) => tests(),
-    test: (name: string, run: () => Promise<void>) => name.includes(title) && runs.push(run),
+    test: (name: string, run: () => Promise<void>) =>
+      name.includes(title) && name.startsWith('channel') === title.startsWith('channel') && runs.push(run),
   }
   cacheContract(runner, 'faulty', async () => ({ cache: { ...sound, ...fault(sound) }, fail: async () => {}, close: async () => {} }))
   expect(runs).toHaveLength(1)
@@ -94,6 +105,21 @@ function fixedWindow(): (limit: Limit) => Counters {
     },
     async takeBack() {},
   })
+}
+
+function withChannel(cache: Cache, server: MessageServer): Cache {
+  const channels: Channel[] = []
+  return {
+    ...cache,
+    channel() {
+      const channel = memoryChannel(server)
+      channels.push(channel)
+      return channel
+    },
+    async close() {
+      for (const each of channels) await each.close()
+    },
+  }
 }
 
 /** The least that is a cache: what the contract asks for, and nothing else. */

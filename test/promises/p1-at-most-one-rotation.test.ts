@@ -58,7 +58,9 @@ describe.each(stores)('on %s', (_name, makeStore) => {
 
   test.each(unrelated)('P1: of fifty rotations by another key with %s, none hands out a dead secret', async (_what, naming) => {
     const { store, query } = await makeStore()
-    // A lease that is longer than fifty rotations take to commit: nothing is rotated between an answer and its use here.
+    // An instance that never answers, and a lease that is longer than fifty rotations take to commit: nothing is rotated between an answer and its use here.
+    await store.migrate()
+    await store.join({ session: 'silent', mode: 'feed', channels: [] })
     const { keys, url } = await serve(store, { leaseMs: 1_000 })
     const admin = await keys.create({ as: 'application', ownerId: 'acme', name: 'admin', scopes: ['api_keys:write'] })
     const { key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'target' })

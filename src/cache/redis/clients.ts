@@ -1,4 +1,5 @@
 import type { Cluster, Redis } from 'ioredis'
+import { MAX_MESSAGE_LENGTH } from '../../channel.js'
 import { monotonicMs } from '../../real-time.js'
 import { COUNT, FILL, FORGET, GET, type Script } from './scripts.js'
 
@@ -18,11 +19,30 @@ interface Listeners {
   ready(): void
 }
 
+export interface EarListeners {
+  /** What came as a message, from where Redis says. */
+  heard(address: string, message: string): void
+  close(): void
+}
+
+/** A connection of ours for listening alone. It does not connect again once it is lost. */
+export interface Ear {
+  /** Resolves when it can be used; rejects when it is lost before. May never settle. */
+  readonly ready: Promise<unknown>
+  subscribe(addresses: readonly string[]): Promise<unknown>
+  unsubscribe(addresses: readonly string[]): Promise<unknown>
+  /** Ends it at once. */
+  close(): void
+}
+
 /** A connection of ours. Its commands may reject, or never settle. */
 export interface Link {
   isReady(): boolean
   run(script: Script, keys: readonly string[], ...args: (string | number)[]): Promise<unknown>
   set(key: string, value: string, ttlMs: number): Promise<unknown>
+  publish(address: string, message: string): Promise<unknown>
+  /** Opens another connection, to where this one leads, for listening; undefined where it leads nowhere yet. */
+  openEar(listeners: EarListeners): Ear | undefined
   /** Whether it has given up connecting, which only a connector of the application's own does before `close`. */
   hasEnded(): boolean
   /** Connects again after it has ended. */
@@ -44,6 +64,9 @@ const MOST_KEYS = 100
 
 /** The longest wait between two attempts to connect. A Redis that comes back is in use again about this soon. */
 const LONGEST_RETRY_MS = 1_000
+
+/** Longer than any that is listened under. */
+const MAX_ADDRESS_BYTES = 100
 
 /** What scripts become on a client of ioredis. */
 type Commands = Record<Script['name'], (...args: (string | number)[]) => Promise<unknown>>
@@ -77,6 +100,11 @@ function ioredisClient(client: Redis | Cluster): Client {
           }
         },
         set: (key, value, ttlMs) => opened.set(key, value, 'PX', ttlMs),
+        publish: (address, message) => (isCluster(opened) ? readyNode(opened) : opened).publish(address, message),
+        openEar(listeners) {
+          const way = isCluster(opened) ? anyOf(opened.nodes('master')) : (client as Redis)
+          return way && ioredisEar(way, timeoutMs, listeners)
+        },
         hasEnded: () => opened.status === 'end',
         connect: () => void opened.connect().catch(() => {}),
         reconnect: () => opened.disconnect(true),
@@ -89,6 +117,48 @@ function ioredisClient(client: Redis | Cluster): Client {
       }
     },
   }
+}
+
+/** A message may go to any node of a cluster, and comes from every other. Here it does not wait for one that is lost, as it would where its address has a node. */
+function readyNode(cluster: Cluster): Cluster | Redis {
+  return anyOf(cluster.nodes('master').filter(({ status }) => status === 'ready')) ?? cluster
+}
+
+function anyOf<T>(all: readonly T[]): T | undefined {
+  return all[Math.floor(Math.random() * all.length)]
+}
+
+function ioredisEar(way: Redis, timeoutMs: number, { heard, close }: EarListeners): Ear {
+  const opened = way.duplicate({ ...EAR_RULES, commandTimeout: timeoutMs + 100, disconnectTimeout: timeoutMs })
+  let lastError: unknown
+  opened
+    .on('error', (error) => {
+      lastError = error
+    })
+    // The one event for which ioredis does not take what came for text: a message without a text would end the process.
+    .on('messageBuffer', (address: unknown, message: unknown) => {
+      if (isShort(address, MAX_ADDRESS_BYTES) && isShort(message, MAX_MESSAGE_LENGTH))
+        heard(address.toString('latin1'), message.toString('latin1'))
+    })
+    .on('close', close)
+  const ready = new Promise((resolve, reject) => {
+    opened.once('ready', resolve).once('close', () => reject(lastError ?? new Error('The connection was lost.')))
+  })
+  ready.catch(() => {})
+  opened.connect().catch(() => {})
+  return {
+    ready,
+    subscribe: (addresses) => opened.subscribe(...addresses),
+    unsubscribe: (addresses) => opened.unsubscribe(...addresses),
+    close() {
+      opened.disconnect()
+      opened.stream?.destroy()
+    },
+  }
+}
+
+function isShort(bytes: unknown, longest: number): bytes is Buffer {
+  return Buffer.isBuffer(bytes) && bytes.length <= longest
 }
 
 function isRefusal(error: unknown): boolean {
@@ -121,6 +191,22 @@ function duplicateCluster(client: Cluster, timeoutMs: number): Cluster {
 
 /** These name nothing that rules out Sentinel or Cluster. */
 const CLIENT_RULES = { enableOfflineQueue: false, enableAutoPipelining: true, lazyConnect: false }
+
+/** A loss is told, and not made good here: what listens has to know of it, and asks anew where to connect to. */
+const EAR_RULES = {
+  enableOfflineQueue: false,
+  enableAutoPipelining: false,
+  enableReadyCheck: false,
+  autoResubscribe: false,
+  autoResendUnfulfilledCommands: false,
+  maxRetriesPerRequest: 0,
+  lazyConnect: true,
+  readOnly: false,
+  role: 'master',
+  retryStrategy: () => null,
+  sentinelRetryStrategy: () => null,
+  reconnectOnError: null,
+} as const
 
 function connectionRules(timeoutMs: number) {
   let reconnectAt = 0

@@ -1,7 +1,7 @@
 import { inTime } from '../../in-time.js'
 import { nextTurn } from '../../real-time.js'
-import { createBreaker } from './breaker.js'
-import type { Client, Link } from './clients.js'
+import { type Breaker, createBreaker } from './breaker.js'
+import type { Client, Ear, EarListeners, Link } from './clients.js'
 
 export type StateListener = (state: 'up' | 'down', cause?: unknown) => unknown
 
@@ -14,6 +14,8 @@ export interface Connection {
   run<T>(command: (link: Link) => Promise<unknown>, read: (reply: unknown) => T | undefined, asking?: number): Promise<T | undefined>
   /** Whether Redis is left alone but for one command now and then. */
   isLeftAlone(): boolean
+  /** Opens a connection for listening; undefined, or a throw, where that cannot be now. */
+  openEar(listeners: EarListeners): Ear | undefined
   close(): Promise<void>
 }
 
@@ -27,6 +29,7 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
 
   return {
     isLeftAlone: breaker.isOpen,
+    openEar: (listeners) => theLink()?.openEar(listeners),
     async run(command, read, asking = 1) {
       const connected = readyLink()
       if (connected === undefined) return undefined
@@ -62,38 +65,42 @@ export function createConnection(client: Client, timeoutMs: number, onStateChang
 
   /** The connection, if it can be written to now. One that cannot costs nothing: the client goes on trying to connect by itself. */
   function readyLink(): Link | undefined {
-    if (closed) return undefined
-    try {
-      link ??= open()
-    } catch (cause) {
-      tell('down', cause)
-      return undefined
-    }
-    if (link.hasEnded() && breaker.mayRevive()) link.connect()
-    return link.isReady() ? link : undefined
+    const opened = theLink()
+    if (opened?.hasEnded() && breaker.mayRevive()) opened.connect()
+    return opened?.isReady() ? opened : undefined
   }
 
-  function open(): Link {
-    let lastError: unknown
-    return client.open(timeoutMs, {
-      error(error) {
-        lastError = error
-        // A wrong password is refused on a connection that stays open: no close says so.
-        if (client.isRefusal(error)) tell('down', error)
-      },
-      close() {
-        if (!breaker.closedConnection()) tell('down', lastError)
-      },
-      ready() {
-        lastError = undefined
-        breaker.readyConnection()
-      },
-    })
+  function theLink(): Link | undefined {
+    if (closed) return undefined
+    try {
+      link ??= openLink(client, timeoutMs, breaker, tell)
+    } catch (cause) {
+      tell('down', cause)
+    }
+    return link
   }
 
   function tell(now: 'up' | 'down', cause?: unknown): void {
     if (!closed) announce(now, cause)
   }
+}
+
+function openLink(client: Client, timeoutMs: number, breaker: Breaker, tell: (now: 'down', cause?: unknown) => void): Link {
+  let lastError: unknown
+  return client.open(timeoutMs, {
+    error(error) {
+      lastError = error
+      // A wrong password is refused on a connection that stays open: no close says so.
+      if (client.isRefusal(error)) tell('down', error)
+    },
+    close() {
+      if (!breaker.closedConnection()) tell('down', lastError)
+    },
+    ready() {
+      lastError = undefined
+      breaker.readyConnection()
+    },
+  })
 }
 
 /** Tells the listener of changes alone. A listener's own trouble must not become an answer, nor end the process; it may be an async function. */

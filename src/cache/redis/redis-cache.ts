@@ -1,7 +1,9 @@
 import type { Cluster, Redis } from 'ioredis'
+import type { Channel } from '../../channel.js'
 import { ApiKeyError } from '../../errors.js'
 import { setImmediate } from '../../real-time.js'
 import type { Cache, Counters, Hit } from '../cache.js'
+import { redisChannel } from './channel.js'
 import { type Client, clientOf } from './clients.js'
 import { type Connection, createConnection, type StateListener } from './connection.js'
 import { COUNT, FILL, FORGET, GET, MAX_ENTRY_LENGTH, readCount, readCounts, readEntries, readHit, readOk } from './scripts.js'
@@ -47,6 +49,8 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
     )
   })
 
+  const channels: Channel[] = []
+
   return {
     timeoutMs,
     get: (digest) => get(PREFIX + digest),
@@ -62,7 +66,15 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       await connection.run((link) => link.run(FORGET, [PREFIX + digest]), readCount)
     },
     counters: (limit) => redisCounters(connection, limit),
-    close: connection.close,
+    channel() {
+      const channel = redisChannel(known, connection, timeoutMs)
+      channels.push(channel)
+      return channel
+    },
+    async close() {
+      await Promise.all(channels.splice(0).map((channel) => channel.close()))
+      await connection.close()
+    },
   }
 }
 

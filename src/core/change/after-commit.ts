@@ -46,7 +46,7 @@ export interface FinishParts {
   readonly report: (error: unknown) => void
 }
 
-/** An answer that comes within this time of the commit needs no look at whether another rotation came in between. */
+/** An answer that took longer than this from the commit needs another look at whether a rotation came in between. */
 const AT_ONCE_MS = 100
 
 /** Waits for the leases that may contradict a change, settles its record, and makes its answer. */
@@ -56,11 +56,13 @@ export function finisher(parts: FinishParts): (committed: CommittedChange) => Pr
     const { answer, settled } = committed
     if (answer.secret !== undefined) verifier.introduce(digestOf(answer.secret), answer.key.id)
     // A record is settled when its leases are over, even if this answer does not wait for that: another instance may, and goes by it.
+    // Another rotation may have come in between: a secret that is dead already is not handed out. Asked at the same time as the wait begins, and again where it took long.
+    const asks = answer.secret !== undefined && !settled
+    const atOnce = asks ? supersededSince(answer.key) : Promise.resolve(false)
     if (waitForLease) await settle(committed)
     else background.add(settle(committed))
-    // Another rotation may have come in between: a secret that is dead already is not handed out.
-    const late = committed.replayed || clock.monotonicMs() - committed.committedAt > AT_ONCE_MS
-    if (answer.secret !== undefined && !settled && late && (await supersededSince(answer.key))) throw superseded()
+    const late = clock.monotonicMs() - committed.committedAt > AT_ONCE_MS
+    if ((await atOnce) || (asks && late && (await supersededSince(answer.key)))) throw superseded()
     return finished(committed, waitForLease || !store.shared)
   }
 

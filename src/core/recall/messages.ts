@@ -30,8 +30,11 @@ export interface MessageCodec {
   write(message: Message): string
   /** What was written under a server secret of this instance; undefined for anything else. Never throws. */
   read(text: string): Message | undefined
-  /** Where all instances over the same data listen. It tells a reader of the channel nothing. */
-  address(storeId: string): string
+  /**
+   * Where all instances over the same data listen: one address for each server secret, the one to send to first. While a secret is being replaced, what some send under
+   * the new one others hear under the second. It tells a reader of the channel nothing.
+   */
+  addresses(storeId: string): readonly string[]
 }
 
 /** A recall of more digests than this names none, and asks for all up to its position. */
@@ -52,14 +55,37 @@ export function messageCodec(serverSecrets: readonly Uint8Array[]): MessageCodec
     },
 
     read(text) {
+      if (typeof text !== 'string') return undefined
       const [mac, body, ...more] = text.split('.')
       if (mac === undefined || body === undefined || more.length > 0) return undefined
       if (!keys.some((key) => equal(mac, hmac(key, [body])))) return undefined
-      return JSON.parse(Buffer.from(body, 'base64url').toString()) as Message
+      return messageIn(Buffer.from(body, 'base64url').toString())
     },
 
-    address: (storeId) => `recall:${hmac(current, ['address', storeId]).slice(0, 22)}`,
+    addresses: (storeId) => keys.map((key) => `recall:${hmac(key, ['address', storeId]).slice(0, 22)}`),
   }
+}
+
+/** A message of the shape that is known here; another version of this package, under the same server secret, may write others. */
+function messageIn(json: string): Message | undefined {
+  const message = parsed(json) as (Message & { readonly position?: Partial<FeedPosition> }) | null | undefined
+  if (typeof message?.storeId !== 'string' || typeof message.nonce !== 'string') return undefined
+  if (message.type === 'acknowledgement') return isTexts(message.sessions) ? message : undefined
+  if (message.type !== 'recall' || typeof message.inbox !== 'string') return undefined
+  if (!Number.isSafeInteger(message.position?.seq) || typeof message.position?.tag !== 'string') return undefined
+  return message.digests === null || isTexts(message.digests) ? message : undefined
+}
+
+function parsed(json: string): unknown {
+  try {
+    return JSON.parse(json)
+  } catch {
+    return undefined
+  }
+}
+
+function isTexts(value: unknown): value is readonly string[] {
+  return Array.isArray(value) && value.every((one) => typeof one === 'string')
 }
 
 function equal(a: string, b: string): boolean {

@@ -40,7 +40,7 @@ const SENT_AT_MS = [0, 50, 200]
 /** What members say in the store is looked at this often. */
 const LOOK_MS = 100
 /** A member that was asked over a channel on which it listens, and has not answered in this part of a lease, is suspected. */
-const SUSPECT_AT = 0.25
+const SUSPECT_AT = 0.1
 const SUSPECT_MS = 100
 
 /** Waits for those that may not know of a change, and answers those that wait for this instance. */
@@ -53,8 +53,8 @@ export class Recalls {
   readonly #waiting = new Map<string, (sessions: readonly string[]) => void>()
   readonly #listening = new Map<Channel, Promise<(() => void) | undefined>>()
   readonly #neighbour: Neighbour
-  /** The server that answers, and since when it is known to. */
-  #server: { readonly name: string; readonly sinceMs: number } | undefined
+  /** The server that answers, how far its feed is known, and since when it is known to answer with this history. */
+  #authority: { readonly server: string; readonly position: FeedPosition; readonly sinceMs: number } | undefined
   #closed = false
 
   constructor(parts: RecallParts) {
@@ -69,10 +69,15 @@ export class Recalls {
     neighbours.add(this.#neighbour)
   }
 
-  /** Takes note of which server has answered. After a fail-over members may be missing for as long as a lease. */
-  answeredBy(server: string | undefined): void {
-    if (server === undefined) this.#server = undefined
-    else if (this.#server?.name !== server) this.#server = { name: server, sinceMs: this.#parts.clock.monotonicMs() }
+  /**
+   * Takes note of which server has answered, and with which history: after a fail-over or a restore members may be missing who hold a lease from before. A position is
+   * undefined where the history is another than before.
+   */
+  answeredBy(server: string | undefined, position: FeedPosition | undefined): void {
+    const known = this.#authority
+    if (server === undefined || position === undefined) this.#authority = undefined
+    else if (known?.server !== server) this.#authority = { server, position, sinceMs: this.#parts.clock.monotonicMs() }
+    else if (position.seq > known.position.seq) this.#authority = { ...known, position }
   }
 
   /** Listens for the recalls of others from here on. */
@@ -118,10 +123,10 @@ export class Recalls {
 
   /** From when on an answer may be given before the lease is over, on the monotonic clock. */
   #earliest({ server, lowered }: Membership, longestMs: number): number {
-    if (this.#parts.store.currentSeq !== undefined) return Number.NEGATIVE_INFINITY
-    // Under another server that lost members, a lease from before is over a lease after the server was first seen.
-    if (lowered || server === undefined || this.#server === undefined) return Number.POSITIVE_INFINITY
-    return this.#server.sinceMs + longestMs + marginMs(longestMs)
+    if (this.#parts.store.currentPosition !== undefined) return Number.NEGATIVE_INFINITY
+    // Where members are missing after a fail-over or a restore, their leases are over a lease after that was first seen.
+    if (lowered || server === undefined || this.#authority === undefined) return Number.POSITIVE_INFINITY
+    return this.#authority.sinceMs + longestMs + marginMs(longestMs)
   }
 
   /** Drops what this instance and the cache know; whether that is done. */
@@ -131,15 +136,17 @@ export class Recalls {
       inBackground(contradict(change, { seq, tag }))
       return true
     }
-    return store.currentSeq !== undefined || follower.sessions.length === 0 || (await follower.catchUp(seq))
+    return store.currentPosition !== undefined || follower.sessions.length === 0 || (await follower.catchUp(seq))
   }
 
   async #members(): Promise<Membership> {
     const { store, clock, inBackground } = this.#parts
-    const reached = await store.members()
+    const known = this.#authority
+    const reached = await store.members(known?.position.seq)
     const now = clock.monotonicMs()
-    this.answeredBy(reached.server)
-    this.#reaper.saw(reached.members, now)
+    if (known !== undefined && reached.tagAfter !== known.position.tag) this.answeredBy(undefined, undefined)
+    this.answeredBy(reached.server, { seq: reached.seq, tag: reached.tag })
+    this.#reaper.saw(reached, now)
     const over = this.#over(reached, reached.waitMs)
     if (over.length > 0) inBackground(store.removeMembers(over))
     const gone = longSilent(reached.members, reached.at)
@@ -219,7 +226,8 @@ export class Recalls {
     for (const channel of this.#parts.channels) {
       if (!others.some(({ session, channels }) => silent.has(session) && channels.includes(channel.name))) continue
       void this.#listenOn(channel, message.storeId)
-      void channel.send(this.#codec.address(message.storeId), text)
+      const [address = ''] = this.#codec.addresses(message.storeId)
+      void channel.send(address, text)
     }
   }
 
@@ -227,10 +235,11 @@ export class Recalls {
   #look(seq: number, silent: Set<string>): void {
     const { inBackground } = this.#parts
     inBackground(
-      this.#members().then(({ members }) => {
-        const rows = new Map(members.map((one) => [one.session, one]))
-        const heard = [...silent].filter((session) => (rows.get(session)?.acked ?? seq) >= seq)
-        for (const session of heard) silent.delete(session)
+      this.#members().then((reached) => {
+        const rows = new Map(reached.members.map((one) => [one.session, one]))
+        const over = new Set(this.#over(reached, reached.waitMs))
+        const done = [...silent].filter((session) => over.has(session) || (rows.get(session)?.acked ?? seq) >= seq)
+        for (const session of done) silent.delete(session)
       }),
     )
   }
@@ -241,7 +250,9 @@ export class Recalls {
 
   #revoke(members: readonly MemberRow[]): void {
     const sessions = members.filter(({ revoked }) => !revoked).map(({ session }) => session)
-    if (sessions.length > 0) this.#parts.inBackground(this.#parts.store.revokeMembers(sessions))
+    if (sessions.length === 0) return
+    const { store, clock, inBackground } = this.#parts
+    inBackground(store.revokeMembers(sessions).then(() => this.#reaper.revoked(sessions, clock.monotonicMs())))
   }
 
   /** Asks the other instances of this process, which need no message. */
@@ -269,7 +280,7 @@ export class Recalls {
   #listenOn(channel: Channel, storeId: string): Promise<unknown> {
     const known = this.#listening.get(channel)
     if (known !== undefined || this.#closed) return known ?? Promise.resolve()
-    const addresses = [this.#codec.address(storeId), this.#inbox]
+    const addresses = [...this.#codec.addresses(storeId), this.#inbox]
     const listening = channel.listen(addresses, (text) => this.#heard(channel, text))
     this.#listening.set(channel, listening)
     return listening

@@ -16,8 +16,8 @@ export interface Read {
 export interface FollowerParts extends MembershipParts {
   /** Whether recalls arrive, as far as can be told. */
   readonly hearsRecalls: () => boolean
-  /** Hears which server has answered. */
-  readonly answeredBy: (server: string | undefined) => void
+  /** Hears which server has answered, and how far the feed was followed there; undefined where it does not go on from where it was. */
+  readonly answeredBy: (server: string | undefined, position: FeedPosition | undefined) => void
   /** Called before this instance joins: from then on it may be asked to say that it knows of a change. */
   readonly listen: () => void
   /** Drops what is known of a digest; of all of them. */
@@ -55,7 +55,7 @@ export class Follower {
   readonly #member: Membership
   readonly #lease: ReturnType<typeof declaration>
   /** Where the store can be looked into at once, nobody needs a lease. */
-  readonly #watch: (() => number | undefined) | undefined
+  readonly #watch: (() => FeedPosition | undefined) | undefined
   /** Counts the starts: what was asked before the latest one is of the past. */
   #era = 0
   #closed = false
@@ -79,7 +79,7 @@ export class Follower {
     this.#feed = new Feed(drop, MEMORY_MS)
     this.#member = membership(parts)
     this.#lease = declaration(parts)
-    this.#watch = store.currentSeq === undefined ? undefined : () => store.currentSeq?.()
+    this.#watch = store.currentPosition === undefined ? undefined : () => store.currentPosition?.()
     this.#leaseMs = leaseMs
   }
 
@@ -107,8 +107,8 @@ export class Follower {
   isFollowed(monotonicMs: number, wallMs: number): boolean {
     if (this.#closed) return false
     if (this.#watch !== undefined) {
-      const seq = this.#watch()
-      return seq !== undefined && seq === this.#feed.position?.seq
+      const [there, here] = [this.#watch(), this.#feed.position]
+      return there !== undefined && there.tag === here?.tag && there.seq === here.seq
     }
     const granted = this.#granted
     if (granted === undefined) return false
@@ -154,13 +154,13 @@ export class Follower {
   /** Handles what an answer says of the feed, before anything else in it is looked at; answers whether the feed goes on through it. */
   #take(answer: AuthorityAnswer, sent: Sent, askedAt: Instant): boolean {
     if (sent.era !== this.#era || this.#closed) return false
-    this.#parts.answeredBy(answer.server)
     this.#leaseMs = answer.leaseMs
     this.#lease.answered()
     const before = this.#feed.position?.seq
     const other = this.#storeId !== undefined && this.#storeId !== answer.storeId
     const state = other ? 'lost' : this.#feed.take(answer.feed, sent.from, this.#parts.clock.monotonicMs())
     const gone = sent.session !== undefined && sent.session === this.#member.current() && answer.member === 'none'
+    this.#parts.answeredBy(answer.server, state === 'lost' ? undefined : this.#feed.position)
     if (state === 'lost' || gone) {
       this.#startOver()
       return false
@@ -174,9 +174,9 @@ export class Follower {
   }
 
   #takeMembership(answer: AuthorityAnswer, sent: Sent, askedAt: Instant | undefined): void {
-    if (sent.session === undefined) this.#join()
-    else if (sent.session !== this.#member.current()) return
-    else if (answer.member === 'revoked') this.#join()
+    // An answer of before the present session says nothing about it.
+    if (sent.session !== this.#member.current()) return
+    if (sent.session === undefined || answer.member === 'revoked') this.#join()
     else if (askedAt !== undefined && !(this.#granted !== undefined && this.#granted.since.monotonicMs > askedAt.monotonicMs)) {
       this.#granted = { since: askedAt, forMs: answer.leaseMs }
     }
@@ -273,15 +273,16 @@ export class Follower {
     if (this.#watch !== undefined || mode !== 'recall' || session === undefined || this.#acknowledging) return
     this.#acknowledging = true
     const acknowledged = async (): Promise<void> => {
-      let seq = -1
+      let known: FeedPosition | undefined
       try {
         if (hearsRecalls()) await pause(RECALL_DUE_MS)
-        seq = this.#feed.position?.seq ?? 0
-        if (!this.#closed && this.#recalledTo < seq && session === this.#member.current()) await store.acknowledge(session, seq)
+        known = this.#feed.position
+        const due = known !== undefined && this.#recalledTo < known.seq && session === this.#member.current()
+        if (due && known !== undefined && !this.#closed) await store.acknowledge(session, { seq: known.seq, tag: known.tag })
       } finally {
         this.#acknowledging = false
       }
-      if ((this.#feed.position?.seq ?? 0) > seq) this.#acknowledgeSoon()
+      if ((this.#feed.position?.seq ?? 0) > (known?.seq ?? 0)) this.#acknowledgeSoon()
     }
     inBackground(acknowledged())
   }

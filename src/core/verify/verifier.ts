@@ -23,7 +23,7 @@ export interface VerifierParts {
   readonly mode: MemberMode
   readonly channels: readonly string[]
   readonly hearsRecalls: () => boolean
-  readonly answeredBy: (server: string | undefined) => void
+  readonly answeredBy: (server: string | undefined, position: FeedPosition | undefined) => void
   readonly listen: () => void
   /** Waits until nobody relies any more on what was before a change of these digests, which is committed. */
   readonly settled: (change: Contradiction, waitMs: number) => Promise<unknown>
@@ -186,8 +186,12 @@ export class Verifier {
     return (await this.#ask(digest)).answer
   }
 
-  /** What an answer of the store means for a digest. The first use of a secret that ends the one before it is not accepted before that has ended. */
-  async #judged(digest: string, read: Read, cacheTimeMs?: number): Promise<Told> {
+  /**
+   * What an answer of the store means for a digest. One that a change has overtaken is asked for once more. The first use of a secret that ends the one before it is not
+   * accepted before that has ended.
+   */
+  async #judged(digest: string, first: Read, cacheTimeMs?: number): Promise<Told> {
+    const read = this.#keeps(digest, first) ? first : await this.#read(digest)
     const found = foundIn(read, digest)
     if (!found?.generation.retiresEarlier || endedBecause(found.key, found.generation, read.answer.at) !== undefined) {
       return this.#judge(digest, read, cacheTimeMs)
@@ -196,12 +200,17 @@ export class Verifier {
     return this.#judge(digest, await this.#read(digest), cacheTimeMs)
   }
 
+  /** Whether what was read about a digest may be kept. */
+  #keeps(digest: string, { continuous, answer }: Read): boolean {
+    return continuous && this.follower.admits(digest, answer.feed.seq)
+  }
+
   #judge(digest: string, read: Read, cacheTimeMs?: number): Told {
     const { answer, askedAt } = read
     const found = foundIn(read, digest)
     const ended = found === undefined ? 'unknown' : endedBecause(found.key, found.generation, answer.at)
     this.#meet(digest, ended === undefined ? found?.key.id : undefined)
-    const keeps = read.continuous && this.follower.admits(digest, answer.feed.seq)
+    const keeps = this.#keeps(digest, read)
     if (found === undefined || ended !== undefined) {
       const reason = ended ?? 'unknown'
       if (keeps && (reason === 'rotated' || reason === 'revoked')) this.inBackground(this.#bury([digest], reason, answer.feed))

@@ -42,38 +42,48 @@ type Joined<Alias extends string, Table> = { readonly [column in keyof Table & s
  * would cost the process more than the answer does. The digests and the reader are its only parameters; what else it compares is written out.
  */
 export function readQuery(database: Database, hidden: RawBuilder<string>, server: RawBuilder<string | null>): ReadQuery<ReadRow> {
-  const { db, dialect } = database
   const compiled = new Map<number, CompiledQuery<ReadRow>>()
 
   return async (given, { session = '', after = NOWHERE } = {}) => {
-    const digests = given.length > 0 ? [...given] : ['']
-    const size = 2 ** Math.ceil(Math.log2(digests.length))
+    const digests = [...given]
+    const size = digests.length === 0 ? 0 : 2 ** Math.ceil(Math.log2(digests.length))
     while (digests.length < size) digests.push(digests[0] as string)
     const query = compiled.get(size) ?? compile(digests)
     compiled.set(size, query)
     // In the order in which the statement names them.
-    const parameters = [after, ...digests, session, after]
-    return (await db.executeQuery<ReadRow>({ ...query, parameters })).rows
+    const parameters = [after, session, after, ...digests]
+    return (await database.db.executeQuery<ReadRow>({ ...query, parameters })).rows
   }
 
   function compile(digests: readonly string[]): CompiledQuery<ReadRow> {
-    // All of them in each row would be the product of two long lists.
-    const changes = sql<string | null>`case when row_number() over () = 1 then ${changesAfter(database, NOWHERE)} end`
-    return db
-      .selectFrom('express_api_key_settings as s')
-      .innerJoin('express_api_key_feed as f', 'f.id', 's.id')
-      .leftJoin('express_api_key_generations as g', (join) => join.on('g.digest', 'in', digests))
-      .leftJoin('express_api_keys as k', 'k.id', 'g.key_id')
-      .leftJoin('express_api_key_instances as m', (join) => join.on('m.session', '=', ''))
-      .leftJoin('express_api_key_changes as a', (join) => join.on('a.seq', '=', NOWHERE))
-      .where('s.id', '=', sql.lit(1))
-      .select([changes.as('changes'), 'f.seq', 'f.tag', 'f.pruned_to', 'a.tag as tag_after', 'm.revoked as member_revoked'])
-      .select(['s.lease_ms', 's.store_id', 's.protocol', server.as('server')])
-      .select([dialect.readClock.as('at'), dialect.standby.as('standby'), dialect.outdated.as('outdated'), hidden.as('hidden')])
-      .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
-      .select(KEY.map((column) => `k.${column} as k_${column}` as const))
-      .compile()
+    const feed = feedQuery(database, server)
+    // Most reads ask for changes alone, and the database plans each anew: what they do not need would cost it more than what they do.
+    const query = digests.length === 0 ? feed.select(sql`''`.as('hidden')) : withKeys(feed, digests).select(hidden.as('hidden'))
+    return query.$castTo<ReadRow>().compile()
   }
+}
+
+function feedQuery(database: Database, server: RawBuilder<string | null>) {
+  const { db, dialect } = database
+  // All of them in each row would be the product of two long lists.
+  const changes = sql<string | null>`case when row_number() over () = 1 then ${changesAfter(database, NOWHERE)} end`
+  return db
+    .selectFrom('express_api_key_settings as s')
+    .innerJoin('express_api_key_feed as f', 'f.id', 's.id')
+    .leftJoin('express_api_key_instances as m', (join) => join.on('m.session', '=', ''))
+    .leftJoin('express_api_key_changes as a', (join) => join.on('a.seq', '=', NOWHERE))
+    .where('s.id', '=', sql.lit(1))
+    .select([changes.as('changes'), 'f.seq', 'f.tag', 'f.pruned_to', 'a.tag as tag_after', 'm.revoked as member_revoked'])
+    .select(['s.lease_ms', 's.store_id', 's.protocol', server.as('server')])
+    .select([dialect.readClock.as('at'), dialect.standby.as('standby'), dialect.outdated.as('outdated')])
+}
+
+function withKeys(query: ReturnType<typeof feedQuery>, digests: readonly string[]) {
+  return query
+    .leftJoin('express_api_key_generations as g', (join) => join.on('g.digest', 'in', digests))
+    .leftJoin('express_api_keys as k', 'k.id', 'g.key_id')
+    .select(GENERATION.map((column) => `g.${column} as g_${column}` as const))
+    .select(KEY.map((column) => `k.${column} as k_${column}` as const))
 }
 
 /** Makes the read of replay records, each with the generation that its change made. */
@@ -95,14 +105,15 @@ export function replaysQuery({ db, dialect }: Database, hidden: RawBuilder<strin
 }
 
 export function keyOf(row: ReadRow): KeyRow | undefined {
-  if (row.k_id === null) return undefined
+  // Undefined where none was asked for.
+  if ((row.k_id ?? null) === null) return undefined
   // The secret that was presented may be an earlier one.
   const madeAt = row.g_generation === row.k_generation ? row.g_created_at : null
   return keyRow(part<KeyTable, ReadRow>(row, KEY_PART), madeAt)
 }
 
 export function generationOf(row: ReadRow | ReplaysRow): GenerationRow | undefined {
-  return row.g_digest === null ? undefined : generationRow(part<GenerationTable, ReadRow | ReplaysRow>(row, GENERATION_PART))
+  return (row.g_digest ?? null) === null ? undefined : generationRow(part<GenerationTable, ReadRow | ReplaysRow>(row, GENERATION_PART))
 }
 
 export function replayOf(row: ReplaysRow): ReplayRow | undefined {

@@ -3,18 +3,14 @@ import { ApiKeyError } from '../../errors.js'
 import { monotonicMs } from '../../real-time.js'
 import type { Store } from '../store.js'
 import { sqliteDialect, sqliteErrors } from './dialects/sqlite.js'
+import { insideTransaction } from './driver-errors.js'
 import { kyselyStore } from './kysely-store.js'
+import type { SqliteHandle } from './sqlite-handle.js'
+import { committedPosition } from './sqlite-position.js'
 import { moment, type TimeoutOptions, timeouts } from './timeouts.js'
 
+export type { SqliteHandle } from './sqlite-handle.js'
 export type { TimeoutOptions } from './timeouts.js'
-
-/** What the store needs of a better-sqlite3 style handle. */
-export interface SqliteHandle {
-  // biome-ignore lint/suspicious/noExplicitAny: the drivers' own signatures differ
-  prepare(source: string): any
-  exec(source: string): unknown
-  close(): unknown
-}
 
 export type SqliteStoreOptions = TimeoutOptions
 
@@ -31,6 +27,7 @@ const BUSY_MS = 50
 export function sqliteStore(database: SqliteHandle, options: SqliteStoreOptions = {}): Store {
   refuseOtherThanHandle(database)
   const limits = timeouts(options)
+  const own: OwnTransaction = { isOpen: false }
   const dialect = new SqliteDialect({
     // Not before the first use, and again at the next one if it fails.
     database: async () => {
@@ -38,13 +35,36 @@ export function sqliteStore(database: SqliteHandle, options: SqliteStoreOptions 
       return {
         prepare(source: string) {
           refuseClosed(database)
-          return /^(begin|commit|rollback)/.test(source) ? executed(database, source) : database.prepare(source)
+          if (/^(begin|commit|rollback)/.test(source)) return executed(database, source, own)
+          if (!own.isOpen && isInTransaction(database)) throw insideTransaction()
+          return database.prepare(source)
         },
         close: () => {},
       }
     },
   })
-  return kyselyStore(new Kysely({ dialect }), sqliteDialect, limits)
+  const store = kyselyStore(new Kysely({ dialect }), sqliteDialect, limits)
+  const committed = committedPosition(database)
+  if (committed === undefined) return store
+  return {
+    ...store,
+    currentPosition: committed.currentPosition,
+    async close() {
+      committed.close()
+      await store.close()
+    },
+  }
+}
+
+/** Whether the store itself has a transaction open on the handle. */
+interface OwnTransaction {
+  isOpen: boolean
+}
+
+/** By the names that drivers have for it. What is read in a transaction of somebody else is as old as that, or not committed. */
+function isInTransaction(database: SqliteHandle): boolean {
+  const { inTransaction, isTransaction } = database as { inTransaction?: unknown; isTransaction?: unknown }
+  return inTransaction === true || isTransaction === true
 }
 
 function refuseOtherThanHandle(database: unknown): void {
@@ -90,9 +110,12 @@ function refuseClosed(database: SqliteHandle): void {
  * Runs what opens and ends a transaction without a prepared statement: in libsql 0.5 a prepared BEGIN that met SQLITE_BUSY counts as "in progress"
  * until it is collected, and no COMMIT goes through beside it.
  */
-function executed(database: SqliteHandle, source: string): { reader: boolean; run(): object; all(): unknown[] } {
+function executed(database: SqliteHandle, source: string, own: OwnTransaction): { reader: boolean; run(): object; all(): unknown[] } {
   const run = (): object => {
+    // SQLite may have rolled back by itself, and ROLLBACK fails then.
+    if (source.startsWith('rollback')) own.isOpen = false
     database.exec(source)
+    own.isOpen = source.startsWith('begin')
     return { changes: 0, lastInsertRowid: 0 }
   }
   return { reader: false, run, all: () => [run()] }

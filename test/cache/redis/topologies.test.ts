@@ -196,9 +196,9 @@ async function startTraffic(clients: readonly (Redis | Cluster)[]): Promise<Traf
       const store = postgresStore(pool)
       const reads: string[] = []
       const counted: Store = Object.assign(Object.create(store) as Store, {
-        read(digests: readonly string[]) {
-          reads.push(...digests)
-          return store.read(digests)
+        read(...asked: Parameters<Store['read']>) {
+          reads.push(...asked[0])
+          return store.read(...asked)
         },
       })
       const instance = await serve(counted, { leaseMs: LEASE_MS, cache: redisCache(client) })

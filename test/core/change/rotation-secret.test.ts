@@ -50,8 +50,8 @@ test('the hash that was compared is looked at again inside the transaction', asy
   const { key, secret, rotationSecret = '' } = await keys.create({ as: 'application', ownerId: 'o', name: 'n', rotationSecret: true })
   const { read } = store
   // A store whose reads outside are stale, or worse.
-  store.read = async (digests) => {
-    const answer = await read(digests)
+  store.read = async (...asked) => {
+    const answer = await read(...asked)
     const rotationSecretHash = await bcrypt.hash(rotationSecret, 10)
     return { ...answer, found: answer.found.map((one) => ({ ...one, generation: { ...one.generation, rotationSecretHash } })) }
   }

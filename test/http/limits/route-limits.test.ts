@@ -440,9 +440,9 @@ async function guarded(options: { failuresPerMinute?: number | false }): Promise
     ...inner,
     // What a rotation waits for: somebody else holds leases too.
     shared: true,
-    read: (digests) => {
+    read: (...args: Parameters<Store['read']>) => {
       asked++
-      return inner.read(digests)
+      return inner.read(...args)
     },
   }
   const other = createApiKeys({ store: { ...inner, shared: true }, serverSecret: SERVER_SECRET, leaseMs: 50 })

@@ -107,7 +107,7 @@ describe('an idle connection that is lost', () => {
     const heard = new Promise<ApiKeyError>((resolve) => store.onFault?.(resolve))
     const holder = await admin.connect()
     await holder.query('begin; lock table express_api_key_generations in access exclusive mode')
-    await expect(store.read([])).rejects.toMatchObject({ code: 'store_unavailable' })
+    await expect(store.read(['d'])).rejects.toMatchObject({ code: 'store_unavailable' })
     await holder.query(`select pg_terminate_backend(pid) from pg_stat_activity
       where datname = current_database() and wait_event_type = 'Lock'; rollback`)
     holder.release()
@@ -123,14 +123,14 @@ describe('what only a person can end', () => {
     const { admin, role, url } = await databaseWithRole('search_path = keys')
     await admin.query('create schema keys; set search_path = keys')
     await sqlStore(kysely(admin).withSchema('keys')).migrate()
-    await admin.query(`grant usage on schema keys to ${role}; grant select, insert, update on all tables in schema keys to ${role}`)
+    await admin.query(`grant usage on schema keys to ${role}; grant select, insert, update, delete on all tables in schema keys to ${role}`)
     const store = postgresStore(pool(url))
     const { keys, url: at } = await serve(store)
     const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
     expect(await verdict(at, secret)).toBe(200)
     await admin.query(`${statement} ${role}`)
 
-    await expect(store.read([])).rejects.toMatchObject({
+    await expect(store.read(['d'])).rejects.toMatchObject({
       code: 'store_misconfigured',
       message: expect.stringContaining(sentence),
       cause: { code: cause },
@@ -154,14 +154,15 @@ describe('what only a person can end', () => {
       code: 'store_misconfigured',
       message: expect.stringMatching(new RegExp(`^Row-level security hides rows of ${table} from this role; disable it`)),
     })
-    const TABLES = ['keys', 'key_generations', 'key_replays', 'key_events', 'key_settings', 'key_migrations'].map(
-      (name) => `express_api_${name}`,
-    )
+    const TABLES = [
+      ...['keys', 'key_generations', 'key_replays', 'key_events', 'key_settings', 'key_migrations'],
+      ...['key_feed', 'key_changes', 'key_instances'],
+    ].map((name) => `express_api_${name}`)
 
     const guarded = async (): Promise<{ admin: Pool; role: string; own: Pool }> => {
       const { admin, role, url } = await databaseWithRole()
       await postgresStore(admin).migrate()
-      await admin.query(`grant select, insert, update on all tables in schema public to ${role}`)
+      await admin.query(`grant select, insert, update, delete on all tables in schema public to ${role}`)
       return { admin, role, own: pool(url) }
     }
 
@@ -229,7 +230,7 @@ describe('what only a person can end', () => {
       await admin.query(`create schema "o'\\k"; grant usage on schema "o'\\k" to ${role}`)
       const made = (on: Pool): Store => sqlStore(kysely(on, [new Prefix('App1_')]).withSchema("o'\\k"))
       await made(admin).migrate()
-      await admin.query(`grant select, insert, update on all tables in schema "o'\\k" to ${role}`)
+      await admin.query(`grant select, insert, update, delete on all tables in schema "o'\\k" to ${role}`)
       await made(own).migrate()
       await admin.query(`alter table "o'\\k"."App1_express_api_keys" enable row level security`)
       await expect(made(own).read(['d'])).rejects.toMatchObject(sentence('App1_express_api_keys'))
@@ -376,10 +377,13 @@ describe('plugins of the application', () => {
       `select schemaname || '.' || indexname as name from pg_indexes where schemaname not like 'pg\\_%' order by name`,
     )
     expect(rows.map(({ name }) => name)).toEqual([
+      'auth.app_express_api_key_changes_pkey',
       'auth.app_express_api_key_events_by_key',
       'auth.app_express_api_key_events_pkey',
+      'auth.app_express_api_key_feed_pkey',
       'auth.app_express_api_key_generations_key_id_generation_key',
       'auth.app_express_api_key_generations_pkey',
+      'auth.app_express_api_key_instances_pkey',
       'auth.app_express_api_key_migrations_pkey',
       'auth.app_express_api_key_replays_by_expiry',
       'auth.app_express_api_key_replays_by_key',
@@ -462,7 +466,7 @@ describe('roles as people make them', () => {
       cause: { code: '42501' },
     })
     await postgresStore(admin).migrate()
-    await admin.query(`grant select, insert, update on all tables in schema public to ${role}`)
+    await admin.query(`grant select, insert, update, delete on all tables in schema public to ${role}`)
     const before = (await admin.query('select max(oid) as oid from pg_class')).rows
     await store.migrate()
     expect((await admin.query('select max(oid) as oid from pg_class')).rows).toEqual(before)
@@ -487,7 +491,8 @@ describe('roles as people make them', () => {
     await admin.query(`delete from keys.express_api_key_migrations where version >= 3;
       alter table keys.express_api_key_replays add column replays integer not null default 0, add column refusals integer not null default 0,
         drop column window_ms, drop column grace_ms;
-      alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version;
+      alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version, drop column protocol;
+      drop table keys.express_api_key_feed, keys.express_api_key_changes, keys.express_api_key_instances;
       alter table keys.express_api_keys drop column secret_created_at`)
     await worksWith(postgresStore(pool(url)))
     const { rows } = await admin.query("select schemaname from pg_tables where tablename like 'express%' group by 1")

@@ -148,7 +148,7 @@ test('P3: PostgreSQL reads the clock before it looks, or a lease would outlive w
   await store.migrate()
   const holder = await pool.connect()
   await holder.query('begin; lock table express_api_key_generations in access exclusive mode')
-  const read = store.read([])
+  const read = store.read(['d'])
   await aSessionWaits(pool)
   const { rows } = await pool.query<{ at: number }>('select extract(epoch from clock_timestamp())::float8 * 1000 as at')
   // Long enough to tell the two apart, at a clock that is read in whole milliseconds.

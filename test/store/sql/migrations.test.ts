@@ -12,7 +12,9 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     ]
     const { key, secret } = await keys.rotate({ as: 'application', id: rotated.key.id })
     // As the release before left them.
-    await query('delete from express_api_key_migrations where version = 4')
+    await query('delete from express_api_key_migrations where version >= 4')
+    for (const table of ['feed', 'changes', 'instances']) await query(`drop table express_api_key_${table}`)
+    await query('alter table express_api_key_settings drop column protocol')
     await query('alter table express_api_keys drop column secret_created_at')
     await keys.migrate()
     expect(await keys.get(fresh.key.id)).toEqual(fresh.key)

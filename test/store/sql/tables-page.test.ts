@@ -42,7 +42,8 @@ const CATALOGS: { readonly [name: string]: Catalog } = {
       const listed = await query<Row>(`select m.name || ': ' || (select group_concat(name, ', ') from pragma_index_info(l.name)) as text
         from sqlite_master m, pragma_index_list(m.name) l where m.type = 'table'`)
       // A number as primary key is the number of the row, and has no index.
-      return texts([...listed, { text: 'express_api_key_settings: id' }, { text: 'express_api_key_migrations: version' }])
+      const numbered = ['settings: id', 'feed: id', 'migrations: version'].map((text) => ({ text: `express_api_key_${text}` }))
+      return texts([...listed, ...numbered])
     },
   },
 }

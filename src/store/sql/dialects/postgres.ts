@@ -240,7 +240,7 @@ async function currentSchema(on: Kysely<Tables>): Promise<string> {
 
 const CHARACTER: Verdict = ['invalid_request', 'The request holds a character that the database cannot store.']
 const RIGHTS = misconfigured(
-  "The store's role lacks a right; grant it USAGE on the schema, and SELECT, INSERT and UPDATE on the express_api_key… tables.",
+  "The store's role lacks a right; grant it USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on the express_api_key… tables.",
 )
 const LOGIN = misconfigured('The database does not let the role in; check the user, the password and pg_hba.conf.')
 const DATABASE = misconfigured('The database does not exist; check the name in the connection string.')

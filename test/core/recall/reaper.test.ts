@@ -1,0 +1,58 @@
+import { longSilent, reaper } from '../../../src/core/recall/reaper.js'
+import type { MemberRow } from '../../../src/store/store.js'
+
+const LEASE_AND_MARGIN = 1_050
+const HOUR = 3_600_000
+
+test('a member is over once it has been known to be revoked for a lease and a margin, and not a moment before', () => {
+  const known = reaper()
+  known.saw({ server: 'one', members: [member('gone', { revoked: true })] }, 5_000)
+  expect(known.isOver('gone', LEASE_AND_MARGIN, 5_000 + LEASE_AND_MARGIN - 1)).toBe(false)
+  expect(known.isOver('gone', LEASE_AND_MARGIN, 5_000 + LEASE_AND_MARGIN)).toBe(true)
+})
+
+test('seeing once more that a member is revoked does not begin the count again', () => {
+  const known = reaper()
+  for (const at of [0, 500, 1_000]) known.saw({ server: 'one', members: [member('gone', { revoked: true })] }, at)
+  expect(known.isOver('gone', LEASE_AND_MARGIN, LEASE_AND_MARGIN)).toBe(true)
+})
+
+test('a member that is not revoked, or was never seen, is not over, however long ago that was', () => {
+  const known = reaper()
+  known.saw({ server: 'one', members: [member('there')] }, 0)
+  expect([known.isOver('there', LEASE_AND_MARGIN, HOUR), known.isOver('stranger', LEASE_AND_MARGIN, HOUR)]).toEqual([false, false])
+})
+
+test('a member that was seen without its revocation in between is counted from the next one', () => {
+  const known = reaper()
+  known.saw({ server: 'one', members: [member('back', { revoked: true })] }, 0)
+  known.saw({ server: 'one', members: [member('back')] }, 500)
+  known.saw({ server: 'one', members: [member('back', { revoked: true })] }, 1_000)
+  expect(known.isOver('back', LEASE_AND_MARGIN, 2_000)).toBe(false)
+  expect(known.isOver('back', LEASE_AND_MARGIN, 2_050)).toBe(true)
+})
+
+test('P3: under another server the count begins again, since a revocation that was lost with the one before may have been made up for by a lease', () => {
+  const known = reaper()
+  known.saw({ server: 'one', members: [member('back', { revoked: true })] }, 0)
+  known.saw({ server: 'two', members: [member('back', { revoked: true })] }, 1_000)
+  expect(known.isOver('back', LEASE_AND_MARGIN, 2_000)).toBe(false)
+  expect(known.isOver('back', LEASE_AND_MARGIN, 2_050)).toBe(true)
+})
+
+test('a member whose row is gone is forgotten', () => {
+  const known = reaper()
+  known.saw({ server: 'one', members: [member('gone', { revoked: true })] }, 0)
+  known.saw({ server: 'one', members: [] }, 1)
+  expect(known.isOver('gone', LEASE_AND_MARGIN, HOUR)).toBe(false)
+})
+
+test('a member that only reads counts as silent for long after an hour, by the clock of the store; one that answers recalls never does', () => {
+  const members = [member('reads', { mode: 'feed' }), member('answers')]
+  expect(longSilent(members, HOUR)).toEqual([])
+  expect(longSilent(members, HOUR + 1).map(({ session }) => session)).toEqual(['reads'])
+})
+
+function member(session: string, more: Partial<MemberRow> = {}): MemberRow {
+  return { session, mode: 'recall', channels: ['fake'], revoked: false, acked: 0, joinedAt: 0, ...more }
+}
