@@ -123,7 +123,7 @@ function engineOf(settings: Settings): Engine {
       await uses.close()
       // Only now does nobody wait for this instance any more: it answered recalls to the end.
       await verifier.follower.leave().catch(report)
-      await recalls.close()
+      recalls.close()
       endFaults?.()
       await cache?.close()
       await store.close()

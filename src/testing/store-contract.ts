@@ -1,5 +1,5 @@
 import type { Store } from '../store/store.js'
-import { feeds, memberships } from './store-contract/feed.js'
+import { feeds, followers, memberships } from './store-contract/feed.js'
 import { listings, reads } from './store-contract/reads.js'
 import { replays, seals } from './store-contract/replays.js'
 import type { Check } from './store-contract/samples.js'
@@ -48,6 +48,7 @@ export function storeContract(
       replays,
       seals,
       feeds,
+      followers,
       memberships,
     ])
       declare(check)

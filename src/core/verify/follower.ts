@@ -254,6 +254,8 @@ export class Follower {
 
   /** Polls until all changes up to `seq` are handled; resolves with whether they are. Never rejects. */
   async catchUp(seq: number): Promise<boolean> {
+    // Who accepts nothing any more relies on nothing.
+    if (this.#closed) return true
     const reached = (): boolean => (this.#feed.position?.seq ?? -1) >= seq
     // One that is on its way may have been sent too early, and so may have one that began meanwhile.
     for (let tries = 0; tries < 3 && !reached(); tries++) {

@@ -17,6 +17,16 @@ test('seeing once more that a member is revoked does not begin the count again',
   expect(known.isOver('gone', LEASE_AND_MARGIN, LEASE_AND_MARGIN)).toBe(true)
 })
 
+test('who was just marked is known to be revoked from then on, and one that was known before since then', () => {
+  const known = reaper()
+  const row = member('before', { revoked: true })
+  known.saw({ server: 'one', members: [row] }, 0)
+  known.revoked(['now', 'before'], 500)
+  known.saw({ server: 'one', members: [row, member('now', { revoked: true })] }, 600)
+  expect(['now', 'before'].map((session) => known.isOver(session, LEASE_AND_MARGIN, LEASE_AND_MARGIN))).toEqual([false, true])
+  expect(known.isOver('now', LEASE_AND_MARGIN, 500 + LEASE_AND_MARGIN)).toBe(true)
+})
+
 test('a member that is not revoked, or was never seen, is not over, however long ago that was', () => {
   const known = reaper()
   known.saw({ server: 'one', members: [member('there')] }, 0)
