@@ -61,4 +61,4 @@ export function traps(): Traps {
   }
 }
 
-const AT_ONCE: ReadonlySet<string> = new Set(['channel', 'counters', 'isOpen', 'onFault', 'currentSeq'])
+const AT_ONCE: ReadonlySet<string> = new Set(['channel', 'counters', 'isOpen', 'onFault', 'currentPosition'])
