@@ -131,7 +131,6 @@ export class Recalls {
     const asked = await this.#recall({ change, reached, others, answers, longestMs, deadline, looking: false })
     const until = answers.isComplete ? Math.min(deadline, this.#earliest(reached, longestMs)) : deadline
     if (until > clock.monotonicMs()) await clock.sleep(until - clock.monotonicMs())
-    if (!answers.isComplete) await nextTurn()
     // Who was not asked is under no suspicion.
     if (asked) this.#revoke(others.filter(({ session, mode }) => answers.isSilent(session) && mode === 'recall'))
     const { silent } = answers
@@ -193,6 +192,8 @@ export class Recalls {
     const nonce = randomBytes(16).toString('base64url')
     this.#waiting.set(nonce, round)
     await this.#ask(round, { type: 'recall', storeId, nonce, inbox: this.#inbox, position: { seq, tag }, digests })
+    // What came while this process was busy is heard first.
+    if (!answers.isComplete) await nextTurn()
     this.#waiting.delete(nonce)
     return this.#parts.enabled && !this.#closed
   }

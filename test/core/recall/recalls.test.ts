@@ -193,6 +193,12 @@ describe('messages', () => {
     expect(others[0]?.accepts()).toBe(false)
   })
 
+  test('name what a change ended and what it altered', async () => {
+    const { rotator } = await cluster(1)
+    await rotator.settle({ retired: { digests: ['ended'], reason: 'revoked' }, changed: ['altered'] }).ended
+    expect(recalls()[0]?.digests).toEqual(['ended', 'altered'])
+  })
+
   test('P3: who is asked for everything answers only once it has read the feed up to the position, and so does the one who asks', async () => {
     const { rotator, others } = await cluster(1)
     world.data.retire([DIGEST])
@@ -241,6 +247,22 @@ describe('the store', () => {
     await other.verifier.follower.poll()
     await other.verifier.idle()
     expect([acknowledge.mock.calls, other.verifier.follower.hasSeen(world.data.position)]).toEqual([[], true])
+  })
+
+  test.each([
+    ['where a recall came after the change was read', 0, [DIGEST]],
+    ['where one recall came and another was lost', 1, ['another digest']],
+  ])('is written to by need alone: %s, %i times', async (_what, writings, heard) => {
+    const acknowledge = jest.fn()
+    const { rotator } = await cluster(0)
+    const other = await world.member({ store: { acknowledge } })
+    world.data.retire([DIGEST])
+    world.data.retire(heard)
+    await other.verifier.follower.poll()
+    rotator.settle({ changed: heard })
+    await turns()
+    await other.verifier.idle()
+    expect(acknowledge.mock.calls).toEqual(Array(writings).fill([other.sessions[0], world.data.position]))
   })
 
   test('P3: what a member has said there about earlier changes counts for nothing', async () => {
@@ -433,7 +455,10 @@ describe('members', () => {
     expect(revoked()).toEqual(['can be reached', 'listens elsewhere', 'listens nowhere'])
   })
 
-  test('are not suspected for an answer that came while this process was busy', async () => {
+  test.each([
+    ['before it suspects anybody', 300],
+    ['until the lease was over', FULL],
+  ])('are not suspected for an answer that came while this process was busy, %s', async (_what, busyMs) => {
     const { rotator } = await cluster(1)
     const kept: { address: string; message: string }[] = []
     world.hub.fault = (message, address) => {
@@ -445,7 +470,7 @@ describe('members', () => {
     world.hub.fault = (message) => [message]
     // The answer is there, and is heard in the turn after the one in which the time is up.
     for (const { address, message } of kept) world.hub.deliver(address, message)
-    world.clock.advance(300)
+    world.clock.advance(busyMs)
     await turns()
     expect([settling.done, world.data.revocations]).toEqual([true, []])
   })
@@ -497,6 +522,15 @@ describe('members', () => {
     await turns()
     expect([second.done, world.data.removed]).toEqual([true, ['gone']])
     expect(rotator.told[1]).toMatchObject({ members: 1, answered: 1, silent: [], early: true })
+  })
+
+  test('that are gone are removed without another change', async () => {
+    world.data.leaseMs = 100
+    const { rotator } = await cluster(0)
+    world.data.ghost('gone')
+    await finish(rotator.retire())
+    for (let tries = 0; world.data.removed.length === 0 && tries < 5_000; tries++) await new Promise((resolve) => setTimeout(resolve, 1))
+    expect(world.data.removed).toEqual(['gone'])
   })
 
   test('P3: that are revoked are waited for until this process has known that for a lease and a margin', async () => {
