@@ -499,6 +499,19 @@ describe('members', () => {
     expect(world.data.revocations).toEqual([['silent']])
   })
 
+  test('are not suspected before a recall was sent to which an answer could be heard', async () => {
+    const { rotator } = await cluster(0)
+    world.data.ghost('silent')
+    world.hub.isOpen = false
+    rotator.retire()
+    await world.pass(60)
+    world.hub.isOpen = true
+    await world.pass(230)
+    expect(world.data.revocations).toEqual([])
+    await world.pass(10)
+    expect(world.data.revocations).toEqual([['silent']])
+  })
+
   test('are not suspected while the channel is down', async () => {
     const { rotator } = await cluster(0)
     world.data.ghost('silent')
@@ -833,6 +846,29 @@ describe('a channel', () => {
     const settling = rotator.retire()
     await turns()
     expect([settling.done, world.hub.sent.length, second.sent.length]).toEqual([true, 0, 2])
+  })
+
+  test('that begins to listen only after the end is told to stop', async () => {
+    let begin = (_end: () => void): void => {}
+    const listen: Channel['listen'] = () => new Promise((resolve) => (begin = resolve))
+    const one = await world.member({ channels: [{ ...world.hub.channel(), listen }] })
+    one.recalls.close()
+    const end = jest.fn()
+    begin(end)
+    await turns()
+    expect(end).toHaveBeenCalledTimes(1)
+  })
+
+  test('that cannot be told to stop is not answered on after the end', async () => {
+    const { listen, ...channel } = world.hub.channel()
+    const deaf: Channel['listen'] = async (addresses, listener) => void (await listen(addresses, listener))
+    const other = await world.member({ channels: [{ ...channel, listen: deaf }] })
+    const { rotator } = await cluster(0)
+    await rotator.retire(['a']).ended
+    other.recalls.close()
+    rotator.retire(['b'])
+    await turns()
+    expect(world.hub.sent.filter(({ address }) => !address.startsWith('recall:'))).toHaveLength(1)
   })
 
   test('is listened on by nobody any more after the end', async () => {
