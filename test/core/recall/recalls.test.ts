@@ -480,8 +480,12 @@ describe('members', () => {
     const { rotator } = await cluster(0)
     world.data.ghost('silent')
     world.data.retire([DIGEST])
+    // Open in time for what is sent after 50 ms.
+    world.hub.isOpen = false
     rotator.settle({ changed: [DIGEST] }, 200)
-    await world.pass(90)
+    await world.pass(20)
+    world.hub.isOpen = true
+    await world.pass(170)
     expect(world.data.revocations).toEqual([])
     await world.pass(10)
     expect(world.data.revocations).toEqual([['silent']])
@@ -512,12 +516,14 @@ describe('members', () => {
     expect(world.data.revocations).toEqual([['silent']])
   })
 
-  test('are not suspected while the channel is down', async () => {
+  test.each([0, 60])('are not suspected where the channel is down %i ms after the commit', async (afterMs) => {
     const { rotator } = await cluster(0)
     world.data.ghost('silent')
-    world.hub.isOpen = false
+    world.hub.isOpen = afterMs > 0
     rotator.retire()
-    await world.pass(FULL - 10)
+    await world.pass(afterMs)
+    world.hub.isOpen = false
+    await world.pass(FULL - 10 - afterMs)
     expect(world.data.revocations).toEqual([])
   })
 
@@ -541,7 +547,11 @@ describe('members', () => {
     world.data.leaseMs = 100
     const { rotator } = await cluster(0)
     world.data.ghost('gone')
-    await finish(rotator.retire())
+    world.data.retire([DIGEST])
+    const settling = rotator.settle({ changed: [DIGEST] }, 100)
+    await world.pass(150)
+    expect([settling.done, revoked(), world.data.removed]).toEqual([true, ['gone'], []])
+    world.clock.advance(150)
     for (let tries = 0; world.data.removed.length === 0 && tries < 5_000; tries++) await new Promise((resolve) => setTimeout(resolve, 1))
     expect(world.data.removed).toEqual(['gone'])
   })
