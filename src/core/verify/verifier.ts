@@ -85,7 +85,10 @@ export class Verifier {
     this.follower = new Follower({
       ...parts,
       drop: (digest) => this.#facts.drop(digest),
-      dropAll: () => this.#facts.clear(),
+      dropAll: () => {
+        this.#facts.clear()
+        this.#firstUses.startOver()
+      },
       due: () => this.#facts.due(),
       refresh: (digests, read) => {
         for (const digest of digests) this.#judge(digest, read)
