@@ -119,11 +119,15 @@ function emptyLine({ build, store }, count) {
  * @param {Line} line
  */
 async function timed({ keys, secrets }, line) {
-  const until = performance.now() + TURN_MS
+  /** @type {number | undefined} */
+  let until
   const took = []
-  await Promise.all(secrets.slice(0, line.count).map((secret) => keys.verify(secret)))
+  let missed = 1
   do {
-    let missed = 0
+    // At first, and after a pause of this process that outlived what it knew.
+    if (missed > 0) await Promise.all(secrets.slice(0, line.count).map((secret) => keys.verify(secret)))
+    missed = 0
+    until ??= performance.now() + TURN_MS
     const since = process.hrtime.bigint()
     for (let i = 0; i < BLOCK; i++) {
       if (keys.peek(secrets[line.next] ?? '') === undefined) missed++

@@ -115,6 +115,7 @@ function engineOf(settings: Settings): Engine {
     clock,
     reportStoreFault,
     eraseSeals: () => store.eraseSeals().catch(report),
+    pruneFeed: () => store.pruneFeed().catch(report),
     begin: () => verifier.close(),
     async end() {
       await runner.idle()
@@ -122,7 +123,7 @@ function engineOf(settings: Settings): Engine {
       await uses.close()
       // Only now does nobody wait for this instance any more: it answered recalls to the end.
       await verifier.follower.leave().catch(report)
-      await recalls.close()
+      recalls.close()
       endFaults?.()
       await cache?.close()
       await store.close()
@@ -169,7 +170,7 @@ function readPath({ settings, store, cache, tell, report }: ReadPathParts): { re
     mode: recall ? 'recall' : 'feed',
     channels: channels.slice(0, 1).map(({ name }) => name),
     hearsRecalls: () => recalls.isHeard(),
-    answeredBy: (server) => recalls.answeredBy(server),
+    answeredBy: (server, position) => recalls.answeredBy(server, position),
     listen: () => recalls.listen(),
     settled: (change, waitMs) => recalls.settled({ change, committedAt: clock.monotonicMs(), waitMs }),
   })

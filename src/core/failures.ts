@@ -37,7 +37,7 @@ function guard<T extends object>(part: T): T {
       const value: unknown = Reflect.get(target, name, target)
       if (typeof value !== 'function') return value
       if (name === 'onFault' || name === 'channel') return value.bind(target)
-      if (name === 'currentSeq') return () => silently(() => Reflect.apply(value, target, []))
+      if (name === 'currentPosition') return () => silently(() => Reflect.apply(value, target, []))
       const known = methods.get(name)
       // Read each time: a method may have been replaced since.
       if (known !== undefined && known.value === value) return known.method

@@ -1,22 +1,18 @@
 import type { Cache, Counters, Hit } from '../cache/cache.js'
-import { inTime } from '../in-time.js'
-import { monotonicMs } from '../real-time.js'
-import { onceIn } from './once-in.js'
+import { guardedChannel } from './guarded-channel.js'
+import { type Attempt, reportingAttempt } from './reporting-attempt.js'
 
 /** A cache that takes this much longer than its own limit gives no answer. */
 const ANSWER_MS = 1_000
-/** Trouble is reported once in this time for each method: a cache that is away fails at every request. */
-const REPORT_MS = 60_000
-const MAX_METHODS = 10
 
 type Limit = { readonly max: number; readonly windowMs: number }
-type Attempt = <T>(method: string, work: () => Promise<T>, makesSense?: (answer: T) => boolean) => Promise<T>
 
 /**
  * The same cache, where trouble reads as "no answer": a cache of the application's own may throw, hang or answer nonsense.
  */
 export function guardedCache(cache: Cache, report: (error: unknown) => void): Cache {
-  const attempt = reportingAttempt(ANSWER_MS + (cache.timeoutMs ?? 0), report)
+  const { timeoutMs = 0 } = cache
+  const attempt = reportingAttempt('cache', ANSWER_MS + timeoutMs, report)
   const or = <T>(fallback: T, answer: Promise<T>): Promise<T> => answer.catch(() => fallback)
   return {
     get: (digest) =>
@@ -40,6 +36,9 @@ export function guardedCache(cache: Cache, report: (error: unknown) => void): Ca
         attempt('forget', () => cache.forget(digest)),
       ),
     ...(typeof cache.counters === 'function' ? { counters: (limit: Limit) => guardedCounters(cache, limit, attempt) } : {}),
+    ...(typeof cache.channel === 'function'
+      ? { channel: () => guardedChannel(() => (cache as Required<Cache>).channel(), timeoutMs, report) }
+      : {}),
     close: () =>
       or(
         undefined,
@@ -64,25 +63,6 @@ function guardedCounters(cache: Cache, limit: Limit, attempt: Attempt): Counters
       ).catch(() => undefined),
     takeBack: (name, at) => attempt('takeBack', () => counters().takeBack(name, at)).catch(() => undefined),
   }
-}
-
-function reportingAttempt(limitMs: number, report: (error: unknown) => void): Attempt {
-  const isDue = onceIn(REPORT_MS, MAX_METHODS, monotonicMs)
-  return async (method, work, makesSense = () => true) => {
-    try {
-      return await sensible(work, limitMs, makesSense)
-    } catch (error) {
-      if (isDue(method)) report(error)
-      throw error
-    }
-  }
-}
-
-/** What the cache answers; rejects where it throws, hangs, or answers what makes no sense. */
-async function sensible<T>(work: () => Promise<T>, limitMs: number, makesSense: (answer: T) => boolean): Promise<T> {
-  const answer = await inTime(limitMs, work(), () => new Error(`The cache gave no answer within ${limitMs} ms.`))
-  if (!makesSense(answer)) throw new Error('The cache gave an answer that makes no sense.')
-  return answer
 }
 
 function isReading(answer: unknown): boolean {

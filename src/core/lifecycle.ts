@@ -2,8 +2,9 @@ import { ApiKeyError } from '../errors.js'
 import type { Clock } from './clock.js'
 import { failureOf } from './failures.js'
 
-/** How often seals that are no longer wanted are erased, while there is traffic. */
+/** How often seals that are no longer wanted are erased, and old changes pruned, while there is traffic. */
 const ERASE_MS = 3_000
+const PRUNE_MS = 60_000
 
 export interface Lifecycle {
   /** Runs one command, so that `close()` can wait for it. Rejects with `store_unavailable` once `close()` was called. */
@@ -16,14 +17,17 @@ export function lifecycle(parts: {
   readonly clock: Clock
   /** Erases the seals that can no longer be asked for. Never rejects. */
   readonly eraseSeals: () => Promise<void>
+  /** Forgets old changes of the feed. Never rejects. */
+  readonly pruneFeed: () => Promise<void>
   readonly reportStoreFault: (error: ApiKeyError) => void
   /** Stops accepting, before what is under way is waited for. */
   readonly begin: () => void
   readonly end: () => Promise<void>
 }): Lifecycle {
-  const { clock, eraseSeals, reportStoreFault, begin, end } = parts
+  const { clock, eraseSeals, pruneFeed, reportStoreFault, begin, end } = parts
   const underWay = new Set<Promise<unknown>>()
   let erasedAt = Number.NEGATIVE_INFINITY
+  let prunedAt = clock.monotonicMs()
   let closing: Promise<void> | undefined
 
   return {
@@ -59,7 +63,14 @@ export function lifecycle(parts: {
     const now = clock.monotonicMs()
     if (closing !== undefined || now - erasedAt < ERASE_MS) return
     erasedAt = now
-    const erasing = eraseSeals().finally(() => underWay.delete(erasing))
-    underWay.add(erasing)
+    track(eraseSeals())
+    if (now - prunedAt < PRUNE_MS) return
+    prunedAt = now
+    track(pruneFeed())
+  }
+
+  function track(work: Promise<void>): void {
+    const tracked = work.finally(() => underWay.delete(tracked))
+    underWay.add(tracked)
   }
 }

@@ -1,13 +1,15 @@
 import { dense, digestsOf, KEPT, MOST_CHANGES, newTag } from './feed.js'
-import type { AuthorityAnswer, FeedChange, FeedReader, MemberRow, Membership, Store } from './store.js'
+import type { AuthorityAnswer, FeedChange, FeedPosition, FeedReader, MemberRow, Membership, Store } from './store.js'
 
 /** The feed and the members of a store in memory. Every call does its work before it returns. */
 export interface MemoryFeed {
-  readonly store: Pick<Store, 'join' | 'leave' | 'acknowledge' | 'revokeMembers' | 'removeMembers' | 'pruneFeed'> & { currentSeq(): number }
+  readonly store: Pick<Store, 'join' | 'leave' | 'acknowledge' | 'revokeMembers' | 'removeMembers' | 'pruneFeed'> & {
+    currentPosition(): FeedPosition
+  }
   /** Adds one change with these digests; none where there are none. */
   append(digests: Iterable<string>): void
   answer(reader: FeedReader): Pick<AuthorityAnswer, 'feed' | 'member'>
-  membership(): Pick<Membership, 'seq' | 'tag' | 'members'>
+  membership(after: number | undefined): Pick<Membership, 'seq' | 'tag' | 'tagAfter' | 'members'>
 }
 
 interface Change extends FeedChange {
@@ -42,10 +44,14 @@ export function memoryFeed(now: () => number): MemoryFeed {
       }
     },
 
-    membership: () => ({ ...placeOf(newest()), members: [...members.values()].map((row) => ({ ...row, channels: [...row.channels] })) }),
+    membership: (after) => ({
+      ...placeOf(newest()),
+      tagAfter: after === undefined ? undefined : changes[indexOf(after)]?.tag,
+      members: [...members.values()].map((row) => ({ ...row, channels: [...row.channels] })),
+    }),
 
     store: {
-      currentSeq: () => newest().seq,
+      currentPosition: () => placeOf(newest()),
 
       async join({ session, mode, channels }) {
         if (members.has(session)) return
@@ -56,9 +62,9 @@ export function memoryFeed(now: () => number): MemoryFeed {
         members.delete(session)
       },
 
-      async acknowledge(session, seq) {
+      async acknowledge(session, { seq, tag }) {
         const row = members.get(session)
-        if (row !== undefined && row.acked < seq) members.set(session, { ...row, acked: seq })
+        if (row !== undefined && row.acked < seq && changes[indexOf(seq)]?.tag === tag) members.set(session, { ...row, acked: seq })
       },
 
       async revokeMembers(sessions) {
@@ -83,6 +89,6 @@ export function memoryFeed(now: () => number): MemoryFeed {
   }
 }
 
-function placeOf({ seq, tag }: Change): { seq: number; tag: string } {
+function placeOf({ seq, tag }: Change): FeedPosition {
   return { seq, tag }
 }

@@ -97,10 +97,10 @@ function reads(data: Data): Pick<Store, 'read' | 'members' | 'replays' | 'key' |
       return { at, storeId, server: SERVER, leaseMs, ...data.feed.answer(reader), found }
     },
 
-    async members() {
+    async members(after) {
       const { storeId, leaseMs, earlier } = data
       const lowered = earlier.leaseMs > leaseMs
-      return { at: data.now(), storeId, server: SERVER, waitMs: longestLease(data), lowered, ...data.feed.membership() }
+      return { at: data.now(), storeId, server: SERVER, waitMs: longestLease(data), lowered, ...data.feed.membership(after) }
     },
 
     async replays(ids) {

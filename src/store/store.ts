@@ -191,6 +191,8 @@ export interface Membership extends FeedPosition {
   /** The longest lease that may be held, and whether that is one from before a lowering. */
   readonly waitMs: number
   readonly lowered: boolean
+  /** The tag of the change that was asked for; undefined where there is no such row (any more), or none was asked for. */
+  readonly tagAfter: string | undefined
   /** All of them, the revoked ones too. */
   readonly members: readonly MemberRow[]
 }
@@ -252,10 +254,10 @@ export interface Store {
   read(digests: readonly string[], reader?: FeedReader): Promise<AuthorityAnswer>
 
   /**
-   * The number of the last committed change, without I/O that can wait, for a store that every process can look into at once. Where a store has this, it is asked
+   * The position of the last committed change, without I/O that can wait, for a store that every process can look into at once. Where a store has this, it is asked
    * before each request is accepted, and nobody needs a lease. Undefined where it cannot be told right now.
    */
-  currentSeq?(): number | undefined
+  currentPosition?(): FeedPosition | undefined
 
   /** Adds a member, as durably as a change. Joining again with the same session changes nothing. */
   join(member: Member): Promise<void>
@@ -263,11 +265,11 @@ export interface Store {
   /** Removes a member that holds no lease any more and will ask for none. */
   leave(session: string): Promise<void>
 
-  /** Whom a change that is committed by now may have to wait for. One statement outside of any transaction, from the primary. */
-  members(): Promise<Membership>
+  /** Whom a change that is committed by now may have to wait for. One statement outside of any transaction, from the primary. `after` asks for `tagAfter`. */
+  members(after?: number): Promise<Membership>
 
-  /** Notes that a member knows of all changes up to `seq`; never lowers what was noted. */
-  acknowledge(session: string, seq: number): Promise<void>
+  /** Notes that a member knows of all changes up to this one, if the feed has it; never lowers what was noted. */
+  acknowledge(session: string, position: FeedPosition): Promise<void>
 
   /** Has these members be granted no lease any more, as durably as a change. */
   revokeMembers(sessions: readonly string[]): Promise<void>

@@ -1,5 +1,5 @@
 import type { Store } from '../store/store.js'
-import { feeds, followers, memberships } from './store-contract/feed.js'
+import { feeds, followers, memberships, moments } from './store-contract/feed.js'
 import { listings, reads } from './store-contract/reads.js'
 import { replays, seals } from './store-contract/replays.js'
 import type { Check } from './store-contract/samples.js'
@@ -50,6 +50,7 @@ export function storeContract(
       feeds,
       followers,
       memberships,
+      moments,
     ])
       declare(check)
   })

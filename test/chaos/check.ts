@@ -422,7 +422,7 @@ function livesOf(
           deaths.push(...request.oks.map((by) => ({ at: by.end, by })))
         } else if (request.retire === 'on-first-use') {
           // Who never had an answer cannot use what was in it.
-          const firstUses = ok?.made === undefined ? [] : (uses.get(ok.made) ?? [])
+          const firstUses = request.attempts.flatMap(({ made }) => (made === undefined ? [] : (uses.get(made) ?? [])))
           threats.push(...firstUses.map(({ start }) => start))
           deaths.push(...firstUses.filter(isNoted).map((by) => ({ at: by.end, by })))
         } else {

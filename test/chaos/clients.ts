@@ -1,6 +1,18 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
-import { type Create, type Ending, type Op, type Read, type Retire, type Revoke, ROUNDING_MS, type Rotate, type Took } from './check.js'
+import {
+  type Create,
+  type Ending,
+  LONGEST_LEASE_MS,
+  marginMs,
+  type Op,
+  type Read,
+  type Retire,
+  type Revoke,
+  ROUNDING_MS,
+  type Rotate,
+  type Took,
+} from './check.js'
 import type { Random } from './random.js'
 import { type Answer, type Ports, type Question, requests, type Way, ways } from './requests.js'
 
@@ -11,6 +23,9 @@ export interface ClientKey {
   secret: string
   /** Those it held before, the last one first. */
   readonly dead: string[]
+  /** All that it ever held, the last one first, and since when it holds the one that it holds. */
+  readonly held?: string[]
+  since?: number
   /** The secret of the administrator who rotates it; its own where there is none. */
   readonly rotatedWith?: string
 }
@@ -24,6 +39,8 @@ export interface TrafficParts {
   /** Milliseconds on the clock of the history. */
   readonly now: () => number
   readonly record: (op: Op) => void
+  /** When data were lost for the last time; minus infinity where they never were. */
+  readonly lostAt: () => number
 }
 
 /** Requests of many kinds, at once and all the time. */
@@ -49,6 +66,8 @@ const [FEWEST_LOSSES, MOST_LOSSES] = [6, 15]
 /** A client waits twice as long after each failure, up to this. */
 const LONGEST_BACKOFF_MS = 1_600
 const REMEMBERED = 3
+/** More than it is given between a snapshot and the loss of what came after. */
+const HELD = 200
 const LONGEST_GRACE_MS = 2_000
 /** How many clients have keys made, and end them. */
 const COME_AND_GO = 2
@@ -71,7 +90,7 @@ export function digestOf(secret: string): string {
 }
 
 /** Starts one rotating client for each key, one reader for each key and server, and some whose keys come and go. */
-export function startTraffic({ keys, admin, servers, random, now, record }: TrafficParts): Traffic {
+export function startTraffic({ keys, admin, servers, random, now, record, lostAt }: TrafficParts): Traffic {
   const http = requests(servers)
   const loose = new Set<Promise<unknown>>()
   let rotating = true
@@ -115,10 +134,14 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
 
   async function rotateForEver(key: ClientKey): Promise<void> {
     let how = nextWay(key)
-    while (rotating) {
+    while (rotating || (isAdrift(key) && now() < giveUpAt)) {
+      if (isAdrift(key)) await findPlace(key)
       const { secret } = key
       const rotated = await rotateUntilAnswered(key, how)
-      if (rotated?.secret === undefined) return
+      if (rotated?.secret === undefined) {
+        if (isAdrift(key) && now() < giveUpAt) continue
+        return
+      }
       const fresh = rotated.secret
       // Before the new secret is used for the first time, the old one has to go on.
       if (how.retire === 'on-first-use') {
@@ -127,7 +150,7 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
         const use = (): Promise<Read> => read(key, fresh, anyServer())
         for (let used = await use(); used.type === 'info' && now() < giveUpAt; used = await use()) await pause(random.between(10, 150))
       }
-      key.secret = fresh
+      hold(key, fresh, rotated.op.start)
       key.dead.unshift(secret)
       key.dead.length = Math.min(key.dead.length, REMEMBERED)
       // What an emergency or a first use has ended; what died at once has been asked about as each 200 came.
@@ -139,6 +162,35 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       else if (random.chance(0.2)) inBackground(rotateWithTheDead(key, secret))
       await pause(random.between(0, 400))
     }
+  }
+
+  function hold(key: ClientKey, secret: string, since: number): void {
+    const before = key.held ?? [key.secret]
+    Object.assign(key, { secret, since, held: [secret, ...before.filter((other) => other !== secret)].slice(0, HELD) })
+  }
+
+  /** Whether data were lost since this client had its secret: that may be nobody's by now. */
+  function isAdrift({ since = 0 }: ClientKey): boolean {
+    return since <= lostAt()
+  }
+
+  /** Tries all that it ever held, the last one first, as soon as no server is without the news that data were lost. */
+  async function findPlace(key: ClientKey): Promise<void> {
+    const began = now()
+    await pause(Math.max(0, lostAt() + LONGEST_LEASE_MS + marginMs(LONGEST_LEASE_MS) + ROUNDING_MS - began))
+    const held = key.held ?? [key.secret]
+    for (const [index, secret] of held.entries()) {
+      let tried = await read(key, secret, anyServer())
+      for (; tried.type === 'info' && now() < giveUpAt; tried = await read(key, secret, anyServer())) await pause(random.between(10, 150))
+      if (tried.type !== 'ok') continue
+      const lost = held.slice(0, index)
+      hold(key, secret, began)
+      // What is lost is dead too.
+      key.dead.splice(0, key.dead.length, ...held.slice(index + 1, index + REMEMBERED), ...lost.slice(-1))
+      return
+    }
+    // The one that it has never heard of is in the answer that it asks for next.
+    key.since = began
   }
 
   /** Uses an old secret right before and right after its grace period ends, unless an emergency is to end it sooner. */
@@ -216,12 +268,16 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
       if (random.chance(0.5)) {
         const { secret } = key
         const rotated = await rotateUntilAnswered(key, AT_ONCE)
+        if (rotated?.secret === undefined && isAdrift(key) && rotating) continue
         if (rotated?.secret === undefined) return
         Object.assign(key, { secret: rotated.secret, dead: [secret] })
       }
       everywhere(key, key.secret)
       await pause(random.between(0, 200))
-      if (!(await revokeUntilAnswered(key, random.chance(0.5) ? key.secret : admin))) return
+      if (!(await revokeUntilAnswered(key, random.chance(0.5) ? key.secret : admin))) {
+        if (isAdrift(key) && rotating) continue
+        return
+      }
       for (const secret of [key.secret, ...key.dead]) everywhere(key, secret)
       await pause(random.between(0, 400))
     }
@@ -243,7 +299,7 @@ export function startTraffic({ keys, admin, servers, random, now, record }: Traf
         ...(made === undefined ? {} : { key: made.id, digest: digestOf(made.secret) }),
       }
       record(op)
-      if (op.type !== 'info') return made && { ...made, dead: [] }
+      if (op.type !== 'info') return made && { ...made, dead: [], since: start }
       await backOff(tries)
     }
     return undefined

@@ -74,6 +74,16 @@ describe('after data were lost, gives the benefit of the doubt', () => {
       firstUse([read('s2', 40, 45), read('s2', 111, 112), read('s1', 200, 201)]),
     ],
     [
+      'to a secret while a first use of the next one is under way as data are lost',
+      firstUse([read('s2', 90, 105, { status: 503 }), read('s1', 95, 96, { status: 401 })]),
+    ],
+    [
+      'to a secret after a first use of one that may be lost',
+      firstUse([read('s2', 111, 112), read('s1', 113, 114, { status: 401 }), read('s1', SETTLED + 10, SETTLED + 11, { status: 401 })]).map(
+        (op) => (op.f === 'rotate' ? { ...op, end: 35 } : op),
+      ),
+    ],
+    [
       'to a secret that was retired for a lost one',
       [
         ...restored({ asked: 40, answered: 45 }).filter((op) => !goesOn.includes(op)),

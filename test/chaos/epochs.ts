@@ -50,7 +50,7 @@ function after(loss: Restore, { ops, touched, strangers }: Epoch, longestMs: num
   const inWindow = (op: Op): boolean => op.end > snapshot.start && op.start < end
   const surelyOver = ({ type, start: sent, end: ended }: Read): boolean => type !== 'info' && sent >= snapshot.end && ended <= start
   const uses = ops.filter((op) => op.f === 'read').filter((op) => inWindow(op) && op.type !== 'fail' && ending.has(op.digest))
-  const again = ops.flatMap((op) => (op.f === 'rotate' && op.start >= end ? (op.made ?? []) : []))
+  const again = ops.flatMap((op) => (op.f === 'rotate' && op.type === 'ok' && op.start >= end ? (op.made ?? []) : []))
   return {
     ops: ops.flatMap((op): Op[] => {
       if (!inWindow(op)) return [op]
@@ -79,14 +79,14 @@ function fateOf(attempts: readonly Attempt[], { snapshot, start, end }: Restore)
 function until({ start, end }: Restore, ops: readonly Op[]): readonly Op[] {
   return ops.flatMap((op): Op[] => {
     if (op.f === 'fault' || op.f === 'clock' || op.end <= start) return [op]
-    return isAttempt(op) && op.start < end ? [unknown(op)] : []
+    return (isAttempt(op) || op.f === 'read') && op.start < end ? [unknown(op)] : []
   })
 }
 
-/** The same without what its answer said. */
+/** The same without what its answer said, but for the secret that was in it: its client may use that. */
 function unknown<Kind extends Attempt | Read>(op: Kind): Kind {
   const bare: Record<string, unknown> = { ...op, type: 'info', status: 0 }
-  for (const said of ['made', 'generation', 'graceEndsAt', 'replayed', 'seen', 'code', 'took']) delete bare[said]
+  for (const said of ['generation', 'graceEndsAt', 'replayed', 'seen', 'code', 'took']) delete bare[said]
   if (op.f === 'create') for (const said of ['key', 'digest']) delete bare[said]
   return bare as unknown as Kind
 }

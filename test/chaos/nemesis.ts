@@ -1,9 +1,12 @@
 import { setTimeout } from 'node:timers/promises'
 import { COMMIT, type Direction, type Fate, type FaultProxy } from '../support/proxy.js'
-import { type ClockSet, type Fault, LONGEST_LEASE_MS } from './check.js'
+import { type ClockSet, type Fault, LONGEST_LEASE_MS, type Restore, type Unlisting } from './check.js'
+import { losses } from './losses.js'
+import { messageFaults } from './message-faults.js'
 import type { OwnDatabase } from './own-database.js'
 import type { Random } from './random.js'
 import type { RedisPair } from './redis-pair.js'
+import type { Trap } from './traps.js'
 
 /** A server process and its lines. */
 export interface Victim {
@@ -14,22 +17,28 @@ export interface Victim {
   signal(signal: NodeJS.Signals): void
   kill(): Promise<void>
   start(): Promise<void>
-  setWallClock(byMs: number): Promise<void>
+  isUp(): boolean
+  /** Lets it end by itself until it is started again. */
+  mayEnd(): void
+  /** Tells it something about itself; undefined where it does not answer. */
+  steer(what: 'wall-clock' | 'trap' | 'messages' | 'renew', how: object): Promise<unknown>
   /** The lease that it asks for from its next start on. */
   setLease(ms: number): void
+  /** Whether it asks others from its next start on, and says when it is asked. */
+  setRecall(on: boolean): void
 }
 
 export interface NemesisParts {
   readonly victims: readonly Victim[]
   readonly redis: RedisPair
-  readonly database: Pick<OwnDatabase, 'endSessions' | 'awaitStandby' | 'setClock'>
+  readonly database: Omit<OwnDatabase, 'pool' | 'close'>
   /** One for each lane, so that what one lane takes its time for does not change what another does. */
   readonly random: (lane: number) => Random
   readonly leaseMs: number
   /** For how long faults are going to come. */
   readonly lastsMs: number
   readonly now: () => number
-  readonly record: (op: Fault | ClockSet) => void
+  readonly record: (op: Fault | ClockSet | Restore | Unlisting) => void
   readonly log: (line: string) => void
 }
 
@@ -39,7 +48,7 @@ interface Nemesis {
 }
 
 /** A fault that has been made: what was hit, how long it should last, how it ends, and, where it lies in wait, what has walked into it. */
-interface Made {
+export interface Made {
   readonly target: string
   readonly holdMs: number
   readonly undo: () => unknown
@@ -58,10 +67,19 @@ export const kinds = {
   'commit: cut-request': 'the connection ends before PostgreSQL gets COMMIT',
   'commit: waits':
     'every COMMIT waits for a standby that is away, for 2 to 20 s, and becomes visible then; the store gives it up after 2 s',
+  'database restored':
+    'our tables are copied, and the copy takes their place some leases later; Redis is left alone, emptied or restored too',
+  'standby promoted': 'a standby is cut off, and takes over some leases later; once in a run',
+  'instances unlisted': 'the rows of all instances, or of one, are deleted by hand',
   'store clock set': 'the clock of PostgreSQL goes 0.1 to 60 s forward or back while it serves',
   'sessions ended': 'pg_terminate_backend for every session of every server',
   'process stopped': 'SIGSTOP to a server for longer than a lease, then SIGCONT',
   'process killed': 'SIGKILL to a server, and a new one',
+  'process killed at a step': 'SIGKILL to a server as it reaches a step of a change, or of being asked about one',
+  'process stopped at a step': 'SIGSTOP to a server there, for longer than a lease, then SIGCONT',
+  'process slow at a step': 'such a step takes up to four leases, while another server is killed and starts anew',
+  'instances come and go': 'a server makes another instance every 50 to 250 ms, and closes the one before',
+  'process restarted without recall': 'SIGKILL to a server, and a new one that only reads, for some leases',
   'process restarted with another lease': 'SIGKILL to a server, and a new one with 0.4, 1, 2 or 4 times the lease',
   'lease raised and lowered':
     'a server starts anew with four times the lease, and again with 0.4 times as soon as others have taken the longer one',
@@ -70,15 +88,28 @@ export const kinds = {
   'Redis restarted from an old snapshot': 'SAVE, then some leases later SIGKILL and a start from that RDB file',
   'lagging replica promoted': 'replication vanishes for some leases, then the replica is the primary and the primary is killed',
   'Redis out of memory': 'maxmemory 1 with noeviction: every write fails',
+  'Redis goes back': 'all entries are written over with what they were, again and again',
+  'messages lost': 'what instances say to each other does not arrive, half of it or all, sent or heard by one server or all',
+  'messages doubled': 'it arrives twice, up to four leases late',
+  'messages late': 'it arrives up to four leases late, in any order',
+  'messages replayed': 'each message brings earlier ones along, of before a restart or a loss of data too, also to other addresses',
+  'messages forged': 'each message comes changed too',
   'Redis stopped': 'SIGSTOP to Redis, then SIGCONT',
   'Redis clock set': 'TIME, as servers hear it, goes up to 5 s forward or back',
 } as const
 
-type KindName = keyof typeof kinds
-type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<Made>]
+export type KindName = keyof typeof kinds
+export type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<Made>]
+
+/** Of a change, and of the instances that are asked whether they know of it. */
+const STEPS = [
+  ...['store.join', 'store.members', 'store.revokeMembers', 'store.removeMembers', 'store.acknowledge', 'store.leave'],
+  ...['store.transaction', 'store.settle', 'store.read', 'store.markFirstUse', 'channel.send', 'channel.hear', 'cache.bury'],
+].flatMap((call) => [`before ${call}`, `after ${call}`] as const)
+type Step = (typeof STEPS)[number]
 
 /**
- * Breaks things, one on each of six lanes at a time: the lines, the processes, Redis, its clock, COMMIT and the clock of PostgreSQL. Each lane goes through all its kinds in
+ * Breaks things, one on each of seven lanes at a time: the lines, the processes, Redis, its clock, messages, COMMIT and the data, and the clock of PostgreSQL. Each lane goes through all its kinds in
  * an order of chance before it begins anew.
  */
 export function startNemesis({ victims, redis, database, random, leaseMs, lastsMs, now, record, log }: NemesisParts): Nemesis {
@@ -95,7 +126,12 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
     goThrough(redisItself(), random(2), 6 * leaseMs),
     goThrough(redisClock(), random(3), 2 * leaseMs, { until: redisClockUntil }),
     // Between them there has to be time for rotations.
-    goThrough(commits(), random(4), Math.min(64 * leaseMs, lastsMs / 4)),
+    goThrough(messageFaults({ victims, leaseMs }), random(6), 2 * leaseMs),
+    goThrough(
+      [...commits(), ...losses({ database, victims, redis, leaseMs, now, record })],
+      random(4),
+      Math.min(64 * leaseMs, lastsMs / 4),
+    ),
     // Late: once it was set back, servers take nothing from Redis for a minute, which would hide what Redis does to them. And when nothing is left of a
     // wrong clock of Redis: against both at once, a process that has just started cannot be safe (see SECURITY.md).
     goThrough(storeClock(), random(5), 8 * leaseMs, { from: redisClockUntil + furthestMs + LONGEST_LEASE_MS }),
@@ -322,11 +358,106 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
         async (chance) => {
           const { victim, target } = one(chance)
           const ms = Math.round(chance.between(100, 5_000)) * chance.pick([1, -1])
-          await victim.setWallClock(ms)
-          return { target: `${target}, ${ms} ms`, holdMs: chance.between(leaseMs, 6 * leaseMs), undo: () => victim.setWallClock(0) }
+          await victim.steer('wall-clock', { ms })
+          const undo = (): Promise<unknown> => victim.steer('wall-clock', { ms: 0 })
+          return { target: `${target}, ${ms} ms`, holdMs: chance.between(leaseMs, 6 * leaseMs), undo }
+        },
+      ],
+      [
+        'process killed at a step',
+        async (chance) => {
+          const { victim, target } = one(chance)
+          const step = chance.pick(STEPS)
+          victim.mayEnd()
+          await trap(victim, step, 'kill')
+          let met = 0
+          return {
+            target: `${target}, ${step}`,
+            holdMs: chance.between(4 * leaseMs, 12 * leaseMs),
+            async undo() {
+              met = victim.isUp() ? 0 : 1
+              await victim.kill()
+              await victim.start()
+            },
+            met: () => met,
+          }
+        },
+      ],
+      [
+        'process stopped at a step',
+        async (chance) => {
+          const { victim, target } = one(chance)
+          const step = chance.pick(STEPS)
+          const before = await trap(victim, step, 'stop')
+          let met = 0
+          return {
+            target: `${target}, ${step}`,
+            holdMs: chance.between(2 * LONGEST_LEASE_MS, 4 * LONGEST_LEASE_MS),
+            async undo() {
+              victim.signal('SIGCONT')
+              met = (await trap(victim)) - before
+            },
+            met: () => met,
+          }
+        },
+      ],
+      [
+        'process slow at a step',
+        async (chance) => {
+          const { victim, target } = one(chance)
+          const other = victims[(victims.indexOf(victim) + 1) % victims.length] as Victim
+          const step = chance.pick(STEPS)
+          const before = await trap(victim, step, 'wait', chance.between(leaseMs, 4 * leaseMs))
+          await other.kill()
+          await other.start()
+          let met = 0
+          return {
+            target: `${target}, ${step}`,
+            holdMs: chance.between(2 * leaseMs, 8 * leaseMs),
+            async undo() {
+              met = (await trap(victim)) - before
+            },
+            met: () => met,
+          }
+        },
+      ],
+      [
+        'instances come and go',
+        async (chance) => {
+          const { victim, target } = one(chance)
+          let ended = false
+          const going = (async () => {
+            while (!ended) {
+              await victim.steer('renew', {})
+              await setTimeout(chance.between(50, 250))
+            }
+          })()
+          const undo = async (): Promise<void> => {
+            ended = true
+            await going
+          }
+          return { target, holdMs: chance.between(4 * leaseMs, 12 * leaseMs), undo }
+        },
+      ],
+      [
+        'process restarted without recall',
+        async (chance) => {
+          const { victim, target } = one(chance)
+          const restart = async (recall: boolean): Promise<void> => {
+            await victim.kill()
+            victim.setRecall(recall)
+            await victim.start()
+          }
+          await restart(false)
+          return { target, holdMs: chance.between(4 * leaseMs, 12 * leaseMs), undo: () => restart(true) }
         },
       ],
     ]
+  }
+
+  /** Has something happen when a server reaches a step, or nothing; resolves with how often something has so far. */
+  async function trap(victim: Victim, step?: Step, what: Trap = 'wait', ms = 0): Promise<number> {
+    return Number((await victim.steer('trap', step === undefined ? {} : { trap: { step, what, ms } })) ?? 0)
   }
 
   function redisItself(): readonly Kind[] {
@@ -354,6 +485,21 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
         (chance) => {
           redis.lag()
           return { target: 'Redis', holdMs: chance.between(leaseMs / 2, 4 * leaseMs), undo: async () => point(await redis.promote()) }
+        },
+      ],
+      [
+        'Redis goes back',
+        async (chance) => {
+          const back = await redis.remember()
+          let ended = false
+          const going = (async () => {
+            for (; !ended; await setTimeout(chance.between(5, 50))) await back().catch(() => {})
+          })()
+          const undo = async (): Promise<void> => {
+            ended = true
+            await going
+          }
+          return { target: 'Redis', holdMs: chance.between(leaseMs, 8 * leaseMs), undo }
         },
       ],
       [

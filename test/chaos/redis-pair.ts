@@ -9,6 +9,8 @@ export interface RedisPair {
   port(): number
   /** Sends a command to the primary. */
   command(name: string, ...args: string[]): Promise<unknown>
+  /** Remembers all entries; resolves with how to write them over whatever is there then. */
+  remember(): Promise<() => Promise<void>>
   /** Has the primary write a snapshot. */
   save(): Promise<void>
   /** Suspends the primary, like a machine that hangs. */
@@ -32,6 +34,17 @@ export async function redisPair(): Promise<RedisPair> {
   return {
     port: () => primary.port,
     command: (name, ...args) => send(primary.port, name, ...args),
+    async remember() {
+      const entries = await withClient(primary.port, async (client) => {
+        const names = await client.keys('*')
+        return Promise.all(names.map(async (name) => [name, await client.dumpBuffer(name), await client.pttl(name)] as const))
+      })
+      return () =>
+        withClient(primary.port, async (client) => {
+          const there = entries.filter(([, dump, ttl]) => dump !== null && ttl !== -2)
+          await Promise.all(there.map(([name, dump, ttl]) => client.restore(name, Math.max(0, ttl), dump as Buffer, 'REPLACE')))
+        })
+    },
     async save() {
       for (let saved = false; !saved; ) {
         // For a new replica it writes one already, and it refuses two at once.
@@ -88,11 +101,15 @@ async function node(replicaOf?: number): Promise<Node> {
 }
 
 async function send(port: number, name: string, ...args: string[]): Promise<unknown> {
+  return withClient(port, (client) => client.call(name, ...args))
+}
+
+async function withClient<T>(port: number, work: (client: Redis) => Promise<T>): Promise<T> {
   const client = new Redis(port, '127.0.0.1', { lazyConnect: true, commandTimeout: 2_000 })
   client.on('error', () => {})
   try {
     await client.connect()
-    return await client.call(name, ...args)
+    return await work(client)
   } finally {
     client.disconnect()
   }

@@ -1,5 +1,4 @@
 import { mkdirSync, writeFileSync } from 'node:fs'
-import { request } from 'node:http'
 import { resolve } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import type { Pool } from 'pg'
@@ -46,6 +45,8 @@ const KEYS = 5
 const LEASE_MS = 250
 /** How long a client may take to end its last rotation, once all is whole again. */
 const LAST_WORDS_MS = 30_000
+/** A server may be stopped, or have just been killed. */
+const STEERED_WITHIN_MS = 2_000
 
 /** How often a history that goes on is looked at. */
 const LOOK_EVERY_MS = 1_000
@@ -59,21 +60,25 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
     const history: Op[] = []
     const origin = performance.now()
     const now = (): number => performance.now() - origin
-    const record = (op: Op): void => void history.push(op)
+    let lostAt = Number.NEGATIVE_INFINITY
+    const record = (op: Op): void => {
+      history.push(op)
+      if (op.f === 'restore') lostAt = op.end
+    }
 
     const database = await ownDatabase(postgresUrl)
     closers.push(database.close)
-    const { keys, admin, storeId } = await makeKeys(database.pool, now, record)
+    const { keys, admin, storeId } = await makeKeys(database.pool(), now, record)
     const program = await bundle(resolve('test/chaos/server.ts'), resolve('.tmp/chaos/server.mjs'))
     const redis = await redisPair()
     closers.push(redis.close)
     const servers = await Promise.all(
       Array.from({ length: SERVERS }, (_, index) =>
-        startServer(program, database.url, storeId, redis.port(), plant, index > 0, (close) => closers.push(close)),
+        startServer(program, database.url(), storeId, redis.port(), plant, index > 0, (close) => closers.push(close)),
       ),
     )
 
-    const traffic = startTraffic({ keys, admin: admin.secret, servers, random: random(seed), now, record })
+    const traffic = startTraffic({ keys, admin: admin.secret, servers, random: random(seed), now, record, lostAt: () => lostAt })
     closers.push(traffic.stop)
     const lane = (number: number): ReturnType<typeof random> => random(seed * 1_000 + number + 1)
     const nemesis = startNemesis({
@@ -105,7 +110,7 @@ export async function run({ seed, seconds, postgresUrl, plant, stopOn, log = () 
     await traffic.stopRotating(lastWordsMs)
     await traffic.askOnceMore(lastWordsMs)
     await traffic.stop()
-    for (const final of await lookInside(database.pool, admin.id, keys, now)) record(final)
+    for (const final of await lookInside(database.pool(), admin.id, keys, now)) record(final)
     throwIfCrashed(servers)
     return { history, counts: count(history), violations: check(history) }
   } finally {
@@ -157,31 +162,39 @@ async function startServer(
   losing.trouble('down', { kind: 'truncate', bytes: 1 })
   atEnd(() => losing.close())
   url.port = String(postgres.port)
-  const env = (leaseMs: number): NodeJS.ProcessEnv => ({
+  const env = (): NodeJS.ProcessEnv => ({
     ...process.env,
     ...{ SERVER_SECRET, STORE_URL: url.href, STORE_ID: storeId, REDIS_URL: `redis://127.0.0.1:${redis.port}` },
     ...{ PORT: String(port), LEASE_MS: String(leaseMs), READS_BODIES: readsBodies ? '1' : '', PLANT: plant ?? '' },
+    RECALL: recall ? '1' : '0',
   })
   let leaseMs = LEASE_MS
+  let recall = true
   const server = child(() => ({
     command: process.execPath,
     args: [program],
-    env: env(leaseMs),
+    env: env(),
     ready: /^ready$/m,
   }))
   atEnd(server.kill)
   await server.start()
-  const setWallClock = (byMs: number): Promise<void> =>
-    new Promise((done, fail) => {
-      const asked = request({ port, host: '127.0.0.1', method: 'POST', path: `/chaos/wall-clock?ms=${byMs}` }, (answer) => {
-        answer.resume().on('end', done)
-      })
-      asked.on('error', fail).end()
-    })
+  const steer: Victim['steer'] = async (what, how) => {
+    try {
+      const headers = { 'content-type': 'application/json' }
+      const signal = AbortSignal.timeout(STEERED_WITHIN_MS)
+      const answer = await fetch(`http://127.0.0.1:${port}/chaos/${what}`, { method: 'POST', headers, body: JSON.stringify(how), signal })
+      return answer.ok ? await answer.json() : undefined
+    } catch {
+      return undefined
+    }
+  }
   const setLease = (ms: number): void => {
     leaseMs = ms
   }
-  return { ...server, port: clients.port, losingPort: losing.port, postgres, redis, clients, setWallClock, setLease }
+  const setRecall = (on: boolean): void => {
+    recall = on
+  }
+  return { ...server, port: clients.port, losingPort: losing.port, postgres, redis, clients, steer, setLease, setRecall }
 }
 
 interface Beginning {

@@ -4,6 +4,7 @@ import { Redis } from 'ioredis'
 import { Pool } from 'pg'
 import type { Cache } from '../../src/cache/cache.js'
 import { redisCache } from '../../src/cache/redis/redis-cache.js'
+import type { Channel } from '../../src/channel.js'
 import { type Clock, systemClock } from '../../src/core/clock.js'
 import { hmac, subkey } from '../../src/core/keyed-hash.js'
 import { digestOf, secretFormat } from '../../src/core/secret.js'
@@ -12,8 +13,19 @@ import { postgresStore } from '../../src/store/sql/postgres.js'
 import type { AuthorityAnswer, StoreTransaction } from '../../src/store/store.js'
 import { meter } from './meter.js'
 import type { Plant } from './plants.js'
+import { traps } from './traps.js'
+import { messages, type Sent, type Trouble } from './troubled-channel.js'
 
-const { STORE_URL = '', STORE_ID = '', REDIS_URL = '', PORT = '0', SERVER_SECRET = '', LEASE_MS = '250', READS_BODIES = '' } = process.env
+const {
+  STORE_URL = '',
+  STORE_ID = '',
+  REDIS_URL = '',
+  PORT = '0',
+  SERVER_SECRET = '',
+  LEASE_MS = '250',
+  READS_BODIES = '',
+  RECALL = '1',
+} = process.env
 const PLANT = process.env.PLANT as Plant | undefined
 const leaseMs = Number(LEASE_MS)
 
@@ -31,25 +43,13 @@ const redis = new Redis(REDIS_URL, { lazyConnect: true })
 redis.on('error', () => {})
 
 const { store: metered, time } = meter(leaseMs)
-const keys = plantedKeys(
-  createApiKeys({
-    store: plantedStore(metered(postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 }))),
-    cache: plantedCache(redisCache(redis)),
-    clock: plantedClock(),
-    serverSecret: SERVER_SECRET,
-    leaseMs,
-    waitForLease: PLANT !== 'no-wait',
-    onError: (error) => {
-      if (error.code === 'internal_error') console.error(error)
-    },
-  }),
-)
+const steps = traps()
+const mail = messages()
+
+let current = instance()
 
 const app = express()
-app.post('/chaos/wall-clock', (req, res) => {
-  skewMs = Number(req.query.ms)
-  res.end()
-})
+app.use('/chaos', control())
 app.use(time)
 // What an application does that logs bodies, or counts their bytes.
 if (READS_BODIES !== '') {
@@ -59,12 +59,77 @@ if (READS_BODIES !== '') {
   })
 }
 if (PLANT === 'body-after-await') app.use('/keys', anotherTurn)
-// Every client has the same address and presents bad keys all the time: limits would end the run.
-app.use('/keys', keyRouter(keys, { limits: false, failuresPerMinute: false }))
-app.get('/whoami', bearerAuth(keys, { failuresPerMinute: false }), (req, res) => {
-  res.json({ key: req.apiKey?.id, generation: req.apiKey?.generation })
-})
+app.use((req, res, next) => current.app(req, res, next))
 app.listen(Number(PORT), '127.0.0.1', () => console.log('ready'))
+
+/** A member of its own, over a store and a cache of its own. */
+function instance(): { readonly keys: ApiKeys; readonly app: express.Express } {
+  const store = steps.around('store', postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 }))
+  const keys = plantedKeys(
+    createApiKeys({
+      store: plantedStore(metered(withTroubledChannel(store))),
+      cache: plantedCache(withTroubledChannel(steps.around('cache', redisCache(redis)))),
+      clock: plantedClock(),
+      serverSecret: SERVER_SECRET,
+      leaseMs,
+      recall: RECALL !== '0',
+      waitForLease: PLANT !== 'no-wait',
+      onError: (error) => {
+        if (error.code === 'internal_error') console.error(error)
+      },
+    }),
+  )
+  const app = express()
+  // Every client has the same address and presents bad keys all the time: limits would end the run.
+  app.use('/keys', keyRouter(keys, { limits: false, failuresPerMinute: false }))
+  app.get('/whoami', bearerAuth(keys, { failuresPerMinute: false }), (req, res) => {
+    res.json({ key: req.apiKey?.id, generation: req.apiKey?.generation })
+  })
+  return { keys, app }
+}
+
+function withTroubledChannel<Part extends { channel?(): Channel }>(part: Part): Part {
+  if (part.channel === undefined) return part
+  const channel = (): Channel => {
+    const own = mail.through((part.channel as () => Channel)())
+    return {
+      ...own,
+      send: steps.aroundCall('channel.send', own.send),
+      listen: (addresses, listener) => own.listen(addresses, steps.aroundCall('channel.hear', listener)),
+    }
+  }
+  return Object.assign(Object.create(part) as Part, { channel })
+}
+
+/** How a run steers this process. */
+function control(): express.Router {
+  const router = express.Router()
+  router.use(express.json({ limit: '10mb' }))
+  router.post('/wall-clock', (req, res) => {
+    skewMs = (req.body as { ms: number }).ms
+    res.json({})
+  })
+  router.post('/trap', (req, res) => {
+    steps.set((req.body as { trap?: Parameters<typeof steps.set>[0] }).trap)
+    res.json(steps.met())
+  })
+  router.post('/messages', (req, res) => {
+    const { trouble, library } = req.body as { trouble?: Trouble; library?: Sent[] }
+    mail.set(trouble)
+    mail.library.push(...(library ?? []))
+    res.json({ met: mail.met(), library: mail.library.slice(-100) })
+  })
+  // Another instance takes the place of this one, as in an application that is loaded anew.
+  router.post('/renew', (_req, res) => {
+    const old = current
+    current = instance()
+    old.keys.close().then(
+      () => res.json({}),
+      (error: unknown) => res.status(500).json(String(error)),
+    )
+  })
+  return router
+}
 
 function plantedKeys(inner: ApiKeys): ApiKeys {
   const plant = (methods: Partial<ApiKeys>): ApiKeys => Object.assign(Object.create(inner) as ApiKeys, methods)
@@ -123,7 +188,7 @@ const EMPTY: AuthorityAnswer = {
 
 function plantedStore(store: Store): Store {
   const plant = (methods: Partial<Store>): Store => Object.assign(Object.create(store) as Store, methods)
-  const steps = (change: (tx: StoreTransaction) => Partial<StoreTransaction>): Store =>
+  const transaction = (change: (tx: StoreTransaction) => Partial<StoreTransaction>): Store =>
     plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, ...change(tx) })) })
   switch (PLANT) {
     case 'longer-verifier-lease':
@@ -149,7 +214,7 @@ function plantedStore(store: Store): Store {
         markFirstUse: async () => ({ retired: [], waitMs: 0 }),
       })
     case 'short-wait':
-      return steps((tx) => ({ waitMs: async () => (await tx.waitMs()) / 4 }))
+      return transaction((tx) => ({ waitMs: async () => (await tx.waitMs()) / 4 }))
     case 'wait-from-begin':
       return plant({
         async transaction(work) {
@@ -160,9 +225,9 @@ function plantedStore(store: Store): Store {
         },
       })
     case 'own-lease':
-      return steps(() => ({ waitMs: async () => leaseMs }))
+      return transaction(() => ({ waitMs: async () => leaseMs }))
     case 'not-recorded':
-      return steps(() => ({ insertReplay: async () => {} }))
+      return transaction(() => ({ insertReplay: async () => {} }))
     case 'record-not-read':
       return plant({ replays: async (ids) => ({ ...(await store.replays(ids)), found: [] }) })
     case 'count-replays': {
@@ -192,7 +257,7 @@ function plantedStore(store: Store): Store {
         },
       })
     case 'settled-at-once':
-      return steps((tx) => ({ insertReplay: (row) => tx.insertReplay({ ...row, settledAt: row.createdAt }) }))
+      return transaction((tx) => ({ insertReplay: (row) => tx.insertReplay({ ...row, settledAt: row.createdAt }) }))
     default:
       return store
   }

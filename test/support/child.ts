@@ -9,6 +9,8 @@ export interface Child {
   isUp(): boolean
   /** Sends SIGKILL, or another signal that ends it, and waits for the end. */
   kill(signal?: NodeJS.Signals): Promise<void>
+  /** Lets it end by itself, without a word, until it is started again. */
+  mayEnd(): void
   /** Its last output, if it ever ended by itself. */
   crash(): string | undefined
 }
@@ -71,6 +73,9 @@ export function child(how: () => Start): Child {
       const gone = once(current, 'exit')
       current.kill(signal)
       await gone
+    },
+    mayEnd() {
+      killed = true
     },
     crash: () => lastWords,
   }

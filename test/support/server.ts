@@ -7,6 +7,7 @@ import { Redis } from 'ioredis'
 import Database from 'libsql'
 import { Pool } from 'pg'
 import { redisCache } from '../../src/cache/redis/redis-cache.js'
+import type { Channel } from '../../src/channel.js'
 import { systemClock } from '../../src/core/clock.js'
 import { type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
@@ -68,11 +69,33 @@ function mortal<T extends object>(name: string, part: T): T {
       return (...args: unknown[]) => {
         reached(`before ${name}.${String(method)}`)
         const result: unknown = value.apply(target, args)
+        if (method === 'channel') return mortalChannel(result as Channel)
         if (result instanceof Promise) result.then(() => reached(`after ${name}.${String(method)}`)).catch(() => {})
         return result
       }
     },
   })
+}
+
+/** The same channel, in which the process can be killed before and after it hears a message, too. */
+function mortalChannel(channel: Channel): Channel {
+  const listen: Channel['listen'] = (addresses, listener) =>
+    channel.listen(addresses, (message, address) => {
+      reached('before channel.hear')
+      listener(message, address)
+      reached('after channel.hear')
+    })
+  return mortal('channel', { ...methodsOf(channel), listen })
+}
+
+function methodsOf(channel: Channel): Channel {
+  return {
+    name: channel.name,
+    listen: (...args) => channel.listen(...args),
+    send: (...args) => channel.send(...args),
+    isOpen: () => channel.isOpen(),
+    close: () => channel.close(),
+  }
 }
 
 function mortalStore(store: Store): Store {

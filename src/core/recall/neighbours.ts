@@ -14,3 +14,12 @@ shelf[NEIGHBOURS] ??= new Set()
 
 /** The instances of this process: they reach each other without a message. */
 export const neighbours: Set<Neighbour> = shelf[NEIGHBOURS]
+
+/**
+ * Whether an instance may be waited for over some data. One that has started over and does not know its data yet still is, under the sessions that it had; it has dropped
+ * everything, and what it is told of other data does no harm.
+ */
+export function concerns(one: Neighbour, storeId: string): boolean {
+  const own = one.storeId()
+  return one.sessions().length > 0 && (own === undefined || own === storeId)
+}

@@ -1,28 +1,30 @@
-import type { MemberRow, Membership } from '../../store/store.js'
+import type { MemberRow } from '../../store/store.js'
 
 /** What this process knows of members that were waited for in vain. */
 export interface Reaper {
   /** Takes note of who is revoked, as was just read. */
-  saw(read: Pick<Membership, 'members' | 'server'>, nowMs: number): void
+  saw(members: readonly MemberRow[], nowMs: number): void
+  /** Takes note of who was just marked as revoked. */
+  revoked(sessions: readonly string[], nowMs: number): void
   /** Whether a member has been known to be revoked for this long: whatever lease it held is over. */
   isOver(session: string, forMs: number, nowMs: number): boolean
 }
 
 /**
  * Reaping takes two steps. Who is revoked is granted no lease any more; only a lease later is what it was granted before over, by the clock of whoever counts. So
- * a crash slows down one rotation, and a wrong suspicion costs a registration. Another server may have lost the revocation and granted leases since: the count begins again.
+ * a crash slows down one rotation, and a wrong suspicion costs a registration.
  */
 export function reaper(): Reaper {
   /** Since when each is known to be revoked, on the monotonic clock. */
   const revoked = new Map<string, number>()
-  let readFrom: string | undefined
   return {
-    saw({ members, server }, nowMs) {
-      if (server !== readFrom) revoked.clear()
-      readFrom = server
+    saw(members, nowMs) {
       const now = new Set(members.filter(({ revoked: is }) => is).map(({ session }) => session))
       for (const session of revoked.keys()) if (!now.has(session)) revoked.delete(session)
       for (const session of now) if (!revoked.has(session)) revoked.set(session, nowMs)
+    },
+    revoked(sessions, nowMs) {
+      for (const session of sessions) if (!revoked.has(session)) revoked.set(session, nowMs)
     },
     isOver(session, forMs, nowMs) {
       const since = revoked.get(session)

@@ -1,13 +1,16 @@
 import { randomBytes } from 'node:crypto'
 import type { Channel } from '../../channel.js'
+import { nextTurn, setTimeout } from '../../real-time.js'
 import type { FeedPosition, MemberRow, Membership, Store } from '../../store/store.js'
 import type { Recalled } from '../api-keys.js'
 import type { Clock } from '../clock.js'
 import type { Follower } from '../verify/follower.js'
 import { marginMs } from '../verify/verdict.js'
 import type { Contradiction } from '../verify/verifier.js'
-import { type Message, type MessageCodec, MOST_DIGESTS, messageCodec } from './messages.js'
-import { type Neighbour, neighbours } from './neighbours.js'
+import { Answers } from './answers.js'
+import { type Acknowledgement, type Message, MOST_DIGESTS, type Recall } from './messages.js'
+import { concerns, type Neighbour, neighbours } from './neighbours.js'
+import { Post } from './post.js'
 import { longSilent, reaper } from './reaper.js'
 
 export interface RecallParts {
@@ -40,51 +43,76 @@ const SENT_AT_MS = [0, 50, 200]
 /** What members say in the store is looked at this often. */
 const LOOK_MS = 100
 /** A member that was asked over a channel on which it listens, and has not answered in this part of a lease, is suspected. */
-const SUSPECT_AT = 0.25
+const SUSPECT_AT = 0.1
 const SUSPECT_MS = 100
+
+/** A change that others are asked about. */
+interface Round {
+  readonly change: Contradiction | undefined
+  readonly reached: Membership
+  readonly others: readonly MemberRow[]
+  readonly answers: Answers
+  /** The longest lease that may contradict it. */
+  readonly longestMs: number
+  /** When it is too late for answers, on the monotonic clock. */
+  readonly deadline: number
+  /** Whether what members say in the store is being looked at. */
+  looking: boolean
+}
 
 /** Waits for those that may not know of a change, and answers those that wait for this instance. */
 export class Recalls {
   readonly #parts: RecallParts
-  readonly #codec: MessageCodec
   readonly #inbox = randomBytes(16).toString('base64url')
+  readonly #post: Post
   readonly #reaper = reaper()
   /** Who waits for the answers to which recall. */
-  readonly #waiting = new Map<string, (sessions: readonly string[]) => void>()
-  readonly #listening = new Map<Channel, Promise<(() => void) | undefined>>()
+  readonly #waiting = new Map<string, Round>()
   readonly #neighbour: Neighbour
-  /** The server that answers, and since when it is known to. */
-  #server: { readonly name: string; readonly sinceMs: number } | undefined
+  /** The server that answers, how far its feed is known, and since when it is known to answer with this history. */
+  #authority: { readonly server: string; readonly position: FeedPosition; readonly sinceMs: number } | undefined
   #closed = false
 
   constructor(parts: RecallParts) {
-    const { follower } = parts
+    const { channels, follower, report, serverSecrets } = parts
     this.#parts = parts
-    this.#codec = messageCodec(parts.serverSecrets)
+    this.#post = new Post({
+      channels,
+      serverSecrets,
+      report,
+      inbox: this.#inbox,
+      heard: (channel, message) => this.#heard(channel, message),
+    })
     this.#neighbour = {
       storeId: () => follower.storeId,
       sessions: () => follower.sessions,
       hear: (digests, seq) => this.#hear(digests, seq),
     }
-    neighbours.add(this.#neighbour)
   }
 
-  /** Takes note of which server has answered. After a fail-over members may be missing for as long as a lease. */
-  answeredBy(server: string | undefined): void {
-    if (server === undefined) this.#server = undefined
-    else if (this.#server?.name !== server) this.#server = { name: server, sinceMs: this.#parts.clock.monotonicMs() }
+  /**
+   * Takes note of which server has answered, and with which history: after a fail-over or a restore members may be missing who hold a lease from before. A position is
+   * undefined where the history is another than before.
+   */
+  answeredBy(server: string | undefined, position: FeedPosition | undefined): void {
+    const known = this.#authority
+    if (server === undefined || position === undefined) this.#authority = undefined
+    else if (known?.server !== server) this.#authority = { server, position, sinceMs: this.#parts.clock.monotonicMs() }
+    else if (position.seq > known.position.seq) this.#authority = { ...known, position }
   }
 
-  /** Listens for the recalls of others from here on. */
+  /** Listens for the recalls of others from here on. Whoever never joins is reached by nobody, and may be forgotten without being closed. */
   listen(): void {
-    const { channels, follower } = this.#parts
-    const [channel] = channels
-    if (channel !== undefined && follower.storeId !== undefined) void this.#listenOn(channel, follower.storeId)
+    if (this.#closed) return
+    neighbours.add(this.#neighbour)
+    const [channel] = this.#post.channels
+    const { storeId } = this.#parts.follower
+    if (channel !== undefined && storeId !== undefined) this.#post.listenOn(channel, storeId)
   }
 
   /** Whether recalls of others arrive, as far as can be told. */
   isHeard(): boolean {
-    return this.#parts.channels[0]?.isOpen() ?? false
+    return this.#post.channels[0]?.isOpen() ?? false
   }
 
   /** Waits until nobody relies on what was before a change, at the latest for the lease. Never rejects. */
@@ -98,59 +126,51 @@ export class Recalls {
     }
     const longestMs = Math.max(waitMs, reached.waitMs)
     const deadline = committedAt + longestMs + marginMs(longestMs)
-    const knowsItself = await this.#tellOwn(change, reached)
     const others = this.#othersOf(reached, longestMs)
-    const silent = new Set(others.map(({ session }) => session))
-    const earliest = knowsItself ? this.#earliest(reached, longestMs) : deadline
-    if (silent.size > 0 && earliest < deadline) await this.#recall(change, reached, others, silent, deadline)
-    const until = silent.size > 0 ? deadline : Math.min(deadline, earliest)
+    const answers = new Answers(others.map(({ session }) => session))
+    const asked = await this.#recall({ change, reached, others, answers, longestMs, deadline, looking: false })
+    const until = answers.isComplete ? Math.min(deadline, this.#earliest(reached, longestMs)) : deadline
     if (until > clock.monotonicMs()) await clock.sleep(until - clock.monotonicMs())
-    this.#revoke(others.filter(({ session, mode }) => silent.has(session) && mode === 'recall'))
+    if (!answers.isComplete) await nextTurn()
+    // Who was not asked is under no suspicion.
+    if (asked) this.#revoke(others.filter(({ session, mode }) => answers.isSilent(session) && mode === 'recall'))
+    const { silent } = answers
     this.#parts.tell({
       position: reached.seq,
       members: others.length,
-      answered: others.length - silent.size,
-      silent: [...silent],
+      answered: others.length - silent.length,
+      silent,
       waitedMs: clock.monotonicMs() - committedAt,
-      early: until < deadline,
+      early: clock.monotonicMs() < deadline,
     })
   }
 
-  /** From when on an answer may be given before the lease is over, on the monotonic clock. */
+  /** From when on an answer may be given before the lease is over, on the monotonic clock. Asked after the answers are there: the server may have been replaced meanwhile. */
   #earliest({ server, lowered }: Membership, longestMs: number): number {
-    if (this.#parts.store.currentSeq !== undefined) return Number.NEGATIVE_INFINITY
-    // Under another server that lost members, a lease from before is over a lease after the server was first seen.
-    if (lowered || server === undefined || this.#server === undefined) return Number.POSITIVE_INFINITY
-    return this.#server.sinceMs + longestMs + marginMs(longestMs)
-  }
-
-  /** Drops what this instance and the cache know; whether that is done. */
-  async #tellOwn(change: Contradiction | undefined, { seq, tag }: Membership): Promise<boolean> {
-    const { contradict, follower, inBackground, store } = this.#parts
-    if (change !== undefined) {
-      inBackground(contradict(change, { seq, tag }))
-      return true
-    }
-    return store.currentSeq !== undefined || follower.sessions.length === 0 || (await follower.catchUp(seq))
+    if (this.#parts.store.currentPosition !== undefined) return Number.NEGATIVE_INFINITY
+    // Where members are missing after a fail-over or a restore, their leases are over a lease after that was first seen.
+    if (lowered || server === undefined || this.#authority === undefined) return Number.POSITIVE_INFINITY
+    return this.#authority.sinceMs + longestMs + marginMs(longestMs)
   }
 
   async #members(): Promise<Membership> {
     const { store, clock, inBackground } = this.#parts
-    const reached = await store.members()
-    const now = clock.monotonicMs()
-    this.answeredBy(reached.server)
-    this.#reaper.saw(reached, now)
+    const known = this.#authority
+    const reached = await store.members(known?.position.seq)
+    if (known !== undefined && reached.tagAfter !== known.position.tag) this.answeredBy(undefined, undefined)
+    this.answeredBy(reached.server, { seq: reached.seq, tag: reached.tag })
+    this.#reaper.saw(reached.members, clock.monotonicMs())
     const over = this.#over(reached, reached.waitMs)
     if (over.length > 0) inBackground(store.removeMembers(over))
-    const gone = longSilent(reached.members, reached.at)
-    this.#revoke(gone)
+    this.#revoke(longSilent(reached.members, reached.at))
     return reached
   }
 
-  /** The members whose leases are over. */
+  /** The members whose leases are over. A server or a history that is new may have lost a revocation, and granted leases since: the count begins again. */
   #over({ members }: Membership, longestMs: number): readonly string[] {
     const now = this.#parts.clock.monotonicMs()
     const forMs = longestMs + marginMs(longestMs)
+    if (this.#authority !== undefined && now - this.#authority.sinceMs < forMs) return []
     return members.map(({ session }) => session).filter((session) => this.#reaper.isOver(session, forMs, now))
   }
 
@@ -159,155 +179,177 @@ export class Recalls {
     return reached.members.filter(({ session }) => !none.has(session))
   }
 
-  /** Asks the others, until all have answered or it is too late. What is left in `silent` has not. */
-  async #recall(
-    change: Contradiction | undefined,
-    reached: Membership,
-    others: readonly MemberRow[],
-    silent: Set<string>,
-    deadline: number,
-  ): Promise<void> {
-    const digests = namedDigests(change)
+  /**
+   * Has everybody drop what is known from before a change, this instance first, until all have said so or it is too late; whether other processes were asked. They are
+   * where the answer has to wait for the lease in any case, too: that is how those that are gone are found out.
+   */
+  async #recall(round: Round): Promise<boolean> {
+    const { reached, answers } = round
+    const digests = namedDigests(round.change)
+    this.#tellOwn(round)
+    this.#askNeighbours(digests, round)
+    if (answers.isComplete) return false
     const { seq, tag, storeId } = reached
-    const answered = (sessions: readonly string[]): void => {
-      for (const session of sessions) silent.delete(session)
-    }
-    await this.#askNeighbours(digests, reached, answered)
-    if (silent.size === 0 || !this.#parts.enabled || others.some(({ session, mode }) => mode === 'feed' && silent.has(session))) return
     const nonce = randomBytes(16).toString('base64url')
-    const message: Message = { type: 'recall', storeId, nonce, inbox: this.#inbox, position: { seq, tag }, digests }
-    const all = new Promise<void>((resolve) => {
-      this.#waiting.set(nonce, (sessions) => {
-        answered(sessions)
-        if (silent.size === 0) resolve()
-      })
-    })
-    await this.#ask({ message, seq, others, silent, deadline, all })
+    this.#waiting.set(nonce, round)
+    await this.#ask(round, { type: 'recall', storeId, nonce, inbox: this.#inbox, position: { seq, tag }, digests })
     this.#waiting.delete(nonce)
+    return this.#parts.enabled && !this.#closed
   }
 
-  /** Sends a recall, again and again, and looks at what members say in the store, until all have answered or it is too late. */
-  async #ask({ message, seq, others, silent, deadline, all }: Asked): Promise<void> {
-    const { clock, follower } = this.#parts
+  /** Drops what this instance and the cache know. */
+  #tellOwn({ change, reached: { seq, tag }, answers }: Round): void {
+    const { contradict, follower, inBackground, store } = this.#parts
+    if (change !== undefined) inBackground(contradict(change, { seq, tag }))
+    if (change !== undefined || store.currentPosition !== undefined || follower.sessions.length === 0) answers.ofItself()
+    else inBackground(follower.catchUp(seq).then((done) => (done ? answers.ofItself() : undefined)))
+  }
+
+  /** Asks the other instances of this process, which need no message. */
+  #askNeighbours(digests: readonly string[] | null, { reached: { storeId, seq }, answers }: Round): void {
+    for (const one of neighbours) {
+      if (one === this.#neighbour) continue
+      this.#whenHeard(
+        () => concerns(one, storeId) && one.hear(digests, seq),
+        () => answers.of(one.sessions()),
+      )
+    }
+  }
+
+  /** Runs `then` once what was heard is dropped, with no `await` between where that is done at once. Nothing waits for an instance that never says so. */
+  #whenHeard(hear: () => boolean | Promise<boolean>, then: () => void): void {
+    const { report } = this.#parts
+    try {
+      const dropped = hear()
+      if (dropped === true) then()
+      else if (dropped !== false) dropped.then((done) => (done ? then() : undefined)).catch(report)
+    } catch (error) {
+      report(error)
+    }
+  }
+
+  /**
+   * Sends a recall, again and again, and looks at what members say in the store, until all have answered or it is too late. Where others are not asked, waits only for
+   * those of this process.
+   */
+  async #ask(round: Round, message: Recall & { readonly type: 'recall' }): Promise<void> {
+    const { clock, enabled } = this.#parts
+    const { answers, deadline, others, reached } = round
     const began = clock.monotonicMs()
-    const suspectAt = began + Math.max(SUSPECT_MS, SUSPECT_AT * follower.leaseMs)
+    const suspectAt = began + Math.max(SUSPECT_MS, SUSPECT_AT * reached.waitMs)
     const sendings = SENT_AT_MS.map((ms) => began + ms)
     let lookAt = began + LOOK_MS
     let suspected = false
-    for (let now = began; silent.size > 0 && now < deadline && !this.#closed; now = clock.monotonicMs()) {
+    for (let now = began; !answers.isComplete && now < deadline && !this.#closed; now = clock.monotonicMs()) {
       if (now >= (sendings[0] ?? deadline)) {
         sendings.shift()
-        this.#send(message, others, silent)
+        if (enabled) this.#send(message, round)
       }
       if (now >= lookAt) {
         lookAt = now + LOOK_MS
-        this.#look(seq, silent)
+        if (enabled) this.#look(round)
       }
       if (now >= suspectAt && !suspected) {
         suspected = true
-        this.#revoke(others.filter((one) => silent.has(one.session) && this.#reached(one)))
+        // What came while this process was busy is heard first.
+        await nextTurn()
+        if (enabled) this.#revoke(others.filter((one) => answers.isSilent(one.session) && this.#reached(one)))
       }
       const next = Math.min(deadline, sendings[0] ?? deadline, lookAt, suspected ? deadline : suspectAt)
-      await Promise.race([all, clock.sleep(next - now)])
+      // Short ones only: a sleep that nobody waits for any more keeps the process alive to its end.
+      await Promise.race([answers.completed, clock.sleep(next - now)])
     }
   }
 
   /** Sends a message over every channel on which somebody listens who has not answered. */
-  #send(message: Message, others: readonly MemberRow[], silent: ReadonlySet<string>): void {
-    if (message.type !== 'recall') return
-    const text = this.#codec.write(message)
-    for (const channel of this.#parts.channels) {
-      if (!others.some(({ session, channels }) => silent.has(session) && channels.includes(channel.name))) continue
-      void this.#listenOn(channel, message.storeId)
-      const [address = ''] = this.#codec.addresses(message.storeId)
-      void channel.send(address, text)
+  #send(message: Message, { others, answers }: Round): void {
+    for (const channel of this.#post.channels) {
+      if (!others.some(({ session, channels }) => answers.isSilent(session) && channels.includes(channel.name))) continue
+      this.#post.listenOn(channel, message.storeId)
+      this.#post.tellAll(channel, message)
     }
   }
 
-  /** Looks at what members have written into the store, and at who has left. */
-  #look(seq: number, silent: Set<string>): void {
-    const { inBackground } = this.#parts
-    inBackground(
-      this.#members().then(({ members }) => {
-        const rows = new Map(members.map((one) => [one.session, one]))
-        const heard = [...silent].filter((session) => (rows.get(session)?.acked ?? seq) >= seq)
-        for (const session of heard) silent.delete(session)
-      }),
-    )
+  /** Looks at what members have written into the store, and at who has left. One look at a time: a slow store is not asked more often. */
+  #look(round: Round): void {
+    if (round.looking) return
+    round.looking = true
+    const { answers, longestMs } = round
+    const { seq } = round.reached
+    const look = this.#members()
+      .then((now) => {
+        const rows = new Map(now.members.map((one) => [one.session, one]))
+        answers.of(this.#over(now, longestMs))
+        answers.of(answers.silent.filter((session) => (rows.get(session)?.acked ?? seq) >= seq))
+      })
+      .finally(() => {
+        round.looking = false
+      })
+    this.#parts.inBackground(look)
   }
 
-  #reached({ channels }: MemberRow): boolean {
-    return this.#parts.channels.some((channel) => channel.isOpen() && channels.includes(channel.name))
+  #reached({ mode, channels }: MemberRow): boolean {
+    return mode === 'recall' && this.#post.channels.some((channel) => channel.isOpen() && channels.includes(channel.name))
   }
 
   #revoke(members: readonly MemberRow[]): void {
     const sessions = members.filter(({ revoked }) => !revoked).map(({ session }) => session)
-    if (sessions.length > 0) this.#parts.inBackground(this.#parts.store.revokeMembers(sessions))
-  }
-
-  /** Asks the other instances of this process, which need no message. */
-  async #askNeighbours(
-    digests: readonly string[] | null,
-    { storeId, seq }: Membership,
-    answered: (sessions: readonly string[]) => void,
-  ): Promise<void> {
-    await Promise.all(
-      [...neighbours].map(async (one) => {
-        if (one === this.#neighbour || one.storeId() !== storeId) return
-        if (await one.hear(digests, seq)) answered(one.sessions())
+    if (sessions.length === 0) return
+    const { store, clock, follower, inBackground } = this.#parts
+    inBackground(
+      store.revokeMembers(sessions).then(() => {
+        this.#reaper.revoked(sessions, clock.monotonicMs())
+        this.#reapIn(follower.leaseMs)
       }),
     )
   }
 
+  /** Removes who is gone as soon as that may be done, so that changes through other instances need not wait for them either. */
+  #reapIn(leaseMs: number): void {
+    const { inBackground } = this.#parts
+    const reap = (): void => {
+      if (!this.#closed) inBackground(this.#members())
+    }
+    setTimeout(reap, leaseMs + marginMs(leaseMs)).unref()
+  }
+
   /** Drops what this instance knows from before a change, for another instance; whether that is done. */
   #hear(digests: readonly string[] | null, seq: number): boolean | Promise<boolean> {
+    const { follower, inBackground } = this.#parts
+    if (digests !== null) {
+      follower.hear(digests, seq)
+      return true
+    }
+    const caughtUp = follower.catchUp(seq)
+    inBackground(caughtUp)
+    return caughtUp
+  }
+
+  #heard(channel: Channel, message: Message): void {
+    if (message.type === 'recall') this.#answer(channel, message)
+    else this.#answered(message)
+  }
+
+  #answered({ nonce, storeId, sessions }: Acknowledgement): void {
+    const round = this.#waiting.get(nonce)
+    if (round?.reached.storeId === storeId) round.answers.of(sessions)
+  }
+
+  /** Answers after what a recall is about was dropped, from the same turn where digests are named. */
+  #answer(channel: Channel, { inbox, storeId, nonce, digests, position }: Recall): void {
+    if (inbox === this.#inbox || !concerns(this.#neighbour, storeId)) return
     const { follower } = this.#parts
-    if (digests === null) return follower.catchUp(seq)
-    follower.hear(digests, seq)
-    return true
-  }
-
-  #listenOn(channel: Channel, storeId: string): Promise<unknown> {
-    const known = this.#listening.get(channel)
-    if (known !== undefined || this.#closed) return known ?? Promise.resolve()
-    const addresses = [...this.#codec.addresses(storeId), this.#inbox]
-    const listening = channel.listen(addresses, (text) => this.#heard(channel, text))
-    this.#listening.set(channel, listening)
-    return listening
-  }
-
-  #heard(channel: Channel, text: string): void {
-    const { follower, report } = this.#parts
-    const message = this.#codec.read(text)
-    if (message === undefined || message.storeId !== follower.storeId || this.#closed) {
-      // Answers may come to an instance that has read nothing itself.
-      if (message?.type === 'acknowledgement' && follower.storeId === undefined) this.#waiting.get(message.nonce)?.(message.sessions)
-      return
-    }
-    if (message.type === 'acknowledgement') {
-      this.#waiting.get(message.nonce)?.(message.sessions)
-      return
-    }
-    if (message.inbox === this.#inbox) return
-    const { sessions } = follower
-    if (sessions.length === 0) return
-    // The answer goes out from here, after what it is about was dropped, and with no `await` between where digests are named.
-    const answer = (): void => {
-      const { storeId, nonce } = message
-      void channel.send(message.inbox, this.#codec.write({ type: 'acknowledgement', storeId, nonce, sessions: [...sessions] }))
-    }
-    const dropped = this.#hear(message.digests, message.position.seq)
-    if (dropped === true) answer()
-    else if (dropped !== false) dropped.then((done) => (done ? answer() : undefined)).catch(report)
+    this.#whenHeard(
+      () => this.#hear(digests, position.seq),
+      () => this.#post.tell(channel, inbox, { type: 'acknowledgement', storeId, nonce, sessions: [...follower.sessions] }),
+    )
   }
 
   /** Answers no recall any more. */
-  async close(): Promise<void> {
+  close(): void {
     this.#closed = true
     neighbours.delete(this.#neighbour)
-    const listening = [...this.#listening.values()]
-    this.#listening.clear()
-    for (const end of await Promise.all(listening)) end?.()
+    this.#post.close()
   }
 }
 
@@ -316,15 +358,4 @@ function namedDigests(change: Contradiction | undefined): readonly string[] | nu
   if (change === undefined) return null
   const digests = [...(change.retired?.digests ?? []), ...(change.changed ?? [])]
   return digests.length > MOST_DIGESTS ? null : digests
-}
-
-interface Asked {
-  readonly message: Message
-  readonly seq: number
-  readonly others: readonly MemberRow[]
-  /** Those that have not answered. */
-  readonly silent: Set<string>
-  readonly deadline: number
-  /** Resolves when all have answered by message. */
-  readonly all: Promise<void>
 }

@@ -20,7 +20,7 @@ const MAX_REMEMBERED = 20_000
 
 /** What one instance knows of the feed of changes: how far it has followed it, and which digests have changed lately. Instants are on its monotonic clock. */
 export class Feed {
-  readonly #changed: (digest: string) => void
+  readonly #changed: (digest: string, seq: number) => void
   readonly #memoryMs: number
   /** Nothing from below it is admitted: changes up to it may be forgotten. */
   #floor: FeedPosition | undefined
@@ -32,10 +32,10 @@ export class Feed {
   readonly #heard = new Map<string, Heard>()
 
   /**
-   * @param changed is called for each digest whose verdict has changed, before the position moves
+   * @param changed is called for each digest whose verdict has changed, and with the number of the change, before the position moves
    * @param memoryMs for how long a change is remembered at least
    */
-  constructor(changed: (digest: string) => void, memoryMs: number) {
+  constructor(changed: (digest: string, seq: number) => void, memoryMs: number) {
     this.#changed = changed
     this.#memoryMs = memoryMs
   }
@@ -73,6 +73,11 @@ export class Feed {
     this.#forget(nowMs)
   }
 
+  /** Whether a change that was not read before had been heard of. */
+  isHeard(digest: string, seq: number): boolean {
+    return (this.#heard.get(digest)?.seq ?? 0) >= seq
+  }
+
   /** The rule of positions: whether what was read about a digest at this position is newer than every change of it that is known. */
   admits(digest: string, seq: number): boolean {
     if (this.#floor === undefined || seq < this.#floor.seq) return false
@@ -106,7 +111,7 @@ export class Feed {
   #follow(change: FeedChange, atMs: number): void {
     for (const digest of change.digests) {
       this.#latest.set(digest, change.seq)
-      this.#changed(digest)
+      this.#changed(digest, change.seq)
     }
     this.#changes.push({ ...change, atMs })
   }

@@ -10,6 +10,8 @@ export interface FirstUses {
    * instance. Whoever meets the mark waits by its own clock, and only then takes it away.
    */
   endEarlier(digest: string): Promise<void>
+  /** Forgets what was told: the store may have lost it. */
+  startOver(): void
 }
 
 /** Of secrets whose first use was told; forgetting one costs a write that changes nothing. */
@@ -47,5 +49,7 @@ export function firstUses(
       await settled({ retired: { digests: retired, reason: 'rotated' } }, waitMs)
       await store.settleFirstUse(digest)
     },
+
+    startOver: () => told.clear(),
   }
 }

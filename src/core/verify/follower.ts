@@ -16,8 +16,8 @@ export interface Read {
 export interface FollowerParts extends MembershipParts {
   /** Whether recalls arrive, as far as can be told. */
   readonly hearsRecalls: () => boolean
-  /** Hears which server has answered. */
-  readonly answeredBy: (server: string | undefined) => void
+  /** Hears which server has answered, and how far the feed was followed there; undefined where it does not go on from where it was. */
+  readonly answeredBy: (server: string | undefined, position: FeedPosition | undefined) => void
   /** Called before this instance joins: from then on it may be asked to say that it knows of a change. */
   readonly listen: () => void
   /** Drops what is known of a digest; of all of them. */
@@ -55,7 +55,7 @@ export class Follower {
   readonly #member: Membership
   readonly #lease: ReturnType<typeof declaration>
   /** Where the store can be looked into at once, nobody needs a lease. */
-  readonly #watch: (() => number | undefined) | undefined
+  readonly #watch: (() => FeedPosition | undefined) | undefined
   /** Counts the starts: what was asked before the latest one is of the past. */
   #era = 0
   #closed = false
@@ -69,17 +69,20 @@ export class Follower {
   /** Whether there was traffic since the last read was sent. */
   #busy = false
   #timer: ReturnType<typeof setTimeout> | undefined
-  /** The latest change that a recall was heard of. */
-  #recalledTo = 0
+  /** What was read to have changed and no recall has come of yet: the digests, each with the number of the change. Whoever waits for that goes by the store. */
+  readonly #unrecalled = new Map<string, number>()
   #acknowledging = false
 
   constructor(parts: FollowerParts) {
     const { store, drop, leaseMs } = parts
     this.#parts = parts
-    this.#feed = new Feed(drop, MEMORY_MS)
+    this.#feed = new Feed((digest, seq) => {
+      drop(digest)
+      if (!this.#feed.isHeard(digest, seq)) this.#unrecalled.set(digest, seq)
+    }, MEMORY_MS)
     this.#member = membership(parts)
     this.#lease = declaration(parts)
-    this.#watch = store.currentSeq === undefined ? undefined : () => store.currentSeq?.()
+    this.#watch = store.currentPosition === undefined ? undefined : () => store.currentPosition?.()
     this.#leaseMs = leaseMs
   }
 
@@ -107,8 +110,8 @@ export class Follower {
   isFollowed(monotonicMs: number, wallMs: number): boolean {
     if (this.#closed) return false
     if (this.#watch !== undefined) {
-      const seq = this.#watch()
-      return seq !== undefined && seq === this.#feed.position?.seq
+      const [there, here] = [this.#watch(), this.#feed.position]
+      return there !== undefined && there.tag === here?.tag && there.seq === here.seq
     }
     const granted = this.#granted
     if (granted === undefined) return false
@@ -130,7 +133,7 @@ export class Follower {
   hear(digests: readonly string[], seq: number): void {
     for (const digest of digests) this.#parts.drop(digest)
     this.#feed.hear(digests, seq, this.#parts.clock.monotonicMs())
-    this.#recalledTo = Math.max(this.#recalledTo, seq)
+    for (const digest of digests) if ((this.#unrecalled.get(digest) ?? Number.POSITIVE_INFINITY) <= seq) this.#unrecalled.delete(digest)
   }
 
   /** What the store's clock shows at this instant, or later; undefined before the first answer. */
@@ -154,13 +157,12 @@ export class Follower {
   /** Handles what an answer says of the feed, before anything else in it is looked at; answers whether the feed goes on through it. */
   #take(answer: AuthorityAnswer, sent: Sent, askedAt: Instant): boolean {
     if (sent.era !== this.#era || this.#closed) return false
-    this.#parts.answeredBy(answer.server)
     this.#leaseMs = answer.leaseMs
     this.#lease.answered()
-    const before = this.#feed.position?.seq
     const other = this.#storeId !== undefined && this.#storeId !== answer.storeId
     const state = other ? 'lost' : this.#feed.take(answer.feed, sent.from, this.#parts.clock.monotonicMs())
     const gone = sent.session !== undefined && sent.session === this.#member.current() && answer.member === 'none'
+    this.#parts.answeredBy(answer.server, state === 'lost' ? undefined : this.#feed.position)
     if (state === 'lost' || gone) {
       this.#startOver()
       return false
@@ -169,14 +171,14 @@ export class Follower {
     this.#storeClock = { at: answer.at, askedAt }
     if (this.#watch === undefined) this.#takeMembership(answer, sent, state === 'followed' ? askedAt : undefined)
     if (state === 'more') this.#dueMs = Number.NEGATIVE_INFINITY
-    if (before !== this.#feed.position?.seq) this.#acknowledgeSoon()
+    if (this.#unrecalled.size > 0) this.#acknowledgeSoon()
     return true
   }
 
   #takeMembership(answer: AuthorityAnswer, sent: Sent, askedAt: Instant | undefined): void {
-    if (sent.session === undefined) this.#join()
-    else if (sent.session !== this.#member.current()) return
-    else if (answer.member === 'revoked') this.#join()
+    // An answer of before the present session says nothing about it.
+    if (sent.session !== this.#member.current()) return
+    if (sent.session === undefined || answer.member === 'revoked') this.#join()
     else if (askedAt !== undefined && !(this.#granted !== undefined && this.#granted.since.monotonicMs > askedAt.monotonicMs)) {
       this.#granted = { since: askedAt, forMs: answer.leaseMs }
     }
@@ -194,7 +196,7 @@ export class Follower {
     this.#granted = undefined
     this.#storeId = undefined
     this.#storeClock = undefined
-    this.#recalledTo = 0
+    this.#unrecalled.clear()
     this.#dueMs = Number.NEGATIVE_INFINITY
     this.#feed.startOver()
     this.#parts.dropAll()
@@ -254,6 +256,8 @@ export class Follower {
 
   /** Polls until all changes up to `seq` are handled; resolves with whether they are. Never rejects. */
   async catchUp(seq: number): Promise<boolean> {
+    // Who accepts nothing any more relies on nothing.
+    if (this.#closed) return true
     const reached = (): boolean => (this.#feed.position?.seq ?? -1) >= seq
     // One that is on its way may have been sent too early, and so may have one that began meanwhile.
     for (let tries = 0; tries < 3 && !reached(); tries++) {
@@ -270,18 +274,26 @@ export class Follower {
   #acknowledgeSoon(): void {
     const { store, mode, hearsRecalls, inBackground } = this.#parts
     const session = this.#member.current()
-    if (this.#watch !== undefined || mode !== 'recall' || session === undefined || this.#acknowledging) return
+    if (this.#acknowledging) return
+    if (this.#watch !== undefined || mode !== 'recall' || session === undefined) {
+      this.#unrecalled.clear()
+      return
+    }
     this.#acknowledging = true
     const acknowledged = async (): Promise<void> => {
-      let seq = -1
       try {
         if (hearsRecalls()) await pause(RECALL_DUE_MS)
-        seq = this.#feed.position?.seq ?? 0
-        if (!this.#closed && this.#recalledTo < seq && session === this.#member.current()) await store.acknowledge(session, seq)
+        const known = this.#feed.position
+        const due = this.#unrecalled.size > 0
+        this.#unrecalled.clear()
+        // The one before is waited for, too, where this instance was suspected meanwhile and has joined again.
+        const sessions = [...new Set([session, this.#member.current() ?? session])]
+        if (due && known !== undefined && !this.#closed)
+          await Promise.all(sessions.map((one) => store.acknowledge(one, { seq: known.seq, tag: known.tag })))
       } finally {
         this.#acknowledging = false
       }
-      if ((this.#feed.position?.seq ?? 0) > seq) this.#acknowledgeSoon()
+      if (this.#unrecalled.size > 0) this.#acknowledgeSoon()
     }
     inBackground(acknowledged())
   }

@@ -23,7 +23,7 @@ export interface VerifierParts {
   readonly mode: MemberMode
   readonly channels: readonly string[]
   readonly hearsRecalls: () => boolean
-  readonly answeredBy: (server: string | undefined) => void
+  readonly answeredBy: (server: string | undefined, position: FeedPosition | undefined) => void
   readonly listen: () => void
   /** Waits until nobody relies any more on what was before a change of these digests, which is committed. */
   readonly settled: (change: Contradiction, waitMs: number) => Promise<unknown>
@@ -85,7 +85,10 @@ export class Verifier {
     this.follower = new Follower({
       ...parts,
       drop: (digest) => this.#facts.drop(digest),
-      dropAll: () => this.#facts.clear(),
+      dropAll: () => {
+        this.#facts.clear()
+        this.#firstUses.startOver()
+      },
       due: () => this.#facts.due(),
       refresh: (digests, read) => {
         for (const digest of digests) this.#judge(digest, read)

@@ -3,6 +3,7 @@ import { wallMs } from '../../real-time.js'
 import { KEPT } from '../feed.js'
 import type { Member, MemberRow, Membership, Store } from '../store.js'
 import type { Database } from './database.js'
+import { NOWHERE } from './feed.js'
 import { answeredByPrimary, bounded, instantOf, namingServer, refuseMissing } from './reads.js'
 import { refuseHiding } from './row-security.js'
 import type { InstanceTable, Tables } from './rows.js'
@@ -15,7 +16,7 @@ export function members(database: Database): Members {
   const own = <T>(work: (on: Kysely<Tables>) => Promise<T>): Promise<T> => inOwnTransaction(database, work)
   const read = readingMembers(database)
   return {
-    members: () => bounded(database, read),
+    members: (after) => bounded(database, () => read(after)),
     join: (member) => own((on) => join(database, on, member)),
 
     leave: (session) =>
@@ -23,8 +24,11 @@ export function members(database: Database): Members {
         await on.deleteFrom('express_api_key_instances').where('session', '=', session).execute()
       }),
 
-    acknowledge: (session, seq) =>
+    // Only what the feed has: an instance that has not noticed yet that the database was restored speaks of changes that are gone.
+    acknowledge: (session, { seq, tag }) =>
       own(async (on) => {
+        const change = on.selectFrom('express_api_key_changes').select('seq').where('seq', '=', seq).where('tag', '=', tag)
+        if ((await change.executeTakeFirst()) === undefined) return
         const row = on.updateTable('express_api_key_instances').set({ acked: seq }).where('session', '=', session)
         await row.where('acked', '<', seq).execute()
       }),
@@ -64,24 +68,24 @@ async function join({ dialect }: Database, on: Kysely<Tables>, { session, mode, 
     .execute()
 }
 
-function readingMembers(database: Database): () => Promise<Membership> {
+function readingMembers(database: Database): (after: number | undefined) => Promise<Membership> {
   const { rowSecurity } = database.dialect
   const rowsOf = namingServer(database, (server) => {
     const query = membersQuery(database, rowSecurity.mayHide(['express_api_key_instances']), server)
     const careful = membersQuery(database, rowSecurity.hides, server)
-    return async () => {
-      const rows = await query()
+    return async (after: number | undefined) => {
+      const rows = await query(after)
       if (rows[0] !== undefined && rows[0].hidden === '') return rows
       // A member that is hidden would be waited for by nobody.
-      const again = await careful()
+      const again = await careful(after)
       refuseHiding(again[0]?.hidden)
       if (again[0] === undefined) await refuseMissing(database)
       return again
     }
   })
-  return async () => {
+  return async (after) => {
     const before = wallMs()
-    const rows = await rowsOf()
+    const rows = await rowsOf(after)
     const first = answeredByPrimary(rows[0])
     const [leaseMs, earlierMs] = [Number(first.lease_ms), Number(first.earlier_lease_ms)]
     return {
@@ -90,6 +94,7 @@ function readingMembers(database: Database): () => Promise<Membership> {
       server: first.server ?? undefined,
       seq: Number(first.seq),
       tag: first.tag,
+      tagAfter: first.tag_after ?? undefined,
       waitMs: Math.max(leaseMs, earlierMs),
       lowered: earlierMs > leaseMs,
       members: rows.flatMap((row) => (row.session === null ? [] : [memberRow(row as InstanceTable)])),
@@ -98,13 +103,14 @@ function readingMembers(database: Database): () => Promise<Membership> {
 }
 
 function membersQuery({ db, dialect }: Database, hidden: RawBuilder<string>, server: RawBuilder<string | null>) {
-  return () =>
+  return (after: number | undefined) =>
     db
       .selectFrom('express_api_key_settings as s')
       .innerJoin('express_api_key_feed as f', 'f.id', 's.id')
+      .leftJoin('express_api_key_changes as c', (join) => join.on('c.seq', '=', after ?? NOWHERE))
       .leftJoin('express_api_key_instances as m', (join) => join.onTrue())
       .where('s.id', '=', 1)
-      .select(['s.lease_ms', 's.earlier_lease_ms', 's.store_id', 's.protocol', 'f.seq', 'f.tag', server.as('server')])
+      .select(['s.lease_ms', 's.earlier_lease_ms', 's.store_id', 's.protocol', 'f.seq', 'f.tag', 'c.tag as tag_after', server.as('server')])
       .select(['m.session', 'm.mode', 'm.channels', 'm.revoked', 'm.acked', 'm.joined_at'])
       .select([dialect.readClock.as('at'), dialect.standby.as('standby'), dialect.outdated.as('outdated'), hidden.as('hidden')])
       .execute()

@@ -6,7 +6,7 @@ import { sqliteDialect, sqliteErrors } from './dialects/sqlite.js'
 import { insideTransaction } from './driver-errors.js'
 import { kyselyStore } from './kysely-store.js'
 import type { SqliteHandle } from './sqlite-handle.js'
-import { committedSeq } from './sqlite-seq.js'
+import { committedPosition } from './sqlite-position.js'
 import { moment, type TimeoutOptions, timeouts } from './timeouts.js'
 
 export type { SqliteHandle } from './sqlite-handle.js'
@@ -44,11 +44,11 @@ export function sqliteStore(database: SqliteHandle, options: SqliteStoreOptions 
     },
   })
   const store = kyselyStore(new Kysely({ dialect }), sqliteDialect, limits)
-  const committed = committedSeq(database)
+  const committed = committedPosition(database)
   if (committed === undefined) return store
   return {
     ...store,
-    currentSeq: committed.currentSeq,
+    currentPosition: committed.currentPosition,
     async close() {
       committed.close()
       await store.close()

@@ -1,7 +1,7 @@
 import { ok, rejects, deepStrictEqual as same } from 'node:assert/strict'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { ApiKeyError } from '../../errors.js'
-import type { AuthorityAnswer, FeedChange, Member, MemberRow, Store } from '../../store/store.js'
+import type { AuthorityAnswer, FeedChange, FeedPosition, Member, MemberRow, Store } from '../../store/store.js'
 import { type Check, digest, generationOf, issue } from './samples.js'
 
 /** What it says of changes. */
@@ -173,15 +173,24 @@ export function memberships(check: Check): void {
     const [one, two] = [memberOf(), memberOf({ mode: 'feed' })]
     for (const member of [one, two]) await store.join(member)
     const acked = async (): Promise<unknown> => byName((await sibling.members()).members)[one.session]?.acked
-    for (const [seq, noted] of [
-      [5, 5],
-      [3, 5],
-      [7, 7],
+    const positions: FeedPosition[] = []
+    for (let n = 0; n < 3; n++) {
+      await change(store)
+      const { seq, tag } = await sibling.members()
+      positions.push({ seq, tag })
+    }
+    const [first, second, third] = positions as [FeedPosition, FeedPosition, FeedPosition]
+    for (const [position, noted] of [
+      [second, 2],
+      [first, 2],
+      [{ ...third, tag: first.tag }, 2],
+      [{ ...third, seq: 9 }, 2],
+      [third, 3],
     ] as const) {
-      await store.acknowledge(one.session, seq)
+      await store.acknowledge(one.session, position)
       same(await acked(), noted)
     }
-    await store.acknowledge(randomUUID(), 9)
+    await store.acknowledge(randomUUID(), third)
     same(byName((await store.members()).members)[two.session]?.acked, 0)
   })
 
@@ -201,13 +210,18 @@ export function memberships(check: Check): void {
     same((await store.read([], { session: one.session })).member, 'none')
     same(Object.keys(byName((await store.members()).members)), [two.session])
   })
+}
 
+/** What can be told of all of it at one moment. */
+export function moments(check: Check): void {
   check('the list of members says of what moment it is', async (store, sibling) => {
     await store.setLease(900)
     await change(store)
     const [read, list] = [await store.read([]), await sibling.members()]
     same([list.seq, list.tag, list.storeId, list.server], [1, read.feed.tag, read.storeId, read.server])
-    same([list.waitMs, list.lowered, list.members], [900, false, []])
+    same([list.waitMs, list.lowered, list.members, list.tagAfter], [900, false, [], undefined])
+    const [there, ahead] = [await sibling.members(1), await sibling.members(2)]
+    same([there.tagAfter, ahead.tagAfter], [read.feed.tag, undefined])
     const { version } = await store.setLease(300)
     same([(await sibling.members()).waitMs, (await sibling.members()).lowered], [900, true])
     await store.settleLease(version)
@@ -216,18 +230,19 @@ export function memberships(check: Check): void {
 
   check('where the last change can be told at once, it is never behind a finished transaction', async (store, sibling) => {
     for (const each of [store, sibling]) {
-      const now = each.currentSeq
-      if (now === undefined) continue
+      const current = each.currentPosition?.bind(each)
+      if (current === undefined) continue
+      const now = (): number | undefined => current()?.seq
       await each.read([])
       for (let n = 0; n < 5; n++) {
-        const before: number | undefined = now.call(each)
+        const before: number | undefined = now()
         same(before, (await store.read([])).feed.seq)
         await store.transaction(async (tx) => {
           await tx.appendChange([digest()])
           await tx.now()
-          same(now.call(each), before)
+          same(now(), before)
         })
-        same(now.call(each), (before ?? 0) + 1)
+        same(now(), (before ?? 0) + 1)
       }
     }
   })

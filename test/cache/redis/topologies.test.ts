@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import type { Cache, Store } from 'express-api-keys'
+import type { Cache, Channel, Store } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { redisCache } from 'express-api-keys/redis'
 import { cacheContract } from 'express-api-keys/testing'
@@ -113,6 +113,65 @@ ifServer()('P3, P5: Sentinel puts a replica in the place of a killed master in m
   }
 })
 
+ifServer()('a channel over a Cluster goes on while one node after the other is killed', async () => {
+  const nodes = await startCluster(1)
+  await until(async () => (await Promise.all(nodes.map(isWhole))).every(Boolean))
+  const { channels, arrives } = await openChannels([clientOf(nodes), clientOf(nodes), clientOf(nodes)])
+  for (const node of nodes) {
+    await node.kill()
+    for (const channel of channels) await arrives(channel)
+    await node.start()
+    await until(async () => (await Promise.all(nodes.map(isWhole))).every(Boolean))
+  }
+  for (const channel of channels) await arrives(channel)
+})
+
+ifServer()('a channel behind Sentinel follows it to another master, and does not stay with one that hangs', async () => {
+  const master = await startNode()
+  const replica = await startNode('--replicaof', '127.0.0.1', String(master.port))
+  await until(async () => /connected_slaves:1/.test(await master.client.info('replication')))
+  const guard = await startSentinel(master, 1)
+  await until(async () => /slaves=1/.test(await guard.client.info('sentinel')))
+  const options = { sentinels: [{ host: '127.0.0.1', port: guard.port }], name: 'keys', lazyConnect: true }
+  const { channels, arrives } = await openChannels([new Redis(options), new Redis(options)])
+  // It keeps its connections, and says nothing on them.
+  master.signal('SIGSTOP')
+  await until(async () => {
+    const [, port] = (await guard.client.call('SENTINEL', 'get-master-addr-by-name', 'keys')) as string[]
+    return Number(port) === replica.port
+  })
+  for (const channel of channels) await arrives(channel)
+  expect(await replica.client.pubsub('NUMSUB', 'express-api-keys:here')).toEqual(['express-api-keys:here', channels.length])
+  master.signal('SIGCONT')
+})
+
+/** Channels that listen under one address. `arrives` resolves when each has heard, and is open. */
+async function openChannels(
+  clients: readonly (Redis | Cluster)[],
+): Promise<{ channels: readonly Channel[]; arrives(from: Channel): Promise<void> }> {
+  const heard = clients.map(() => new Set<string>())
+  const channels = clients.map((client) => {
+    client.on('error', () => {})
+    atEnd(async () => client.disconnect())
+    const cache = redisCache(client, { timeoutMs: 500, onStateChange() {} }) as Required<Cache>
+    atEnd(() => cache.close())
+    return cache.channel()
+  })
+  for (const [n, channel] of channels.entries()) void channel.listen(['here'], (text) => heard[n]?.add(text))
+  let sent = 0
+  return {
+    channels,
+    async arrives(from) {
+      const text = `text ${sent++}`
+      await until(async () => {
+        if (heard.every((each) => each.has(text)) && channels.every((channel) => channel.isOpen())) return true
+        await from.send('here', text)
+        return false
+      })
+    },
+  }
+}
+
 let cluster: Promise<Node[]> | undefined
 cacheContract({ describe, test: ifServer() }, 'redisCache on a Cluster of three masters', async () => {
   cluster ??= startCluster(0)
@@ -123,7 +182,7 @@ cacheContract({ describe, test: ifServer() }, 'redisCache on a Cluster of three 
 
 let sentinel: Promise<Node> | undefined
 cacheContract({ describe, test: ifServer() }, 'redisCache behind Sentinel', async () => {
-  sentinel ??= startNode().then(startSentinel)
+  sentinel ??= startNode().then((master) => startSentinel(master))
   const options = { sentinels: [{ host: '127.0.0.1', port: (await sentinel).port }], name: 'keys', lazyConnect: true }
   return answering(new Redis(options), new Redis(options))
 })
@@ -278,11 +337,11 @@ async function startNode(...args: string[]): Promise<Node> {
   return node({ args: () => args })
 }
 
-async function startSentinel(master: Node): Promise<Node> {
+async function startSentinel(master: Node, quorum = 2): Promise<Node> {
   return node({
     args: () => ['--sentinel'],
     config: [
-      `sentinel monitor keys 127.0.0.1 ${master.port} 2`,
+      `sentinel monitor keys 127.0.0.1 ${master.port} ${quorum}`,
       'sentinel down-after-milliseconds keys 1000',
       'sentinel failover-timeout keys 3000',
     ],

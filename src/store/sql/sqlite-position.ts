@@ -1,11 +1,12 @@
 import { existsSync } from 'node:fs'
 import { monotonicMs } from '../../real-time.js'
+import type { FeedPosition } from '../store.js'
 import type { SqliteHandle } from './sqlite-handle.js'
 
-/** The number of the last committed change, as any process that has the file can see it at once. */
-export interface CommittedSeq {
+/** The position of the last committed change, as any process that has the file can see it at once. */
+export interface Committed {
   /** Undefined where it cannot be told right now: no table yet, or a lock that would have to be waited for. */
-  currentSeq(): number | undefined
+  currentPosition(): FeedPosition | undefined
   /** Ends the handle; the next call opens another. */
   close(): void
 }
@@ -25,7 +26,7 @@ const PAUSE_MS = 20
  *
  * Undefined where a second handle would not see the same data: in memory, in a temporary file, or behind an object that is not the driver's own.
  */
-export function committedSeq(database: SqliteHandle): CommittedSeq | undefined {
+export function committedPosition(database: SqliteHandle): Committed | undefined {
   const [file, driver] = [fileOf(database), driverOf(database)]
   if (file === undefined || driver === undefined) return undefined
   let handle: SqliteHandle | undefined
@@ -49,16 +50,16 @@ export function committedSeq(database: SqliteHandle): CommittedSeq | undefined {
     if (handle === database || fileOf(handle) !== file) throw new Error('The driver opened something else.')
     // A wait would block the event loop.
     handle.exec('pragma busy_timeout = 0')
-    return handle.prepare('select seq from express_api_key_feed where id = 1') as Statement
+    return handle.prepare('select seq, tag from express_api_key_feed where id = 1') as Statement
   }
 
   return {
-    currentSeq() {
+    currentPosition() {
       if (statement === undefined && monotonicMs() < pauseEnds) return undefined
       try {
         statement ??= open()
-        const { seq } = (statement.get() ?? {}) as { seq?: unknown }
-        return typeof seq === 'number' ? seq : undefined
+        const { seq, tag } = (statement.get() ?? {}) as { seq?: unknown; tag?: unknown }
+        return typeof seq === 'number' && typeof tag === 'string' ? { seq, tag } : undefined
       } catch {
         // In libsql a statement that was busy once may go on counting as in progress, so nothing of it is kept.
         close()

@@ -37,9 +37,9 @@ test('P3: what another process commits is seen at once, every time, and never be
   expect(await said()).toBe('ready')
   for (let n = 0; n < 300; n++) {
     other.stdin.write('\n')
-    expect([await said(), store.currentSeq?.()]).toEqual(['written', n])
+    expect([await said(), seqOf(store)]).toEqual(['written', n])
     other.stdin.write('\n')
-    expect([await said(), store.currentSeq?.()]).toEqual(['committed', n + 1])
+    expect([await said(), seqOf(store)]).toEqual(['committed', n + 1])
   }
   await store.close()
 })
@@ -63,22 +63,22 @@ test('P3: what the store itself is about to commit is not told before', async ()
 
 test('is told again once what was in the way is gone, and after the store was closed', async () => {
   const { store, query } = await makeStore()
-  expect(store.currentSeq?.()).toBeUndefined()
+  expect(seqOf(store)).toBeUndefined()
   await store.migrate()
-  await until(() => store.currentSeq?.() === 0)
+  await until(() => seqOf(store) === 0)
   await query('alter table express_api_key_feed rename to elsewhere')
-  expect(store.currentSeq?.()).toBeUndefined()
+  expect(seqOf(store)).toBeUndefined()
   await query('alter table elsewhere rename to express_api_key_feed')
-  await until(() => store.currentSeq?.() === 0)
+  await until(() => seqOf(store) === 0)
   await store.close()
   await change(store)
-  expect(store.currentSeq?.()).toBe(1)
+  expect(seqOf(store)).toBe(1)
   await store.close()
 })
 
 test('a lock that would have to be waited for is not waited for', async () => {
   const { store, url } = await migrated()
-  expect(store.currentSeq?.()).toBe(0)
+  expect(seqOf(store)).toBe(0)
   const other = new Database(url)
   atEnd(async () => void other.close())
   // In this mode of SQLite, whoever has the file has it alone: readers have to wait too.
@@ -89,14 +89,14 @@ test('a lock that would have to be waited for is not waited for', async () => {
   await blocked.close()
   alone.exec('pragma journal_mode = delete; pragma locking_mode = exclusive; begin exclusive')
   const begun = performance.now()
-  expect(blocked.currentSeq?.()).toBeUndefined()
+  expect(seqOf(blocked)).toBeUndefined()
   expect(performance.now() - begun).toBeLessThan(1_000)
   alone.exec('rollback; pragma locking_mode = normal; select 1 from express_api_key_feed')
-  await until(() => blocked.currentSeq?.() === 0)
+  await until(() => seqOf(blocked) === 0)
   await Promise.all([blocked.close(), store.close()])
 })
 
-test('a database that a second handle cannot see has no such number', async () => {
+test('a database that a second handle cannot see has no such position', async () => {
   const memory = new Database(':memory:')
   const temporary = new Database('')
   const { url } = await makeStore()
@@ -106,12 +106,12 @@ test('a database that a second handle cannot see has no such number', async () =
   })
   const wrapped = { prepare: (source: string) => plain.prepare(source), exec: (source: string) => plain.exec(source), close() {} }
   for (const store of [sqliteStore(memory), sqliteStore(temporary), sqliteStore(wrapped)]) {
-    expect('currentSeq' in store).toBe(false)
+    expect('currentPosition' in store).toBe(false)
     await store.migrate()
     await change(store)
     expect((await store.read([], { after: 0 })).feed.changes).toHaveLength(1)
   }
-  expect(sqlStore(new Kysely({ dialect: new SqliteDialect({ database: plain }) })).currentSeq).toBeUndefined()
+  expect(sqlStore(new Kysely({ dialect: new SqliteDialect({ database: plain }) })).currentPosition).toBeUndefined()
 })
 
 test('P3: a handle on which somebody else has a transaction open is not read from', async () => {
@@ -125,7 +125,7 @@ test('P3: a handle on which somebody else has a transaction open is not read fro
   for (const ask of [() => shared.read([]), () => shared.members(), () => shared.replays(['r'])]) {
     await expect(ask()).rejects.toMatchObject({ code: 'store_misconfigured', message: expect.stringContaining('in a transaction') })
   }
-  expect(shared.currentSeq?.()).toBe(2)
+  expect(seqOf(shared)).toBe(2)
   own.exec('rollback')
   expect((await shared.read([])).feed.seq).toBe(2)
   await Promise.all([shared.close(), store.close()])
@@ -141,6 +141,10 @@ async function migrated(): Promise<TestStore> {
   const made = await makeStore()
   await made.store.migrate()
   return made
+}
+
+function seqOf(store: Store): number | undefined {
+  return store.currentPosition?.()?.seq
 }
 
 async function change(store: Store): Promise<void> {
