@@ -49,7 +49,7 @@ test('P3: what the store itself is about to commit is not told before', async ()
   const seen: (number | undefined)[] = []
   class Watched extends Database {
     override exec(source: string): this {
-      if (source === 'commit') seen.push(store.currentSeq?.())
+      if (source === 'commit') seen.push(seqOf(store))
       return super.exec(source)
     }
   }
@@ -57,7 +57,7 @@ test('P3: what the store itself is about to commit is not told before', async ()
   atEnd(async () => void own.close())
   const store = sqliteStore(own)
   for (let n = 0; n < 3; n++) await change(store)
-  expect([seen, store.currentSeq?.()]).toEqual([[0, 1, 2], 3])
+  expect([seen, seqOf(store)]).toEqual([[0, 1, 2], 3])
   await store.close()
 })
 
