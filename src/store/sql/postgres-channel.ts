@@ -136,8 +136,8 @@ function openEar({ pool, timeoutMs, send }: Way, { wanted, heard, lost }: EarPar
         isThere = true
       })
       const sent = await send(own, word)
-      // A wrapped pool does not tell its size: this may be holding the only connection.
-      if (sent === 'unsent' && !wasHeard) return 'deaf'
+      // A wrapped pool does not tell its size: this may be holding the only connection. And the end of a pool waits for every connection.
+      if (sent === 'unsent' && (!wasHeard || isEnding(pool))) return 'deaf'
       if (sent !== 'sent') return sent
       // A process that was held up reads what has come, before it says that nothing has.
       await inTime(ARRIVAL_MS, arrival, late).catch(nextTurn)
@@ -191,6 +191,8 @@ function takeSession(pool: PgPool, { said, gone }: { said(told: Notification): v
         return
       }
       client = given
+      // To listen is no reason for a process to stay.
+      ;(given as { unref?(): void }).unref?.()
       // They stay to the end of the connection: an `error` event without a listener ends the process.
       const { on } = given as Emitter
       on?.call(given, 'notification', (told) => {
@@ -213,6 +215,10 @@ function takeSession(pool: PgPool, { said, gone }: { said(told: Notification): v
 /** A name that needs no quotes, of any length of address. */
 function nameOf(address: string): string {
   return `express_api_keys_${createHash('sha256').update(address).digest('hex').slice(0, 40)}`
+}
+
+function isEnding(pool: PgPool): boolean {
+  return (pool as { ending?: unknown }).ending === true
 }
 
 function isSmall(pool: PgPool): boolean {
