@@ -43,22 +43,22 @@ export const smallConfigurations: readonly Configuration[] = [
 
 /** Those for a run of its own: the same with more of everything, up to some ten million states. */
 export const largeConfigurations: readonly Configuration[] = [
-  configuration('three changes, acks by message and by row, a COMMIT that takes its time', 0, {
+  configuration('three changes, acks by message and by row, a COMMIT that takes its time', 243_328, {
     changes: 3,
     slowCommit: true,
     rowAcks: true,
   }),
-  configuration('two reads in flight, two changes, a lease of two ticks', 0, { flights: 2, changes: 2, lease: 2 }),
-  configuration('two instances with drifting clocks', 0, { verifiers: 2, lease: 1 }),
-  configuration('two verifiers that share a member, two reads in flight', 0, { tables: 2, flights: 2 }),
-  configuration('relays and dropped memory, two digests, two reads in flight', 0, {
+  configuration('two reads in flight, two changes, a lease of two ticks', 861_150, { flights: 2, changes: 2, lease: 2 }),
+  configuration('two instances with drifting clocks', 615_421, { verifiers: 2, lease: 1 }),
+  configuration('two verifiers that share a member, two reads in flight', 173_748, { tables: 2, flights: 2 }),
+  configuration('relays and dropped memory, two changes, two reads in flight', 667_022, {
     relays: true,
     forgetting: true,
     changes: 2,
     flights: 2,
   }),
-  configuration('answers that hold a part of the changes, three changes', 0, { changes: 3, digests: 2, page: 1 }),
-  configuration('a feed that is pruned, with recalls and relays', 0, {
+  configuration('answers that hold a part of the changes, three changes', 1_599_424, { changes: 3, digests: 2, page: 1 }),
+  configuration('a feed that is pruned, with recalls and relays', 444_372, {
     changes: 2,
     digests: 2,
     pruning: true,
@@ -66,13 +66,13 @@ export const largeConfigurations: readonly Configuration[] = [
     sessions: 2,
     ...exact,
   }),
-  configuration('suspicion and reaping, with drifting clocks and three sessions', 0, { changes: 3, suspicion: true, sessions: 2 }),
-  configuration('two rotators and replays, with suspicion', 0, { changes: 2, rotators: 2, replays: true, suspicion: true }),
-  configuration('a lease that is lowered, and a fail-over', 0, { longerLease: 2, ...failOver }),
-  configuration('a fail-over with recalls, relays and two sessions', 0, { changes: 2, sessions: 2, relays: true, ...failOver }),
-  configuration('a fail-over with two reads in flight', 0, { changes: 2, flights: 2, ...failOver, ...silent }),
-  configuration('a fail-over that loses revocations', 0, { changes: 3, suspicion: true, ...failOver, ...silent }),
-  configuration('a fail-over with a member to wait for by row', 0, { changes: 2, rowAcks: true, ...failOver }),
-  configuration('a restore with relays, recalls and two sessions', 0, { changes: 2, setback: 'restore', relays: true, sessions: 2 }),
-  configuration('a restore with suspicion', 0, { changes: 2, setback: 'restore', suspicion: true, sessions: 2, ...exact }),
+  configuration('suspicion and reaping, with drifting clocks and three changes', 2_091_219, { changes: 3, suspicion: true, sessions: 2 }),
+  configuration('two rotators and replays, with suspicion', 2_406_890, { changes: 2, rotators: 2, replays: true, suspicion: true }),
+  configuration('a lease that is lowered, and a fail-over', 762_797, { longerLease: 2, ...failOver }),
+  configuration('a fail-over with recalls, relays and two sessions', 688_679, { changes: 2, sessions: 2, relays: true, ...failOver }),
+  configuration('a fail-over with two reads in flight', 2_845_552, { changes: 2, flights: 2, ...failOver, ...silent }),
+  configuration('a fail-over that loses revocations', 1_934_789, { changes: 3, suspicion: true, ...failOver, ...silent }),
+  configuration('a fail-over with a member to wait for by row', 1_189_398, { changes: 2, rowAcks: true, ...failOver }),
+  configuration('a restore with relays, recalls and two sessions', 248_969, { changes: 2, setback: 'restore', relays: true, sessions: 2 }),
+  configuration('a restore with suspicion', 2_509_595, { changes: 2, setback: 'restore', suspicion: true, sessions: 2, ...exact }),
 ]
