@@ -15,6 +15,8 @@ export interface Design {
   readonly joiningGrants: boolean
   /** R5. Whether an answer grants a lease whose changes do not reach its position. */
   readonly partGrants: boolean
+  /** R5. What becomes of an answer that comes in when the lease it would grant is over. */
+  readonly outlivedAnswers: 'dropped' | 'taken'
   /** R6. Which position an answer is compared with: the one that its read was sent with, or the one of now. */
   readonly comparedWith: 'sent' | 'now'
   /** R6. Whether an answer from another history than what was seen of the feed starts over. */
@@ -72,6 +74,7 @@ export const designed: Design = {
   leaseFor: 'active',
   joiningGrants: false,
   partGrants: false,
+  outlivedAnswers: 'dropped',
   comparedWith: 'sent',
   contradictionNoticed: true,
   pruningNoticed: true,
@@ -109,6 +112,8 @@ export interface World {
   readonly tables: number
   /** How many sessions a verifier uses at most; after the last one it serves nothing. */
   readonly sessions: number
+  /** Whether the verifiers have joined when the story begins, have followed the feed so far, and a standby knows it. */
+  readonly joined: boolean
   /** How many reads a verifier has in flight at most. */
   readonly flights: number
   /** Ticks of a lease. */
@@ -156,6 +161,7 @@ export const small: World = {
   digests: 1,
   tables: 1,
   sessions: 1,
+  joined: false,
   flights: 1,
   lease: 1,
   longerLease: 1,

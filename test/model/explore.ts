@@ -7,7 +7,7 @@ export interface Machine {
   broken(state: Uint8Array): string | undefined
 }
 
-export interface Story {
+interface Story {
   readonly promise: string
   /** Each step with the tick at which it is made. */
   readonly trace: readonly string[]

@@ -12,7 +12,7 @@
  * - R4. A read is answered by the primary as of one moment. The answer shows the tip of the feed, the tag at the position that the read was
  *   sent with, the changes after it, and the reader's row.
  * - R5. An answer grants the lease on the feed, counted from before the read was sent, where the row is active and the changes reach the
- *   tip. The reply to the registration grants nothing.
+ *   tip. The reply to the registration grants nothing. An answer that comes in after the deadline that it would set is no answer.
  * - R6. The changes of an answer are handled first, then the position moves, only forward. An answer is compared with the position that its
  *   read was sent with. And every number and tag in it is held against what was seen of the feed since the first answer, down to `floor`:
  *   what differs starts over, what cannot be told says nothing.

@@ -200,6 +200,8 @@ function arrive(model: Model, state: State, index: number, at: number): void {
   if (verifier.phase !== IN && verifier.phase !== LEAVING) return
   // R7: a read from before starting over has nothing to say.
   if (flight.session !== verifier.session) return
+  // R5: after its deadline an answer may be of a server that is no more, and of changes that it took along.
+  if (flight.lease === 0 && design.outlivedAnswers === 'dropped') return
   const isUnknown = flight.row === NONE && !isStranger(model, index) && design.leaseFor !== 'anyone'
   if (isUnknown || isOfAnotherFeed(model, state, verifier, flight)) {
     startOver(model, state, verifier)
@@ -414,7 +416,7 @@ function requestSteps({ world }: Model, here: State, index: number, step: Step):
 }
 
 /** Whether an instance does not know the protocol, and yet serves. */
-export function isStranger({ design, world }: Model, index: number): boolean {
+function isStranger({ design, world }: Model, index: number): boolean {
   return design.strangers === 'served' && index === world.verifiers - 1
 }
 

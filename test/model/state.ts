@@ -22,13 +22,13 @@ export interface Tables {
   acked: number[]
 }
 
-export type Setting = number
+type Setting = number
 export const LONGER = 0
 export const LOWERED = 1
 export const SETTLED = 2
 
 /** Revoked from `REVOKED` on: the value is the mark of that revocation. */
-export type Row = number
+type Row = number
 export const NONE = 0
 export const ACTIVE = 1
 export const REVOKED = 2
@@ -169,7 +169,7 @@ export function initialState({ design, world }: Model): State {
     tip: 1,
     oldest: 0,
     lease: world.longerLease > world.lease ? LONGER : SETTLED,
-    rows: zeros(rowsOf(world)),
+    rows: Array.from({ length: rowsOf(world) }, (_, row) => (world.joined && row % world.sessions === 0 ? ACTIVE : NONE)),
     acked: zeros(rowsOf(world)),
   })
   const stranger = (index: number): boolean => design.strangers === 'served' && index === world.verifiers - 1
@@ -201,9 +201,9 @@ export function initialState({ design, world }: Model): State {
       revokedMark: zeros(rowsOf(world)),
     })),
     verifiers: Array.from({ length: world.verifiers }, (_, index) => ({
-      phase: stranger(index) ? IN : OUT,
+      phase: stranger(index) || world.joined ? IN : OUT,
       session: 0,
-      position: 0,
+      position: world.joined ? 1 : 0,
       floor: 0,
       known: zeros(slotsOf(world)),
       facts: zeros(slotsOf(world)),
