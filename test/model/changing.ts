@@ -199,8 +199,8 @@ function mayAnswerEarly(model: Model, here: State, index: number): boolean {
   const { read, listed, readServer, knownServer, knownFor } = of(here, index)
   if (read === 0) return false
   if (here.store.lease === LOWERED && design.longerWatched) return false
-  const isServerKnown = readServer === knownServer && knownFor >= knownLongIn(model, here.store)
-  if (design.serverWatched && !isServerKnown) return false
+  const isServerKnown = readServer === knownServer && knownFor >= design.serverKnownFor * knownLongIn(model, here.store)
+  if (design.serverKnownFor > 0 && !isServerKnown) return false
   for (let row = 0; row < rowsOf(world); row++) {
     if ((listed & (1 << row)) !== 0 && !hasAcked(model, here, index, row)) return false
   }
@@ -340,7 +340,7 @@ function setbackSteps(model: Model, here: State, step: Step): void {
       // There is no second setback, so what the copy holds is of no more account.
       if (model.design.answeredBy === 'primary') next.copy = initialState(model).store
       if (isFailOver) next.server = 1
-      else if (!world.quickRestore) next.away = longestWait(model)
+      else if (!world.quickRestore) next.away = 2 * longestWait(model)
     },
   )
 }
@@ -361,7 +361,7 @@ export function tick(model: Model, next: State): void {
   next.lowering = down(next.lowering)
   for (const rotator of next.rotators) {
     rotator.wait = down(rotator.wait)
-    rotator.knownFor = Math.min(longestWait(model), rotator.knownFor + 1)
+    rotator.knownFor = Math.min(2 * longestWait(model), rotator.knownFor + 1)
     for (const [row, ticks] of rotator.revokedFor.entries()) {
       if (ticks > 0) rotator.revokedFor[row] = Math.min(longestWait(model) + 1, ticks + 1)
     }

@@ -1,5 +1,6 @@
 import { explore } from './explore.ts'
 import { feedMachine } from './feed-model.ts'
+import { type Mistake, mistakes } from './mistakes.ts'
 import { type Configuration, largeConfigurations, smallConfigurations } from './worlds.ts'
 
 const HELP = `Looks at every state of the feed and the recall, in some configurations.
@@ -7,7 +8,7 @@ const HELP = `Looks at every state of the feed and the recall, in some configura
 npm run model -- [--size small|large] [--only WORDS] [--max STATES]
 
   --size   which configurations; small by default
-  --only   those whose name has these words in it
+  --only   those, and the mistakes, whose name has these words in it
   --max    gives a configuration up beyond so many states; 60,000,000 by default
 `
 
@@ -37,6 +38,14 @@ function look({ name, world, states: expected }: Configuration, maxStates: numbe
   }
 }
 
+function isRejected({ rule, title, faults, world, promise, steps, end }: Mistake): boolean {
+  const { states, broken } = explore(feedMachine(faults, world), { promises: [promise] })
+  const isAsExpected = broken?.trace.length === steps && end.every((line, at) => line === broken.trace.at(at - end.length))
+  console.log(`${rule}: ${title}: ${isAsExpected ? `rejected after ${states.toLocaleString('en')} states` : 'not rejected as expected'}`)
+  if (!isAsExpected) console.log(`  ${broken?.trace.join('\n  ') ?? ''}`)
+  return isAsExpected
+}
+
 function main(): void {
   if (process.argv.includes('--help')) {
     console.log(HELP)
@@ -53,7 +62,10 @@ function main(): void {
   const maxStates = Number(given('--max') ?? 60_000_000)
   const held = configurations.filter((configuration) => look(configuration, maxStates))
   console.log(`${held.length} of ${configurations.length} configurations hold.`)
-  if (held.length < configurations.length) process.exitCode = 1
+  const wanted = mistakes.filter(({ title, large }) => title.includes(only) && (large === true) === (size === 'large'))
+  const rejected = wanted.filter(isRejected)
+  console.log(`${rejected.length} of ${wanted.length} mistakes are rejected.`)
+  if (held.length < configurations.length || rejected.length < wanted.length) process.exitCode = 1
 }
 
 main()

@@ -39,8 +39,8 @@ export interface Design {
   readonly waitFrom: 'commit answered' | 'begun'
   /** R14. When the members are read. */
   readonly membersRead: 'after commit' | 'before commit'
-  /** R15. Whether an early answer needs that the server has been known for a lease and a margin. */
-  readonly serverWatched: boolean
+  /** R15. For how many times a lease and a margin the server must have been known before an early answer. */
+  readonly serverKnownFor: 0 | 1 | 2
   /** R15. Whether an early answer needs that no longer V is in force. */
   readonly longerWatched: boolean
   /** R16. Whether members that only read the feed are waited for. */
@@ -86,7 +86,7 @@ export const designed: Design = {
   joinsFlight: false,
   waitFrom: 'commit answered',
   membersRead: 'after commit',
-  serverWatched: true,
+  serverKnownFor: 2,
   longerWatched: true,
   feedMembersWaitedFor: true,
   replaysWait: true,

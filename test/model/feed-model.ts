@@ -27,7 +27,8 @@
  * - R12. A request without a lease is served by a read that was sent after it came in.
  * - R13. A change waits for the longest lease and a margin, counted from the answer to COMMIT.
  * - R14. The members and the server are read after COMMIT.
- * - R15. An early answer needs that no longer lease is in force, and that the server is the one that is known for a lease and a margin.
+ * - R15. An early answer needs that no longer lease is in force, and that the server is the one that is known for two leases and margins: in
+ *   the first one answers of the server before can come in, and in the second one a lease can be live that was asked for before they did.
  * - R16. It needs an ack of everybody who was read, by a message or by a row that is as far as the tip was. Those who only read the feed
  *   are always waited for. A replay of a change that is not settled does the same, from its own first sight.
  * - R17. Who does not answer is marked as revoked. A row that is known to carry this very mark for a lease and a margin is waited for no
@@ -52,7 +53,7 @@
  * P3 is broken in a state where a request that begins now would be accepted on the word of before a change that has been answered, and that
  * the store still has. `P3 to the instant` is more: the request may have begun at any time.
  *
- * What it rests on: a store has one primary at a time; a restore from a dump takes longer than a lease and a margin, or shows as another
+ * What it rests on: a store has one primary at a time; a restore from a dump takes longer than two leases and margins, or shows as another
  * server; a standby has all that the primary had up to some moment, members like changes. Not modelled: expiry, forged messages (the MAC
  * sees to them), the end of a fact by itself, and stores that can be asked before each request (there is no lease to model).
  */

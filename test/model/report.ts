@@ -2,18 +2,18 @@
 
 import { explore, type Search } from './explore.ts'
 import { feedMachine } from './feed-model.ts'
-import { mistakes } from './mistakes.ts'
+import { smallMistakes } from './mistakes.ts'
 import { smallConfigurations } from './worlds.ts'
 
 export interface Report {
   /** One for each small configuration. */
   readonly designed: readonly Search[]
-  /** One for each mistake. */
+  /** One for each small mistake. */
   readonly wrong: readonly Search[]
 }
 
 const report: Report = {
   designed: smallConfigurations.map(({ world }) => explore(feedMachine({}, world))),
-  wrong: mistakes.map(({ faults, world, promise }) => explore(feedMachine(faults, world), { promises: [promise] })),
+  wrong: smallMistakes.map(({ faults, world, promise }) => explore(feedMachine(faults, world), { promises: [promise] })),
 }
 process.stdout.write(JSON.stringify(report))

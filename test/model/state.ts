@@ -196,7 +196,7 @@ export function initialState({ design, world }: Model): State {
       read: 0,
       readServer: 0,
       knownServer: 0,
-      knownFor: longestWait({ design, world }),
+      knownFor: 2 * longestWait({ design, world }),
       revokedFor: zeros(rowsOf(world)),
       revokedMark: zeros(rowsOf(world)),
     })),
