@@ -34,6 +34,8 @@ export interface Took {
   readonly storeMs: number
   /** The longest lease that it had to wait for, as the store said meanwhile. */
   readonly leaseMs: number
+  /** How many other instances said in time that they know, where that was all of them; 0 where the lease was waited for. */
+  readonly recalled?: number
 }
 
 /** A request that a live secret may make and a dead one may not. */
@@ -162,7 +164,7 @@ export interface Counts {
   readonly replays: number
   /** Rotations whose client lost six answers or more on end, and was answered then. */
   readonly outlasted: number
-  /** Rotations and revocations that were answered before half of a lease was over, without what the store took. */
+  /** Rotations and revocations that were answered before the lease was over, since all other instances had said that they know. */
   readonly early: number
 }
 
@@ -266,13 +268,10 @@ export function count(history: readonly Op[]): Counts {
     replays: rotated.filter(({ replayed }) => replayed === true).length,
     outlasted: [...groups(history.filter(isRotate), ({ key, idempotencyKey }) => `${key} ${idempotencyKey}`).values()].filter(wasOutlasted)
       .length,
-    early: history.filter((op) => op.f === 'rotate' || op.f === 'revoke').filter(({ type, took }) => type === 'ok' && wasEarly(took))
-      .length,
+    early: history
+      .filter((op) => op.f === 'rotate' || op.f === 'revoke')
+      .filter(({ type, took }) => type === 'ok' && (took?.recalled ?? 0) > 0).length,
   }
-}
-
-function wasEarly(took: Took | undefined): boolean {
-  return took !== undefined && took.ms - took.storeMs < took.leaseMs / 2
 }
 
 function isRotate(op: Op): op is Rotate {

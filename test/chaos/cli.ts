@@ -195,7 +195,7 @@ async function oneRun(seed: number, { seconds }: { seconds: number }, plant?: Pl
 
 function tell({ counts }: RunResult): void {
   console.log(
-    `  rotations   ${listed(counts.retirements)}, ${counts.replays} answers that were replayed, ${counts.outlasted} that came after six or more had been lost, and ${counts.early} before half a lease`,
+    `  rotations   ${listed(counts.retirements)}, ${counts.replays} answers that were replayed, ${counts.outlasted} that came after six or more had been lost, and ${counts.early} since all instances knew`,
   )
   console.log(`  requests    ${listed(counts.operations)}`)
   console.log(`  faults      ${listed(counts.faults)}`)

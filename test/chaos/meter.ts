@@ -1,4 +1,5 @@
 import type { Request, Response } from 'express'
+import type { Recalled } from '../../src/index.js'
 import type { Store, StoreTransaction } from '../../src/store/store.js'
 import type { Took } from './check.js'
 
@@ -9,6 +10,8 @@ export const TOOK = 'chaos-took'
 export interface Meter {
   /** The same store, whose calls are counted. */
   store(store: Store): Store
+  /** Takes note of how a change was answered. */
+  recalled(recalled: Recalled): void
   /** Has every answer say how long it took. */
   time(req: Request, res: Response, next: () => void): void
 }
@@ -26,6 +29,8 @@ export function meter(leaseMs: number): Meter {
   let pending = 0
   let since = 0
   const leases: { readonly at: number; readonly ms: number }[] = []
+
+  const recalls: { readonly at: number; readonly members: number }[] = []
 
   const waited = (): number => waitedMs + (pending > 0 ? now() - since : 0)
   const begin = (): void => {
@@ -48,6 +53,10 @@ export function meter(leaseMs: number): Meter {
   }, TICK_MS).unref()
 
   return {
+    recalled({ members, answered, early }) {
+      recalls.push({ at: now(), members: early && answered === members ? members : 0 })
+      if (recalls.length > 100) recalls.shift()
+    },
     store: (store) => {
       const transaction: Store['transaction'] = (work) => store.transaction((tx) => work(tellingSteps(tx)))
       return new Proxy(Object.assign(Object.create(store) as Store, { transaction }), { get: (target, name) => metered(target, name) })
@@ -61,6 +70,9 @@ export function meter(leaseMs: number): Meter {
           storeMs: waited() - before,
           leaseMs: leases.reduce((longest, { at, ms }) => (at >= began ? Math.max(longest, ms) : longest), leaseMs),
         }
+        // Of several changes at once any may be meant: this is for counting.
+        const last = recalls.at(-1)
+        if (last !== undefined && last.at >= began) Object.assign(took, { recalled: last.members })
         res.setHeader(TOOK, JSON.stringify(took))
         return head(...args)
       }) as typeof res.writeHead

@@ -41,7 +41,7 @@ pool.on('error', () => {})
 const redis = new Redis(REDIS_URL, { lazyConnect: true })
 redis.on('error', () => {})
 
-const { store: metered, time } = meter(leaseMs)
+const { store: metered, recalled, time } = meter(leaseMs)
 const steps = traps()
 const mail = messages()
 const planted = plantedRecall({ plant: PLANT, serverSecret: SERVER_SECRET, storeId: STORE_ID, leaseMs })
@@ -79,6 +79,7 @@ function instance(): { readonly keys: ApiKeys; readonly app: express.Express } {
       },
     }),
   )
+  keys.on('recalled', recalled)
   const app = express()
   // Every client has the same address and presents bad keys all the time: limits would end the run.
   app.use('/keys', keyRouter(keys, { limits: false, failuresPerMinute: false }))
