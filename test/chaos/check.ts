@@ -411,7 +411,8 @@ function livesOf(
 
   return new Map(
     [...born].map(([digest, birth]) => {
-      const threats = mistaken.flatMap(({ asked, attempts }) => (birth.bornAt <= lastOf(attempts) + STRAGGLING_MS ? [asked] : []))
+      const meant = mistaken.filter(({ attempts }) => birth.bornAt <= lastOf(attempts) + STRAGGLING_MS)
+      const threats = meant.map(({ asked }) => asked)
       const deaths: { at: number; by: Op }[] = []
       const retiring = retirements.get(digest) ?? []
       for (const request of retiring) {
@@ -446,7 +447,7 @@ function livesOf(
       const at = earliest(deaths.map((death) => death.at))
       const killer = deaths.find((death) => death.at === at)?.by
       const deadAt = whenListed(at, unlistings)
-      const graced = retiring.some(({ retire }) => retire !== 'now')
+      const graced = [...retiring, ...meant].some(({ retire }) => retire !== 'now')
       return [digest, { ...birth, threatenedAt: earliest(threats), deadAt, killer, graced }]
     }),
   )

@@ -93,6 +93,22 @@ describe('after data were lost, gives the benefit of the doubt', () => {
         final({ held: 's03', generations: 3, active: ['s03'] }),
       ],
     ],
+    [
+      'to a secret that is in a grace period for a lost one',
+      [
+        ...restored().filter((op) => !goesOn.includes(op)),
+        rotate('k3', 's3', 105, 120, {
+          digest: 'administrator',
+          retire: 'on-first-use',
+          graceEndsAt: 600_000_000,
+          made: 's03',
+          generation: 3,
+        }),
+        read('s2', SETTLED + 20, SETTLED + 21, { seen: { key: 'a', generation: 3 } }),
+        ...healed('s03', 's2'),
+        final({ held: 's03', generations: 3, active: ['s03'] }),
+      ],
+    ],
     ['to what goes on beside another loss', [...restored(), { ...loss, snapshot: { start: 1_400, end: 1_401 }, start: 1_500, end: 1_510 }]],
   ])('%s', (_what, history) => {
     expect(check([...history, ...other])).toEqual([])

@@ -44,12 +44,12 @@ export function meter(leaseMs: number): Meter {
     while ((leases[0]?.at ?? Number.POSITIVE_INFINITY) < now() - MEMORY_MS) leases.shift()
   }
 
-  let ticked = now()
+  let ticked = { at: now(), waited: 0 }
   setInterval(() => {
-    const stoodMs = now() - ticked - TICK_MS
-    // While the store is waited for, that counts already.
-    if (stoodMs > STILL_MS && pending === 0) waitedMs += stoodMs
-    ticked = now()
+    const stoodMs = now() - ticked.at - TICK_MS
+    // What the store was waited for in that time counts already.
+    if (stoodMs > STILL_MS) waitedMs += Math.max(0, stoodMs - (waited() - ticked.waited))
+    ticked = { at: now(), waited: waited() }
   }, TICK_MS).unref()
 
   return {

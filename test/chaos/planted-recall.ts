@@ -1,3 +1,4 @@
+import { setTimeout } from 'node:timers/promises'
 import type { Cache } from '../../src/cache/cache.js'
 import type { Channel } from '../../src/channel.js'
 import { type Message, messageCodec } from '../../src/core/recall/messages.js'
@@ -21,6 +22,8 @@ export interface Planted {
 
 /** Longer than any lease of a run. */
 const LATE_MS = 1_500
+/** So many reads take up to a lease longer, where the lease begins with the answer. */
+const SLOW = 0.3
 
 export function plantedRecall({ plant, serverSecret, storeId, leaseMs }: Planted): PlantedRecall {
   const codec = messageCodec([Buffer.from(serverSecret)])
@@ -53,19 +56,16 @@ export function plantedRecall({ plant, serverSecret, storeId, leaseMs }: Planted
             async read(...asked) {
               const sent = performance.now()
               const answer = await store.read(...asked)
+              if (Math.random() < SLOW) await setTimeout(Math.random() * leaseMs)
               return { ...answer, leaseMs: answer.leaseMs + performance.now() - sent }
             },
           })
         case 'members-before-commit':
           return broken({
-            async transaction(work) {
-              before ??= (await store.members()).members
-              return store.transaction(work)
-            },
             async members(...asked) {
               const found = await store.members(...asked)
               const members = before ?? found.members
-              before = undefined
+              before = found.members
               return { ...found, members }
             },
           })
@@ -102,8 +102,6 @@ export function plantedRecall({ plant, serverSecret, storeId, leaseMs }: Planted
           })
         case 'membership-not-looked-at':
           return broken({ read: async (...asked) => ({ ...(await store.read(...asked)), member: 'active' }) })
-        case 'lowering-ignored':
-          return broken({ members: async (...asked) => ({ ...(await store.members(...asked)), lowered: false, waitMs: leaseMs }) })
         default:
           return store
       }
@@ -138,7 +136,7 @@ export function plantedRecall({ plant, serverSecret, storeId, leaseMs }: Planted
             const message = codec.read(text)
             if (message?.type === 'recall' && plant === 'ack-before-drop') {
               acknowledge(channel, message)
-              setTimeout(listener, LATE_MS, text, address)
+              void setTimeout(LATE_MS).then(() => listener(text, address))
             } else {
               const any = message?.type === 'acknowledgement' && plant === 'any-ack-will-do'
               listener(any ? codec.write({ ...message, nonce }) : text, address)
