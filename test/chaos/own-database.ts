@@ -174,7 +174,9 @@ async function restore(client: PoolClient): Promise<void> {
   const names = await tablesOf(client)
   // So that rows may come in any order.
   await client.query(`set local session_replication_role = replica`)
-  // What is under way ends first, or goes on with the tables as they were.
-  await client.query(`lock table ${names.map((name) => `public.${name}`).join(', ')} in access exclusive mode`)
+  // What is under way ends first. Changes begin with the keys and end with the feed; should one wait for this in another order, it is the one to give up.
+  await client.query(`set local deadlock_timeout = '1min'`)
+  const ordered = ['express_api_keys', ...names.filter((name) => name !== 'express_api_keys')]
+  await client.query(`lock table ${ordered.map((name) => `public.${name}`).join(', ')} in access exclusive mode`)
   for (const name of names) await client.query(`delete from public.${name}; insert into public.${name} table backup.${name}`)
 }
