@@ -508,7 +508,7 @@ function creation(attempts: readonly Create[], epoch: Epoch): Violation[] {
   if (refused !== undefined) {
     const what = `Who asked for a key with ${name} was answered ${refused.status} ${refused.code ?? ''} before any 201.`
     violations.push({ rule: 'locked-out', what, ops: attempts })
-  } else if (first === undefined && epoch.isLast && attempts.every(({ start }) => start > epoch.begins)) {
+  } else if (first === undefined && epoch.isLast && attempts.every(({ start }) => start > epoch.goesOnAt)) {
     violations.push({ rule: 'locked-out', what: `Who asked for a key with ${name} never got a 201.`, ops: attempts })
   }
   return violations

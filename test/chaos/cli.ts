@@ -22,8 +22,8 @@ ${Object.entries(plants)
   .map(([name, { what }]) => `                  ${name.padEnd(22)} ${what}`)
   .join('\n')}
 
-What is done, on six lanes at a time: the lines, the processes, Redis, COMMIT, in the first part the clock of Redis, in the second that of
-PostgreSQL:
+What is done, on seven lanes at a time, each of which is off half of the time: the lines, the processes, Redis, what instances say to
+each other, COMMIT and the data, in the first part the clock of Redis, in the second that of PostgreSQL:
 ${Object.entries(kinds)
   .map(([name, how]) => `  ${name.padEnd(36)} ${how}`)
   .join('\n')}

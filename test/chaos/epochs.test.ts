@@ -63,6 +63,7 @@ describe('after data were lost, gives the benefit of the doubt', () => {
     ],
     ['to a client that has lost its place', [...restored(), rotate('k4', 's3', 1_200, 1_210, { status: 401 })]],
     ['to a key whose creation is lost', [...restored(), asked('c1', 40), { ...read('u1', 1_200, 1_201, { status: 401 }), key: 'c' }]],
+    ['to a key whose creation was answered while data were lost', [...restored(), asked('c1', 101)]],
     ['to a key whose creation may be kept', [...restored(), asked('c1', 29), { ...final({ held: '' }), key: 'c', active: ['u1'] }]],
     ['to a key whose revocation is lost', [created('a', 's1'), loss, revoke('r1', 40, 45), final({ held: '', active: ['s1'] })]],
     [

@@ -28,11 +28,18 @@ export function meter(leaseMs: number): Meter {
   let waitedMs = 0
   let pending = 0
   let since = 0
+  let ticked = { at: now(), waited: 0 }
   const leases: { readonly at: number; readonly ms: number }[] = []
 
   const recalls: { readonly at: number; readonly members: number }[] = []
 
-  const waited = (): number => waitedMs + (pending > 0 ? now() - since : 0)
+  const inStore = (): number => waitedMs + (pending > 0 ? now() - since : 0)
+  /** For how long the process has stood still, beside what the store was waited for in that time, since it was last looked at. */
+  const stood = (): number => {
+    const stoodMs = now() - ticked.at - TICK_MS
+    return stoodMs > STILL_MS ? Math.max(0, stoodMs - (inStore() - ticked.waited)) : 0
+  }
+  const waited = (): number => inStore() + stood()
   const begin = (): void => {
     if (pending++ === 0) since = now()
   }
@@ -44,12 +51,9 @@ export function meter(leaseMs: number): Meter {
     while ((leases[0]?.at ?? Number.POSITIVE_INFINITY) < now() - MEMORY_MS) leases.shift()
   }
 
-  let ticked = { at: now(), waited: 0 }
   setInterval(() => {
-    const stoodMs = now() - ticked.at - TICK_MS
-    // What the store was waited for in that time counts already.
-    if (stoodMs > STILL_MS) waitedMs += Math.max(0, stoodMs - (waited() - ticked.waited))
-    ticked = { at: now(), waited: waited() }
+    waitedMs += stood()
+    ticked = { at: now(), waited: inStore() }
   }, TICK_MS).unref()
 
   return {

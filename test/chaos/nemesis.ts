@@ -451,6 +451,7 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
           const { victim, target } = one(chance)
           const restart = async (recall: boolean): Promise<void> => {
             await victim.kill()
+            if (recall) await database.unlistReaders()
             victim.setRecall(recall)
             await victim.start()
           }
