@@ -154,7 +154,9 @@ function writes(data: Data): Writes {
     settleFirstUse: (digest) =>
       inTurn(data, async () => {
         const row = data.tables.generations.get(digest)
-        if (row !== undefined) data.tables.generations.set(digest, { ...row, retiresEarlier: false })
+        const before = row && generationOf(data.tables, row.keyId, row.generation - 1)
+        if (row === undefined || (before !== undefined && before.graceEndsAt !== null)) return
+        data.tables.generations.set(digest, { ...row, retiresEarlier: false })
       }),
 
     recordUses: (uses) =>

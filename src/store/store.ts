@@ -313,7 +313,10 @@ export interface Store {
    */
   markFirstUse(digest: string): Promise<{ readonly retired: readonly string[]; readonly waitMs: number }>
 
-  /** Sets `retiresEarlier` to false: the leases of the earlier generations are over. */
+  /**
+   * Sets `retiresEarlier` to false: the leases of the earlier generations are over. Changes nothing while one of them has a grace period: what `markFirstUse` did was then
+   * lost in between, together with a server or by a restore, and has to be done again.
+   */
   settleFirstUse(digest: string): Promise<void>
 
   /**

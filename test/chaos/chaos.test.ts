@@ -19,6 +19,7 @@ withServer(
     expect(counts.operations['revoke ok']).toBeGreaterThanOrEqual(1)
     expect(counts.replays).toBeGreaterThanOrEqual(3)
     expect(counts.outlasted).toBeGreaterThanOrEqual(1)
+    expect(counts.early).toBeGreaterThanOrEqual(5)
     expect(Object.keys(counts.retirements).length).toBeGreaterThanOrEqual(2)
     for (const fault of ['commit: waits', 'store clock set']) expect(counts.faults[fault]).toBeGreaterThanOrEqual(1)
     expect(Object.keys(counts.faults).length).toBeGreaterThanOrEqual(Object.keys(kinds).length / 2)

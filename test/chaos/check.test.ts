@@ -42,10 +42,11 @@ test('counts rotations that were answered after six answers were lost on end', (
   ])
 })
 
-test('counts changes that were answered before half of a lease was over', () => {
-  const early = (took: Took): number => count(timed(took)).early
-  expect([early({ ms: 300, storeMs: 180, leaseMs: 250 }), early({ ms: 300, storeMs: 170, leaseMs: 250 })]).toEqual([1, 0])
-  expect(count([...revoked(), { ...revoke('r1', 25, 30), took: { ms: 20, storeMs: 10, leaseMs: 250 } }]).early).toBe(1)
+test('counts changes that were answered since all other instances knew of them', () => {
+  const early = (recalled?: number): number =>
+    count(timed({ ms: 30, storeMs: 18, leaseMs: 250, ...(recalled === undefined ? {} : { recalled }) })).early
+  expect([early(), early(0), early(2)]).toEqual([0, 0, 1])
+  expect(count([...revoked(), { ...revoke('r1', 25, 30), took: { ms: 20, storeMs: 10, leaseMs: 250, recalled: 1 } }]).early).toBe(1)
 })
 
 test('passes one in which another key does the rotating', () => {

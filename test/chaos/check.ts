@@ -34,6 +34,8 @@ export interface Took {
   readonly storeMs: number
   /** The longest lease that it had to wait for, as the store said meanwhile. */
   readonly leaseMs: number
+  /** How many other instances said in time that they know, where that was all of them; 0 where the lease was waited for. */
+  readonly recalled?: number
 }
 
 /** A request that a live secret may make and a dead one may not. */
@@ -162,7 +164,7 @@ export interface Counts {
   readonly replays: number
   /** Rotations whose client lost six answers or more on end, and was answered then. */
   readonly outlasted: number
-  /** Rotations and revocations that were answered before half of a lease was over, without what the store took. */
+  /** Rotations and revocations that were answered before the lease was over, since all other instances had said that they know. */
   readonly early: number
 }
 
@@ -266,13 +268,10 @@ export function count(history: readonly Op[]): Counts {
     replays: rotated.filter(({ replayed }) => replayed === true).length,
     outlasted: [...groups(history.filter(isRotate), ({ key, idempotencyKey }) => `${key} ${idempotencyKey}`).values()].filter(wasOutlasted)
       .length,
-    early: history.filter((op) => op.f === 'rotate' || op.f === 'revoke').filter(({ type, took }) => type === 'ok' && wasEarly(took))
-      .length,
+    early: history
+      .filter((op) => op.f === 'rotate' || op.f === 'revoke')
+      .filter(({ type, took }) => type === 'ok' && (took?.recalled ?? 0) > 0).length,
   }
-}
-
-function wasEarly(took: Took | undefined): boolean {
-  return took !== undefined && took.ms - took.storeMs < took.leaseMs / 2
 }
 
 function isRotate(op: Op): op is Rotate {
@@ -331,7 +330,7 @@ function checkKey(ops: readonly OfKey[], system: System): Violation[] {
     ...lostAccepted(reads, system.epoch),
     ...liveRefused(lives, reads, system.epoch),
     ...wrongAnswers(lives, reads, rotates, revokes, system.epoch),
-    ...byRequest.flatMap((request) => wrongGrace(request, system.clock)),
+    ...byRequest.flatMap((request) => wrongGrace(request, system)),
     ...late([...rotates, ...revokes], byRequest),
     ...finals.flatMap((final) => notHealed(final, lives, reads, system)),
   ]
@@ -412,7 +411,8 @@ function livesOf(
 
   return new Map(
     [...born].map(([digest, birth]) => {
-      const threats = mistaken.flatMap(({ asked, attempts }) => (birth.bornAt <= lastOf(attempts) + STRAGGLING_MS ? [asked] : []))
+      const meant = mistaken.filter(({ attempts }) => birth.bornAt <= lastOf(attempts) + STRAGGLING_MS)
+      const threats = meant.map(({ asked }) => asked)
       const deaths: { at: number; by: Op }[] = []
       const retiring = retirements.get(digest) ?? []
       for (const request of retiring) {
@@ -447,7 +447,7 @@ function livesOf(
       const at = earliest(deaths.map((death) => death.at))
       const killer = deaths.find((death) => death.at === at)?.by
       const deadAt = whenListed(at, unlistings)
-      const graced = retiring.some(({ retire }) => retire !== 'now')
+      const graced = [...retiring, ...meant].some(({ retire }) => retire !== 'now')
       return [digest, { ...birth, threatenedAt: earliest(threats), deadAt, killer, graced }]
     }),
   )
@@ -466,8 +466,9 @@ function earliestEnd({ asked, retire }: RotationRequest, clock: StoreClock): num
 }
 
 /** Whoever asks for a grace period gets it, and is told when it ends. */
-function wrongGrace({ retire, asked, oks }: RotationRequest, clock: StoreClock): Violation[] {
-  if (typeof retire !== 'object') return []
+function wrongGrace({ retire, asked, oks }: RotationRequest, { clock, epoch }: System): Violation[] {
+  // A server whose counting from the commit was lost does not know that, and settles the record as it is.
+  if (typeof retire !== 'object' || asked < epoch.settledAt) return []
   return oks.flatMap((op): Violation[] => {
     const { least, most } = clock.within(asked, op.end)
     const [first, last] = [asked + least + retire.afterMs - ROUNDING_MS, op.end + most + retire.afterMs + ROUNDING_MS]
@@ -507,7 +508,7 @@ function creation(attempts: readonly Create[], epoch: Epoch): Violation[] {
   if (refused !== undefined) {
     const what = `Who asked for a key with ${name} was answered ${refused.status} ${refused.code ?? ''} before any 201.`
     violations.push({ rule: 'locked-out', what, ops: attempts })
-  } else if (first === undefined && epoch.isLast && attempts.every(({ start }) => start > epoch.begins)) {
+  } else if (first === undefined && epoch.isLast && attempts.every(({ start }) => start > epoch.goesOnAt)) {
     violations.push({ rule: 'locked-out', what: `Who asked for a key with ${name} never got a 201.`, ops: attempts })
   }
   return violations

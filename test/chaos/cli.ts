@@ -22,8 +22,8 @@ ${Object.entries(plants)
   .map(([name, { what }]) => `                  ${name.padEnd(22)} ${what}`)
   .join('\n')}
 
-What is done, on six lanes at a time: the lines, the processes, Redis, COMMIT, in the first part the clock of Redis, in the second that of
-PostgreSQL:
+What is done, on seven lanes at a time, each of which is off half of the time: the lines, the processes, Redis, what instances say to
+each other, COMMIT and the data, in the first part the clock of Redis, in the second that of PostgreSQL:
 ${Object.entries(kinds)
   .map(([name, how]) => `  ${name.padEnd(36)} ${how}`)
   .join('\n')}
@@ -195,7 +195,7 @@ async function oneRun(seed: number, { seconds }: { seconds: number }, plant?: Pl
 
 function tell({ counts }: RunResult): void {
   console.log(
-    `  rotations   ${listed(counts.retirements)}, ${counts.replays} answers that were replayed, ${counts.outlasted} that came after six or more had been lost, and ${counts.early} before half a lease`,
+    `  rotations   ${listed(counts.retirements)}, ${counts.replays} answers that were replayed, ${counts.outlasted} that came after six or more had been lost, and ${counts.early} since all instances knew`,
   )
   console.log(`  requests    ${listed(counts.operations)}`)
   console.log(`  faults      ${listed(counts.faults)}`)

@@ -160,7 +160,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       how = nextWay(key)
       if (inGrace) await outlast(key, secret, graceEndsAt, how)
       else if (random.chance(0.2)) inBackground(rotateWithTheDead(key, secret))
-      await pause(random.between(0, 400))
+      await pause(random.between(0, 200))
     }
   }
 

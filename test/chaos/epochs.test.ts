@@ -63,6 +63,7 @@ describe('after data were lost, gives the benefit of the doubt', () => {
     ],
     ['to a client that has lost its place', [...restored(), rotate('k4', 's3', 1_200, 1_210, { status: 401 })]],
     ['to a key whose creation is lost', [...restored(), asked('c1', 40), { ...read('u1', 1_200, 1_201, { status: 401 }), key: 'c' }]],
+    ['to a key whose creation was answered while data were lost', [...restored(), asked('c1', 101)]],
     ['to a key whose creation may be kept', [...restored(), asked('c1', 29), { ...final({ held: '' }), key: 'c', active: ['u1'] }]],
     ['to a key whose revocation is lost', [created('a', 's1'), loss, revoke('r1', 40, 45), final({ held: '', active: ['s1'] })]],
     [
@@ -89,6 +90,22 @@ describe('after data were lost, gives the benefit of the doubt', () => {
         ...restored({ asked: 40, answered: 45 }).filter((op) => !goesOn.includes(op)),
         rotate('k3', 's3', 105, 120, { digest: 'administrator', made: 's03', generation: 3 }),
         read('s2', SETTLED + 20, SETTLED + 21, { status: 401 }),
+        ...healed('s03', 's2'),
+        final({ held: 's03', generations: 3, active: ['s03'] }),
+      ],
+    ],
+    [
+      'to a secret that is in a grace period for a lost one',
+      [
+        ...restored().filter((op) => !goesOn.includes(op)),
+        rotate('k3', 's3', 105, 120, {
+          digest: 'administrator',
+          retire: 'on-first-use',
+          graceEndsAt: 600_000_000,
+          made: 's03',
+          generation: 3,
+        }),
+        read('s2', SETTLED + 20, SETTLED + 21, { seen: { key: 'a', generation: 3 } }),
         ...healed('s03', 's2'),
         final({ held: 's03', generations: 3, active: ['s03'] }),
       ],

@@ -6,6 +6,8 @@ export interface Epoch {
   readonly ops: readonly Op[]
   /** What ended before is judged in an earlier epoch. */
   readonly begins: number
+  /** What was asked for before may have been lost. */
+  readonly goesOnAt: number
   /** From when on every server knows what was lost: none relies on what it has read for longer. */
   readonly settledAt: number
   readonly isLast: boolean
@@ -28,7 +30,13 @@ type Attempt = Rotate | Revoke | Create
 export function epochs(history: readonly Op[], longestMs: number): readonly Epoch[] {
   const losses = history.filter((op) => op.f === 'restore').toSorted((a, b) => a.start - b.start)
   const first: Epoch = {
-    ...{ ops: history, begins: Number.NEGATIVE_INFINITY, settledAt: Number.NEGATIVE_INFINITY, isLast: false },
+    ...{
+      ops: history,
+      begins: Number.NEGATIVE_INFINITY,
+      goesOnAt: Number.NEGATIVE_INFINITY,
+      settledAt: Number.NEGATIVE_INFINITY,
+      isLast: false,
+    },
     ...{ touched: new Set(), lost: new Set(), strangers: false },
   }
   const all = [first]
@@ -59,6 +67,7 @@ function after(loss: Restore, { ops, touched, strangers }: Epoch, longestMs: num
       return fates.get(requestOf(op)) === 'doubtful' && op.type !== 'fail' ? [unknown(op)] : []
     }),
     begins: start,
+    goesOnAt: end,
     settledAt: end + longestMs,
     isLast: true,
     touched: new Set([...touched, ...[...lost, ...doubtful, ...uses].flatMap(({ key }) => key ?? [])]),

@@ -1,4 +1,5 @@
 import type { Request, Response } from 'express'
+import type { Recalled } from '../../src/index.js'
 import type { Store, StoreTransaction } from '../../src/store/store.js'
 import type { Took } from './check.js'
 
@@ -9,6 +10,8 @@ export const TOOK = 'chaos-took'
 export interface Meter {
   /** The same store, whose calls are counted. */
   store(store: Store): Store
+  /** Takes note of how a change was answered. */
+  recalled(recalled: Recalled): void
   /** Has every answer say how long it took. */
   time(req: Request, res: Response, next: () => void): void
 }
@@ -25,9 +28,18 @@ export function meter(leaseMs: number): Meter {
   let waitedMs = 0
   let pending = 0
   let since = 0
+  let ticked = { at: now(), waited: 0 }
   const leases: { readonly at: number; readonly ms: number }[] = []
 
-  const waited = (): number => waitedMs + (pending > 0 ? now() - since : 0)
+  const recalls: { readonly at: number; readonly members: number }[] = []
+
+  const inStore = (): number => waitedMs + (pending > 0 ? now() - since : 0)
+  /** For how long the process has stood still, beside what the store was waited for in that time, since it was last looked at. */
+  const stood = (): number => {
+    const stoodMs = now() - ticked.at - TICK_MS
+    return stoodMs > STILL_MS ? Math.max(0, stoodMs - (inStore() - ticked.waited)) : 0
+  }
+  const waited = (): number => inStore() + stood()
   const begin = (): void => {
     if (pending++ === 0) since = now()
   }
@@ -39,15 +51,16 @@ export function meter(leaseMs: number): Meter {
     while ((leases[0]?.at ?? Number.POSITIVE_INFINITY) < now() - MEMORY_MS) leases.shift()
   }
 
-  let ticked = now()
   setInterval(() => {
-    const stoodMs = now() - ticked - TICK_MS
-    // While the store is waited for, that counts already.
-    if (stoodMs > STILL_MS && pending === 0) waitedMs += stoodMs
-    ticked = now()
+    waitedMs += stood()
+    ticked = { at: now(), waited: inStore() }
   }, TICK_MS).unref()
 
   return {
+    recalled({ members, answered, early }) {
+      recalls.push({ at: now(), members: early && answered === members ? members : 0 })
+      if (recalls.length > 100) recalls.shift()
+    },
     store: (store) => {
       const transaction: Store['transaction'] = (work) => store.transaction((tx) => work(tellingSteps(tx)))
       return new Proxy(Object.assign(Object.create(store) as Store, { transaction }), { get: (target, name) => metered(target, name) })
@@ -61,6 +74,9 @@ export function meter(leaseMs: number): Meter {
           storeMs: waited() - before,
           leaseMs: leases.reduce((longest, { at, ms }) => (at >= began ? Math.max(longest, ms) : longest), leaseMs),
         }
+        // Of several changes at once any may be meant: this is for counting.
+        const last = recalls.at(-1)
+        if (last !== undefined && last.at >= began) Object.assign(took, { recalled: last.members })
         res.setHeader(TOOK, JSON.stringify(took))
         return head(...args)
       }) as typeof res.writeHead

@@ -101,6 +101,10 @@ export const kinds = {
 export type KindName = keyof typeof kinds
 export type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<Made>]
 
+/** For how long the same lanes break things, and how many there are. */
+const TURN_MS = 4_000
+const LANES = 7
+
 /** Of a change, and of the instances that are asked whether they know of it. */
 const STEPS = [
   ...['store.join', 'store.members', 'store.revokeMembers', 'store.removeMembers', 'store.acknowledge', 'store.leave'],
@@ -109,7 +113,7 @@ const STEPS = [
 type Step = (typeof STEPS)[number]
 
 /**
- * Breaks things, one on each of seven lanes at a time: the lines, the processes, Redis, its clock, messages, COMMIT and the data, and the clock of PostgreSQL. Each lane goes through all its kinds in
+ * Breaks things, one on each of seven lanes at a time: the lines, the processes, Redis, its clock, messages, COMMIT and the data, and the clock of PostgreSQL. Each lane is off half of the time, and goes through all its kinds in
  * an order of chance before it begins anew.
  */
 export function startNemesis({ victims, redis, database, random, leaseMs, lastsMs, now, record, log }: NemesisParts): Nemesis {
@@ -119,22 +123,21 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
   const began = now()
   const end = new AbortController()
   const { signal } = end
+  // All lanes at once leave little of what they break: who cannot reach Redis is recalled by nobody. So each has its times.
+  const times = random(7)
+  const turns = Array.from({ length: Math.ceil(lastsMs / TURN_MS) }, () => Array.from({ length: LANES }, () => times.chance(0.5)))
   // Redis is left alone for longer: after trouble, servers do without it for seconds, and a Redis that nobody asks does no harm.
   const lanes = [
-    goThrough(lines(), random(0), 2 * leaseMs),
-    goThrough(processes(), random(1), 2 * leaseMs),
-    goThrough(redisItself(), random(2), 6 * leaseMs),
-    goThrough(redisClock(), random(3), 2 * leaseMs, { until: redisClockUntil }),
+    goThrough(0, lines(), 2 * leaseMs),
+    goThrough(1, processes(), 2 * leaseMs),
+    goThrough(2, redisItself(), 6 * leaseMs),
+    goThrough(3, redisClock(), 2 * leaseMs, { until: redisClockUntil }),
     // Between them there has to be time for rotations.
-    goThrough(messageFaults({ victims, leaseMs }), random(6), 2 * leaseMs),
-    goThrough(
-      [...commits(), ...losses({ database, victims, redis, leaseMs, now, record })],
-      random(4),
-      Math.min(64 * leaseMs, lastsMs / 4),
-    ),
+    goThrough(6, messageFaults({ victims, leaseMs }), 2 * leaseMs),
+    goThrough(4, [...commits(), ...losses({ database, victims, redis, leaseMs, now, record })], Math.min(64 * leaseMs, lastsMs / 4)),
     // Late: once it was set back, servers take nothing from Redis for a minute, which would hide what Redis does to them. And when nothing is left of a
     // wrong clock of Redis: against both at once, a process that has just started cannot be safe (see SECURITY.md).
-    goThrough(storeClock(), random(5), 8 * leaseMs, { from: redisClockUntil + furthestMs + LONGEST_LEASE_MS }),
+    goThrough(5, storeClock(), 8 * leaseMs, { from: redisClockUntil + furthestMs + LONGEST_LEASE_MS }),
   ]
   // A fault that cannot be made is told of at the end.
   for (const lane of lanes) lane.catch(() => {})
@@ -147,16 +150,19 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
   }
 
   async function goThrough(
+    lane: number,
     sorts: readonly Kind[],
-    chance: Random,
     longestGapMs: number,
     { from = 0, until = Number.POSITIVE_INFINITY } = {},
   ): Promise<void> {
+    const chance = random(lane)
     const left = (): number => until - (now() - began)
+    const isOff = (): boolean => turns[Math.floor((now() - began) / TURN_MS)]?.[lane] === false
     await pause(from)
     for (;;) {
       for (const [kind, make] of chance.shuffled(sorts)) {
         await pause(chance.between(50, longestGapMs))
+        while (isOff() && !signal.aborted) await pause(50)
         if (signal.aborted || left() <= 0) return
         const start = now()
         const { target, holdMs, undo, met } = await make(chance)
@@ -445,6 +451,7 @@ export function startNemesis({ victims, redis, database, random, leaseMs, lastsM
           const { victim, target } = one(chance)
           const restart = async (recall: boolean): Promise<void> => {
             await victim.kill()
+            if (recall) await database.unlistReaders()
             victim.setRecall(recall)
             await victim.start()
           }

@@ -24,6 +24,8 @@ export interface OwnDatabase {
   restore(): Promise<void>
   /** Removes all instances, or one of them, from the list of those that changes wait for; resolves with how many. */
   unlist(all: boolean): Promise<number>
+  /** Removes those that never say that they know, as an operator does when they have gone without leaving: changes would wait for them for an hour. */
+  unlistReaders(): Promise<void>
   /** Whether there is a standby still, that can be promoted: there is one for each run. */
   hasStandby(): boolean
   /** Has the standby hold all that is committed by now, and little of what comes later. */
@@ -93,10 +95,19 @@ export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
     },
     setClock,
     backUp: () => inTransaction(pool, 'repeatable read', backUp),
-    restore: () => inTransaction(pool, 'read committed', restore),
+    async restore() {
+      // Who is in the way of an administrator for long is thrown out.
+      const inTheWay = `select pg_terminate_backend(one) from pg_stat_activity, unnest(pg_blocking_pids(pid)) as one
+        where application_name = $1 and now() - query_start > interval '500 milliseconds'`
+      const clearing = setInterval(() => void pool.query(inTheWay, [ADMINISTRATOR]).catch(() => {}), 250)
+      await inTransaction(pool, 'read committed', restore).finally(() => clearInterval(clearing))
+    },
     async unlist(all) {
       const which = all ? '' : 'where session in (select session from express_api_key_instances order by random() limit 1)'
       return (await pool.query(`delete from express_api_key_instances ${which}`)).rowCount ?? 0
+    },
+    async unlistReaders() {
+      await pool.query(`delete from express_api_key_instances where mode = 'feed'`)
     },
     hasStandby: () => standby !== undefined,
     async cutOffStandby() {
@@ -174,7 +185,9 @@ async function restore(client: PoolClient): Promise<void> {
   const names = await tablesOf(client)
   // So that rows may come in any order.
   await client.query(`set local session_replication_role = replica`)
-  // What is under way ends first, or goes on with the tables as they were.
-  await client.query(`lock table ${names.map((name) => `public.${name}`).join(', ')} in access exclusive mode`)
+  // What is under way ends first, or is ended. Changes begin with the keys.
+  await client.query(`set local deadlock_timeout = '1min'`)
+  const ordered = ['express_api_keys', ...names.filter((name) => name !== 'express_api_keys')]
+  await client.query(`lock table ${ordered.map((name) => `public.${name}`).join(', ')} in access exclusive mode`)
   for (const name of names) await client.query(`delete from public.${name}; insert into public.${name} table backup.${name}`)
 }

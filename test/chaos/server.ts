@@ -2,16 +2,15 @@
 import express, { type NextFunction, type Request, type Response } from 'express'
 import { Redis } from 'ioredis'
 import { Pool } from 'pg'
-import type { Cache } from '../../src/cache/cache.js'
 import { redisCache } from '../../src/cache/redis/redis-cache.js'
 import type { Channel } from '../../src/channel.js'
 import { type Clock, systemClock } from '../../src/core/clock.js'
-import { hmac, subkey } from '../../src/core/keyed-hash.js'
 import { digestOf, secretFormat } from '../../src/core/secret.js'
 import { type Actor, ApiKeyError, type ApiKeys, bearerAuth, createApiKeys, keyRouter, type Store, type Verified } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import type { AuthorityAnswer, StoreTransaction } from '../../src/store/store.js'
 import { meter } from './meter.js'
+import { plantedRecall } from './planted-recall.js'
 import type { Plant } from './plants.js'
 import { traps } from './traps.js'
 import { messages, type Sent, type Trouble } from './troubled-channel.js'
@@ -42,9 +41,10 @@ pool.on('error', () => {})
 const redis = new Redis(REDIS_URL, { lazyConnect: true })
 redis.on('error', () => {})
 
-const { store: metered, time } = meter(leaseMs)
+const { store: metered, recalled, time } = meter(leaseMs)
 const steps = traps()
 const mail = messages()
+const planted = plantedRecall({ plant: PLANT, serverSecret: SERVER_SECRET, storeId: STORE_ID, leaseMs })
 
 let current = instance()
 
@@ -67,8 +67,8 @@ function instance(): { readonly keys: ApiKeys; readonly app: express.Express } {
   const store = steps.around('store', postgresStore(pool, { readTimeoutMs: 700, transactionTimeoutMs: 2_000 }))
   const keys = plantedKeys(
     createApiKeys({
-      store: plantedStore(metered(withTroubledChannel(store))),
-      cache: plantedCache(withTroubledChannel(steps.around('cache', redisCache(redis)))),
+      store: planted.store(plantedStore(metered(withTroubledChannel(store)))),
+      cache: planted.cache(withTroubledChannel(steps.around('cache', redisCache(redis)))),
       clock: plantedClock(),
       serverSecret: SERVER_SECRET,
       leaseMs,
@@ -79,6 +79,7 @@ function instance(): { readonly keys: ApiKeys; readonly app: express.Express } {
       },
     }),
   )
+  keys.on('recalled', recalled)
   const app = express()
   // Every client has the same address and presents bad keys all the time: limits would end the run.
   app.use('/keys', keyRouter(keys, { limits: false, failuresPerMinute: false }))
@@ -91,7 +92,7 @@ function instance(): { readonly keys: ApiKeys; readonly app: express.Express } {
 function withTroubledChannel<Part extends { channel?(): Channel }>(part: Part): Part {
   if (part.channel === undefined) return part
   const channel = (): Channel => {
-    const own = mail.through((part.channel as () => Channel)())
+    const own = planted.channel(mail.through((part.channel as () => Channel)()))
     return {
       ...own,
       send: steps.aroundCall('channel.send', own.send),
@@ -190,6 +191,17 @@ function plantedStore(store: Store): Store {
   const plant = (methods: Partial<Store>): Store => Object.assign(Object.create(store) as Store, methods)
   const transaction = (change: (tx: StoreTransaction) => Partial<StoreTransaction>): Store =>
     plant({ transaction: (work) => store.transaction((tx) => work({ ...tx, ...change(tx) })) })
+  /** What the store says of how long changes have to wait, here and there. */
+  const waiting = (changed: (ms: number) => number): Store =>
+    Object.assign(
+      transaction((tx) => ({ waitMs: async () => changed(await tx.waitMs()) })),
+      {
+        async members(...asked) {
+          const found = await store.members(...asked)
+          return { ...found, waitMs: changed(found.waitMs) }
+        },
+      } satisfies Partial<Store>,
+    )
   switch (PLANT) {
     case 'longer-verifier-lease':
       return plant({ read: async (...asked) => ({ ...(await store.read(...asked)), leaseMs: leaseMs * 3 }) })
@@ -214,18 +226,24 @@ function plantedStore(store: Store): Store {
         markFirstUse: async () => ({ retired: [], waitMs: 0 }),
       })
     case 'short-wait':
-      return transaction((tx) => ({ waitMs: async () => (await tx.waitMs()) / 4 }))
-    case 'wait-from-begin':
-      return plant({
-        async transaction(work) {
-          const began = performance.now()
-          const outcome = await store.transaction(work)
-          const { waitMs } = (outcome ?? {}) as { waitMs?: number }
-          return waitMs === undefined ? outcome : { ...outcome, waitMs: waitMs - (performance.now() - began) }
-        },
-      })
+      return waiting((ms) => ms / 4)
+    case 'wait-from-begin': {
+      let lastMs = 0
+      return Object.assign(
+        waiting((ms) => Math.max(0, ms - lastMs)),
+        {
+          async transaction(work) {
+            const began = performance.now()
+            const outcome = await store.transaction(work)
+            lastMs = performance.now() - began
+            const { waitMs } = (outcome ?? {}) as { waitMs?: number }
+            return waitMs === undefined ? outcome : { ...outcome, waitMs: Math.max(0, waitMs - lastMs) }
+          },
+        } satisfies Partial<Store>,
+      )
+    }
     case 'own-lease':
-      return transaction(() => ({ waitMs: async () => leaseMs }))
+      return waiting(() => leaseMs)
     case 'not-recorded':
       return transaction(() => ({ insertReplay: async () => {} }))
     case 'record-not-read':
@@ -284,26 +302,6 @@ function later(answer: AuthorityAnswer): AuthorityAnswer {
 
 function unmarked(answer: AuthorityAnswer): AuthorityAnswer {
   return { ...answer, found: answer.found.map(({ key, generation }) => ({ key, generation: { ...generation, retiresEarlier: false } })) }
-}
-
-function plantedCache(cache: Cache): Cache {
-  if (PLANT !== 'lease-from-relay' && PLANT !== 'cache-clock-trusted') return cache
-  const macKey = subkey(Buffer.from(SERVER_SECRET), 'cache entry 3')
-  const granted = { grantedAt: Date.now() + 3_600_000 }
-  return Object.assign(Object.create(cache) as Cache, {
-    async get(digest: string) {
-      const found = await cache.get(digest)
-      const [kind, , body = ''] = found?.value?.split('.') ?? []
-      if (found === undefined || kind !== 'a') return found
-      const changes = PLANT === 'lease-from-relay' ? { ...granted, cacheExpiry: found.timeMs + leaseMs } : granted
-      const entry = { ...(JSON.parse(Buffer.from(body, 'base64url').toString()) as object), ...changes }
-      const content = Buffer.from(JSON.stringify(entry)).toString('base64url')
-      return { ...found, value: `a.${hmac(macKey, ['a', STORE_ID, digest, content])}.${content}` }
-    },
-    ...(PLANT === 'lease-from-relay'
-      ? { fill: (digest: string, value: string, expiresAtMs: number) => cache.fill(digest, value, expiresAtMs + 60_000) }
-      : {}),
-  })
 }
 
 function plantedClock(): Clock {

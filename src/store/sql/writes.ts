@@ -18,10 +18,7 @@ export function writes(database: Database): Writes {
   return {
     markFirstUse: (digest) => own((on, changed) => markFirstUse(steps(on, database.dialect, changed), on, digest)),
 
-    settleFirstUse: (digest) =>
-      own(async (on) => {
-        await on.updateTable('express_api_key_generations').set({ retires_earlier: 0 }).where('digest', '=', digest).execute()
-      }),
+    settleFirstUse: (digest) => own((on, changed) => settleFirstUse(steps(on, database.dialect, changed), on, digest)),
 
     recordUses: (uses) => recordUses(database, uses),
     settle: (replayId, agoMs) => own((on) => settle(database, on, replayId, agoMs)),
@@ -61,6 +58,17 @@ async function markFirstUse(tx: StoreTransaction, on: Kysely<Tables>, digest: st
   await tx.appendChange(ended)
   const retired = earlier.filter((row) => Number(row.generation) === found.generation - 1).map((row) => row.digest)
   return { retired, waitMs: await tx.waitMs() }
+}
+
+/** What ended the grace period may have been lost since, with the server that it was committed on. */
+async function settleFirstUse(tx: StoreTransaction, on: Kysely<Tables>, digest: string): Promise<void> {
+  const found = await tx.generation(digest)
+  if (found === undefined) return
+  await tx.lockKeys([found.keyId])
+  const generations = on.selectFrom('express_api_key_generations').select('digest').where('key_id', '=', found.keyId)
+  const graced = generations.where('generation', '<', found.generation).where('grace_ends_at', 'is not', null)
+  if ((await graced.executeTakeFirst()) !== undefined) return
+  await on.updateTable('express_api_key_generations').set({ retires_earlier: 0 }).where('digest', '=', digest).execute()
 }
 
 async function recordUses(database: Database, uses: readonly KeyUse[]): Promise<void> {
