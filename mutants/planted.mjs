@@ -325,7 +325,7 @@ export const FAULTS = [
     promise: 'P3',
     name: 'a change is followed, and what is known of its digests stays',
     file: 'src/core/verify/feed.ts',
-    find: `      this.#changed(digest)
+    find: `      this.#changed(digest, change.seq)
 `,
     replace: '',
     tests: [['test/core/verify/verifier.test.ts', 'the feed P3: a change that another instance has made']],
@@ -512,8 +512,13 @@ export const FAULTS = [
     name: 'a result without a lease stays live',
     file: 'src/core/verify/verifier.ts',
     find: `      spent = true
+      return true
 `,
-    replace: '',
+    replace: '      return true\n',
+    also: { find: `    void nextTurn().then(() => {
+      spent = true
+    })
+`, replace: '' },
     tests: [['test/core/verify/verifier.test.ts', 'P3: serves each request by a read']],
   },
   {
@@ -610,7 +615,7 @@ export const FAULTS = [
     promise: 'P3',
     name: 'a fail-over that may have lost members goes unnoticed',
     file: 'src/core/recall/recalls.ts',
-    find: 'return this.#authority.sinceMs + longestMs + marginMs(longestMs)',
+    find: 'return this.#authority.sinceMs + 2 * (longestMs + marginMs(longestMs))',
     replace: 'return this.#authority.sinceMs * 0',
     tests: [['test/core/recall/recalls.test.ts', 'P3: an early answer needs a server']],
   },
@@ -643,8 +648,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'a recall of everything is answered before the feed was read',
     file: 'src/core/recall/recalls.ts',
-    find: 'if (digests === null) return follower.catchUp(seq)',
-    replace: 'if (digests === null) return true',
+    find: 'const caughtUp = follower.catchUp(seq)',
+    replace: 'const caughtUp = Promise.resolve(true)',
     tests: [['test/core/recall/recalls.test.ts', 'P3: who is asked for everything']],
   },
   {

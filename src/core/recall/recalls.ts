@@ -149,9 +149,10 @@ export class Recalls {
   /** From when on an answer may be given before the lease is over, on the monotonic clock. Asked after the answers are there: the server may have been replaced meanwhile. */
   #earliest({ server, lowered }: Membership, longestMs: number): number {
     if (this.#parts.store.currentPosition !== undefined) return Number.NEGATIVE_INFINITY
-    // Where members are missing after a fail-over or a restore, their leases are over a lease after that was first seen.
+    // Where members are missing after a fail-over or a restore, their leases are over two leases after that was first seen: until one lease after it, a late answer from
+    // before may have been taken, by a read that overlaps it.
     if (lowered || server === undefined || this.#authority === undefined) return Number.POSITIVE_INFINITY
-    return this.#authority.sinceMs + longestMs + marginMs(longestMs)
+    return this.#authority.sinceMs + 2 * (longestMs + marginMs(longestMs))
   }
 
   async #members(): Promise<Membership> {

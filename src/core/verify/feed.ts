@@ -59,7 +59,8 @@ export class Feed {
     if (this.position === undefined || reached === undefined || !this.#agreesWith(answer.changes)) return 'lost'
     for (const change of answer.changes) if (change.seq > this.position.seq) this.#follow(change, nowMs)
     this.#forget(nowMs)
-    return reached.seq === answer.seq ? 'followed' : 'more'
+    // What is below the floor cannot be compared with what was seen there.
+    return reached.seq === answer.seq && this.hasSeen(answer) ? 'followed' : 'more'
   }
 
   /** Remembers that these digests have changed by `seq`, as another instance says; moves nothing. */

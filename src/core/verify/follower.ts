@@ -1,7 +1,7 @@
 import { ApiKeyError } from '../../errors.js'
 import { clearTimeout, setTimeout } from '../../real-time.js'
 import type { AuthorityAnswer, FeedPosition } from '../../store/store.js'
-import { type Instant, instant } from '../clock.js'
+import { elapsedMs, type Instant, instant } from '../clock.js'
 import { Feed } from './feed.js'
 import { declaration, type Membership, type MembershipParts, membership } from './membership.js'
 
@@ -66,6 +66,8 @@ export class Follower {
   /** When the next poll is due, on the monotonic clock. */
   #dueMs = Number.NEGATIVE_INFINITY
   #polling: Promise<void> | undefined
+  /** Whether there are changes to be read beyond those of the latest answer. */
+  #isBehind = false
   /** Whether there was traffic since the last read was sent. */
   #busy = false
   #timer: ReturnType<typeof setTimeout> | undefined
@@ -159,6 +161,8 @@ export class Follower {
     if (sent.era !== this.#era || this.#closed) return false
     this.#leaseMs = answer.leaseMs
     this.#lease.answered()
+    // It grants nothing any more, and may be of a server that has been replaced since: no part of it counts for anybody but who asked.
+    if (this.#watch === undefined && elapsedMs(this.#parts.clock, askedAt) >= answer.leaseMs) return false
     const other = this.#storeId !== undefined && this.#storeId !== answer.storeId
     const state = other ? 'lost' : this.#feed.take(answer.feed, sent.from, this.#parts.clock.monotonicMs())
     const gone = sent.session !== undefined && sent.session === this.#member.current() && answer.member === 'none'
@@ -170,7 +174,7 @@ export class Follower {
     this.#storeId = answer.storeId
     this.#storeClock = { at: answer.at, askedAt }
     if (this.#watch === undefined) this.#takeMembership(answer, sent, state === 'followed' ? askedAt : undefined)
-    if (state === 'more') this.#dueMs = Number.NEGATIVE_INFINITY
+    this.#isBehind = state === 'more'
     if (this.#unrecalled.size > 0) this.#acknowledgeSoon()
     return true
   }
@@ -197,6 +201,7 @@ export class Follower {
     this.#storeId = undefined
     this.#storeClock = undefined
     this.#unrecalled.clear()
+    this.#isBehind = false
     this.#dueMs = Number.NEGATIVE_INFINITY
     this.#feed.startOver()
     this.#parts.dropAll()
@@ -224,7 +229,7 @@ export class Follower {
         this.#dueMs = clock.monotonicMs() + this.#leaseMs * POLL_AGAIN
         throw error
       }
-      if (this.#era !== era || this.#dueMs > clock.monotonicMs()) return
+      if (this.#era !== era || !this.#isBehind) return
     }
     this.#startOver()
   }

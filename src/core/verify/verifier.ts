@@ -195,7 +195,8 @@ export class Verifier {
    * accepted before that has ended.
    */
   async #judged(digest: string, first: Read, cacheTimeMs?: number): Promise<Told> {
-    const read = this.#keeps(digest, first) ? first : await this.#read(digest)
+    const late = elapsedMs(this.#parts.clock, first.askedAt) >= first.answer.leaseMs
+    const read = late || this.#keeps(digest, first) ? first : await this.#read(digest)
     const found = foundIn(read, digest)
     if (!found?.generation.retiresEarlier || endedBecause(found.key, found.generation, read.answer.at) !== undefined) {
       return this.#judge(digest, read, cacheTimeMs)

@@ -1,3 +1,4 @@
+import { randomInt } from 'node:crypto'
 import { type Kysely, sql } from 'kysely'
 import type { KeyUse, LeaseChange, Store, StoreTransaction } from '../store.js'
 import type { Database } from './database.js'
@@ -119,13 +120,16 @@ async function eraseSeals({ dialect }: Database, on: Kysely<Tables>): Promise<vo
     .execute()
 }
 
+/** At random, so that whoever ends an earlier lowering, which a fail-over has lost, does not end this one. */
+const MOST_VERSION = 2 ** 31 - 1
+
 async function setLease({ dialect }: Database, on: Kysely<Tables>, leaseMs: number): Promise<LeaseChange> {
   const query = on.selectFrom('express_api_key_settings').selectAll().where('id', '=', 1)
   const row = await dialect.forUpdate(query).executeTakeFirstOrThrow()
   refuseOtherProtocol(row.protocol)
   const [old, earlier, version] = [Number(row.lease_ms), Number(row.earlier_lease_ms), Number(row.lease_version)]
   if (old === leaseMs) return { waitMs: earlier, version }
-  const change = leaseMs > old ? { waitMs: earlier, version } : { waitMs: Math.max(old, earlier), version: version + 1 }
+  const change = leaseMs > old ? { waitMs: earlier, version } : { waitMs: Math.max(old, earlier), version: randomInt(1, MOST_VERSION) }
   await on
     .updateTable('express_api_key_settings')
     .set({ lease_ms: leaseMs, earlier_lease_ms: change.waitMs, lease_version: change.version })

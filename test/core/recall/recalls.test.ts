@@ -353,10 +353,10 @@ describe('the store', () => {
     expect(settling.done).toBe(false)
   })
 
-  test('P3: an early answer needs a server that is known for a lease and a margin', async () => {
+  test('P3: an early answer needs a server that is known for two leases and their margins', async () => {
     const rotator = await world.member()
     await world.member()
-    world.clock.advance(500)
+    await world.trusted(FULL + 500)
     const settling = rotator.retire()
     await world.pass(FULL - 500 - 10)
     expect(settling.done).toBe(false)

@@ -50,7 +50,7 @@ export class World {
   }
 
   /** Lets as much time pass as it takes until a server is trusted to have all members, with everybody still following. */
-  async trusted(ms: number = FULL): Promise<void> {
+  async trusted(ms: number = 2 * FULL): Promise<void> {
     this.clock.advance(ms)
     for (const one of this.#instances) if (one.sessions.length > 0) await one.follow()
   }
