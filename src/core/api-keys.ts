@@ -179,7 +179,7 @@ export interface Verified<Metadata extends object = JsonObject> {
   readonly grace?: { readonly replacedAt: string; readonly expiresAt: string }
   /**
    * Whether this result may be acted on right now. Ask right before that, with no `await` between: it is what keeps a paused process from accepting a dead
-   * secret. Where nothing but this result could be had, the answer is yes once.
+   * secret. Where nothing but this result could be had, the answer is yes once, and only in the turn of the event loop that `verify` resolved in.
    */
   live(): boolean
 }

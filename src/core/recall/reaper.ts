@@ -6,6 +6,8 @@ export interface Reaper {
   saw(members: readonly MemberRow[], nowMs: number): void
   /** Takes note of who was just marked as revoked. */
   revoked(sessions: readonly string[], nowMs: number): void
+  /** Whether a member is known to be revoked. */
+  knows(session: string): boolean
   /** Whether a member has been known to be revoked for this long: whatever lease it held is over. */
   isOver(session: string, forMs: number, nowMs: number): boolean
 }
@@ -26,6 +28,7 @@ export function reaper(): Reaper {
     revoked(sessions, nowMs) {
       for (const session of sessions) if (!revoked.has(session)) revoked.set(session, nowMs)
     },
+    knows: (session) => revoked.has(session),
     isOver(session, forMs, nowMs) {
       const since = revoked.get(session)
       return since !== undefined && nowMs - since >= forMs

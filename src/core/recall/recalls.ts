@@ -56,6 +56,8 @@ interface Round {
   readonly longestMs: number
   /** When it is too late for answers, on the monotonic clock. */
   readonly deadline: number
+  /** Since when answers to it can come over a channel, by its name. */
+  readonly askedAt: Map<string, number>
   /** Whether what members say in the store is being looked at. */
   looking: boolean
 }
@@ -128,10 +130,9 @@ export class Recalls {
     const deadline = committedAt + longestMs + marginMs(longestMs)
     const others = this.#othersOf(reached, longestMs)
     const answers = new Answers(others.map(({ session }) => session))
-    const asked = await this.#recall({ change, reached, others, answers, longestMs, deadline, looking: false })
+    const asked = await this.#recall({ change, reached, others, answers, longestMs, deadline, askedAt: new Map(), looking: false })
     const until = answers.isComplete ? Math.min(deadline, this.#earliest(reached, longestMs)) : deadline
     if (until > clock.monotonicMs()) await clock.sleep(until - clock.monotonicMs())
-    if (!answers.isComplete) await nextTurn()
     // Who was not asked is under no suspicion.
     if (asked) this.#revoke(others.filter(({ session, mode }) => answers.isSilent(session) && mode === 'recall'))
     const { silent } = answers
@@ -193,6 +194,8 @@ export class Recalls {
     const nonce = randomBytes(16).toString('base64url')
     this.#waiting.set(nonce, round)
     await this.#ask(round, { type: 'recall', storeId, nonce, inbox: this.#inbox, position: { seq, tag }, digests })
+    // What came while this process was busy is heard first.
+    if (!answers.isComplete) await nextTurn()
     this.#waiting.delete(nonce)
     return this.#parts.enabled && !this.#closed
   }
@@ -234,12 +237,10 @@ export class Recalls {
    */
   async #ask(round: Round, message: Recall & { readonly type: 'recall' }): Promise<void> {
     const { clock, enabled } = this.#parts
-    const { answers, deadline, others, reached } = round
+    const { answers, deadline } = round
     const began = clock.monotonicMs()
-    const suspectAt = began + Math.max(SUSPECT_MS, SUSPECT_AT * reached.waitMs)
     const sendings = SENT_AT_MS.map((ms) => began + ms)
     let lookAt = began + LOOK_MS
-    let suspected = false
     for (let now = began; !answers.isComplete && now < deadline && !this.#closed; now = clock.monotonicMs()) {
       if (now >= (sendings[0] ?? deadline)) {
         sendings.shift()
@@ -247,27 +248,35 @@ export class Recalls {
       }
       if (now >= lookAt) {
         lookAt = now + LOOK_MS
-        if (enabled) this.#look(round)
-      }
-      if (now >= suspectAt && !suspected) {
-        suspected = true
         // What came while this process was busy is heard first.
         await nextTurn()
-        if (enabled) this.#revoke(others.filter((one) => answers.isSilent(one.session) && this.#reached(one)))
+        if (enabled) this.#suspect(round, now)
+        if (enabled) this.#look(round)
       }
-      const next = Math.min(deadline, sendings[0] ?? deadline, lookAt, suspected ? deadline : suspectAt)
       // Short ones only: a sleep that nobody waits for any more keeps the process alive to its end.
-      await Promise.race([answers.completed, clock.sleep(next - now)])
+      await Promise.race([answers.completed, clock.sleep(Math.min(deadline, sendings[0] ?? deadline, lookAt) - now)])
     }
   }
 
   /** Sends a message over every channel on which somebody listens who has not answered. */
-  #send(message: Message, { others, answers }: Round): void {
+  #send(message: Message, { others, answers, askedAt }: Round): void {
     for (const channel of this.#post.channels) {
       if (!others.some(({ session, channels }) => answers.isSilent(session) && channels.includes(channel.name))) continue
       this.#post.listenOn(channel, message.storeId)
+      // Before it is open here, what others answer is not heard.
+      if (channel.isOpen() && !askedAt.has(channel.name)) askedAt.set(channel.name, this.#parts.clock.monotonicMs())
       this.#post.tellAll(channel, message)
     }
+  }
+
+  /** Revokes members that could have answered by now, and have not. */
+  #suspect({ others, answers, askedAt, reached }: Round, now: number): void {
+    const graceMs = Math.max(SUSPECT_MS, SUSPECT_AT * reached.waitMs)
+    const due = (channel: Channel): boolean => channel.isOpen() && now - (askedAt.get(channel.name) ?? now) >= graceMs
+    const names = this.#post.channels.filter(due).map(({ name }) => name)
+    const suspects = ({ session, mode, channels }: MemberRow): boolean =>
+      mode === 'recall' && answers.isSilent(session) && channels.some((name) => names.includes(name))
+    this.#revoke(others.filter((one) => suspects(one) && !this.#reaper.knows(one.session)))
   }
 
   /** Looks at what members have written into the store, and at who has left. One look at a time: a slow store is not asked more often. */
@@ -286,10 +295,6 @@ export class Recalls {
         round.looking = false
       })
     this.#parts.inBackground(look)
-  }
-
-  #reached({ mode, channels }: MemberRow): boolean {
-    return mode === 'recall' && this.#post.channels.some((channel) => channel.isOpen() && channels.includes(channel.name))
   }
 
   #revoke(members: readonly MemberRow[]): void {

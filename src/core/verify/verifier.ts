@@ -1,6 +1,7 @@
 import type { Cache } from '../../cache/cache.js'
 import { dropOldest } from '../../drop-oldest.js'
 import { ApiKeyError } from '../../errors.js'
+import { nextTurn } from '../../real-time.js'
 import type { FeedPosition, GenerationRow, KeyRow, MemberMode, Store } from '../../store/store.js'
 import type { Verified, VerifyResult } from '../api-keys.js'
 import { type Clock, elapsedMs, type Instant, instant } from '../clock.js'
@@ -237,11 +238,14 @@ export class Verifier {
   }
 
   /**
-   * A result for the one request that it was read for, after that had come in. It is good for that one without a lease, and says so once; whoever keeps it and asks
-   * again is told what holds then.
+   * A result for the one request that it was read for, after that had come in. It is good for that one without a lease, and says so once, before anything else has its
+   * turn: whoever keeps it and asks later is told what holds then, since a change may have been answered meanwhile without a word to this instance.
    */
   #once(result: Verified, askedAt: Instant, forMs: number): Verified {
     let spent = false
+    void nextTurn().then(() => {
+      spent = true
+    })
     const live = (): boolean => {
       if (result.live()) return true
       if (spent || this.#closed || !(elapsedMs(this.#parts.clock, askedAt) < forMs)) return false

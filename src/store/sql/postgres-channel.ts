@@ -105,6 +105,7 @@ function openEar({ pool, timeoutMs, send }: Way, { wanted, heard, lost }: EarPar
   const own = `self:${randomBytes(12).toString('base64url')}`
   const addresses = new Map<string, string>()
   let expected: { readonly word: string; readonly arrive: () => void } | undefined
+  let wasHeard = false
   const session = takeSession(pool, {
     said({ channel, payload }) {
       const address = addresses.get(String(channel))
@@ -135,9 +136,12 @@ function openEar({ pool, timeoutMs, send }: Way, { wanted, heard, lost }: EarPar
         isThere = true
       })
       const sent = await send(own, word)
+      // A wrapped pool does not tell its size: this may be holding the only connection. And the end of a pool waits for every connection.
+      if (sent === 'unsent' && (!wasHeard || isEnding(pool))) return 'deaf'
       if (sent !== 'sent') return sent
       // A process that was held up reads what has come, before it says that nothing has.
       await inTime(ARRIVAL_MS, arrival, late).catch(nextTurn)
+      wasHeard ||= isThere
       return isThere ? 'heard' : 'deaf'
     },
 
@@ -187,6 +191,8 @@ function takeSession(pool: PgPool, { said, gone }: { said(told: Notification): v
         return
       }
       client = given
+      // To listen is no reason for a process to stay.
+      ;(given as { unref?(): void }).unref?.()
       // They stay to the end of the connection: an `error` event without a listener ends the process.
       const { on } = given as Emitter
       on?.call(given, 'notification', (told) => {
@@ -211,7 +217,12 @@ function nameOf(address: string): string {
   return `express_api_keys_${createHash('sha256').update(address).digest('hex').slice(0, 40)}`
 }
 
+function isEnding(pool: PgPool): boolean {
+  return (pool as { ending?: unknown }).ending === true
+}
+
 function isSmall(pool: PgPool): boolean {
   const { options } = pool as { options?: { max?: unknown } }
-  return typeof options?.max === 'number' && options.max < SMALLEST_POOL
+  // A text where it comes from the environment; `pg` takes that as the number it is.
+  return options?.max !== undefined && Number(options.max) < SMALLEST_POOL
 }

@@ -15,9 +15,9 @@ export type { TimeoutOptions } from './timeouts.js'
 export type PostgresStoreOptions = TimeoutOptions
 
 /**
- * Keeps keys in PostgreSQL, through a `pg` Pool that stays the application's: `close()` does not end it. Give it at least ten
- * connections, all to the primary. The store listens for the pool's `error` events, so that a lost idle connection does not end
- * the process.
+ * Keeps keys in PostgreSQL, through a `pg` Pool that stays the application's: `close()` does not end it. Give it at least ten connections, all to the
+ * primary; where instances reach each other through PostgreSQL, one of them is kept for listening. The store listens for the pool's `error` events, so
+ * that a lost idle connection does not end the process.
  *
  * @throws ApiKeyError `invalid_option` for anything but a pool, and for options out of range.
  */

@@ -121,7 +121,11 @@ export function followers(check: Check): void {
       )
     }
     const all = Promise.all(Array.from({ length: 50 }, (_, n) => run(n % 2 === 0 ? store : sibling, n)))
-    for (const seen of await Promise.all([follow(store, all), follow(sibling, all), follow(store, all)])) {
+    const followed = Promise.all([follow(store, all), follow(sibling, all), follow(store, all)])
+    await all
+    // Those that threw, and no others.
+    same(committed.length, 40)
+    for (const seen of await followed) {
       same(
         seen.map(({ seq }) => seq),
         committed.map((_, n) => n + 1),

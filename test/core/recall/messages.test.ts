@@ -22,7 +22,11 @@ test.each([
 
 test('what was written under any server secret that is listed is read, and under no other', () => {
   const text = messageCodec([OLD]).write(recall)
-  expect(messageCodec([NEW, OLD]).read(text)).toEqual(recall)
+  for (const secrets of [
+    [NEW, OLD],
+    [OLD, NEW],
+  ])
+    expect(messageCodec(secrets).read(text)).toEqual(recall)
   expect(messageCodec([NEW]).read(text)).toBeUndefined()
   expect(messageCodec([NEW, OLD]).read(messageCodec([FOREIGN]).write(recall))).toBeUndefined()
 })

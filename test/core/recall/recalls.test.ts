@@ -193,6 +193,12 @@ describe('messages', () => {
     expect(others[0]?.accepts()).toBe(false)
   })
 
+  test('name what a change ended and what it altered', async () => {
+    const { rotator } = await cluster(1)
+    await rotator.settle({ retired: { digests: ['ended'], reason: 'revoked' }, changed: ['altered'] }).ended
+    expect(recalls()[0]?.digests).toEqual(['ended', 'altered'])
+  })
+
   test('P3: who is asked for everything answers only once it has read the feed up to the position, and so does the one who asks', async () => {
     const { rotator, others } = await cluster(1)
     world.data.retire([DIGEST])
@@ -241,6 +247,22 @@ describe('the store', () => {
     await other.verifier.follower.poll()
     await other.verifier.idle()
     expect([acknowledge.mock.calls, other.verifier.follower.hasSeen(world.data.position)]).toEqual([[], true])
+  })
+
+  test.each([
+    ['where a recall came after the change was read', 0, [DIGEST]],
+    ['where one recall came and another was lost', 1, ['another digest']],
+  ])('is written to by need alone: %s, %i times', async (_what, writings, heard) => {
+    const acknowledge = jest.fn()
+    const { rotator } = await cluster(0)
+    const other = await world.member({ store: { acknowledge } })
+    world.data.retire([DIGEST])
+    world.data.retire(heard)
+    await other.verifier.follower.poll()
+    rotator.settle({ changed: heard })
+    await turns()
+    await other.verifier.idle()
+    expect(acknowledge.mock.calls).toEqual(Array(writings).fill([other.sessions[0], world.data.position]))
   })
 
   test('P3: what a member has said there about earlier changes counts for nothing', async () => {
@@ -433,7 +455,10 @@ describe('members', () => {
     expect(revoked()).toEqual(['can be reached', 'listens elsewhere', 'listens nowhere'])
   })
 
-  test('are not suspected for an answer that came while this process was busy', async () => {
+  test.each([
+    ['before it suspects anybody', 300],
+    ['until the lease was over', FULL],
+  ])('are not suspected for an answer that came while this process was busy, %s', async (_what, busyMs) => {
     const { rotator } = await cluster(1)
     const kept: { address: string; message: string }[] = []
     world.hub.fault = (message, address) => {
@@ -445,7 +470,7 @@ describe('members', () => {
     world.hub.fault = (message) => [message]
     // The answer is there, and is heard in the turn after the one in which the time is up.
     for (const { address, message } of kept) world.hub.deliver(address, message)
-    world.clock.advance(300)
+    world.clock.advance(busyMs)
     await turns()
     expect([settling.done, world.data.revocations]).toEqual([true, []])
   })
@@ -455,8 +480,12 @@ describe('members', () => {
     const { rotator } = await cluster(0)
     world.data.ghost('silent')
     world.data.retire([DIGEST])
+    // Open in time for what is sent after 50 ms.
+    world.hub.isOpen = false
     rotator.settle({ changed: [DIGEST] }, 200)
-    await world.pass(90)
+    await world.pass(20)
+    world.hub.isOpen = true
+    await world.pass(170)
     expect(world.data.revocations).toEqual([])
     await world.pass(10)
     expect(world.data.revocations).toEqual([['silent']])
@@ -474,12 +503,27 @@ describe('members', () => {
     expect(world.data.revocations).toEqual([['silent']])
   })
 
-  test('are not suspected while the channel is down', async () => {
+  test('are not suspected before a recall was sent to which an answer could be heard', async () => {
     const { rotator } = await cluster(0)
     world.data.ghost('silent')
     world.hub.isOpen = false
     rotator.retire()
-    await world.pass(FULL - 10)
+    await world.pass(60)
+    world.hub.isOpen = true
+    await world.pass(230)
+    expect(world.data.revocations).toEqual([])
+    await world.pass(10)
+    expect(world.data.revocations).toEqual([['silent']])
+  })
+
+  test.each([0, 60])('are not suspected where the channel is down %i ms after the commit', async (afterMs) => {
+    const { rotator } = await cluster(0)
+    world.data.ghost('silent')
+    world.hub.isOpen = afterMs > 0
+    rotator.retire()
+    await world.pass(afterMs)
+    world.hub.isOpen = false
+    await world.pass(FULL - 10 - afterMs)
     expect(world.data.revocations).toEqual([])
   })
 
@@ -497,6 +541,19 @@ describe('members', () => {
     await turns()
     expect([second.done, world.data.removed]).toEqual([true, ['gone']])
     expect(rotator.told[1]).toMatchObject({ members: 1, answered: 1, silent: [], early: true })
+  })
+
+  test('that are gone are removed without another change', async () => {
+    world.data.leaseMs = 100
+    const { rotator } = await cluster(0)
+    world.data.ghost('gone')
+    world.data.retire([DIGEST])
+    const settling = rotator.settle({ changed: [DIGEST] }, 100)
+    await world.pass(150)
+    expect([settling.done, revoked(), world.data.removed]).toEqual([true, ['gone'], []])
+    world.clock.advance(150)
+    for (let tries = 0; world.data.removed.length === 0 && tries < 5_000; tries++) await new Promise((resolve) => setTimeout(resolve, 1))
+    expect(world.data.removed).toEqual(['gone'])
   })
 
   test('P3: that are revoked are waited for until this process has known that for a lease and a margin', async () => {
@@ -799,6 +856,29 @@ describe('a channel', () => {
     const settling = rotator.retire()
     await turns()
     expect([settling.done, world.hub.sent.length, second.sent.length]).toEqual([true, 0, 2])
+  })
+
+  test('that begins to listen only after the end is told to stop', async () => {
+    let begin = (_end: () => void): void => {}
+    const listen: Channel['listen'] = () => new Promise((resolve) => (begin = resolve))
+    const one = await world.member({ channels: [{ ...world.hub.channel(), listen }] })
+    one.recalls.close()
+    const end = jest.fn()
+    begin(end)
+    await turns()
+    expect(end).toHaveBeenCalledTimes(1)
+  })
+
+  test('that cannot be told to stop is not answered on after the end', async () => {
+    const { listen, ...channel } = world.hub.channel()
+    const deaf: Channel['listen'] = async (addresses, listener) => void (await listen(addresses, listener))
+    const other = await world.member({ channels: [{ ...channel, listen: deaf }] })
+    const { rotator } = await cluster(0)
+    await rotator.retire(['a']).ended
+    other.recalls.close()
+    rotator.retire(['b'])
+    await turns()
+    expect(world.hub.sent.filter(({ address }) => !address.startsWith('recall:'))).toHaveLength(1)
   })
 
   test('is listened on by nobody any more after the end', async () => {

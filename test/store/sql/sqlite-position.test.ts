@@ -44,6 +44,23 @@ test('P3: what another process commits is seen at once, every time, and never be
   await store.close()
 })
 
+test('P3: what the store itself is about to commit is not told before', async () => {
+  const { url } = await migrated()
+  const seen: (number | undefined)[] = []
+  class Watched extends Database {
+    override exec(source: string): this {
+      if (source === 'commit') seen.push(seqOf(store))
+      return super.exec(source)
+    }
+  }
+  const own = new Watched(url)
+  atEnd(async () => void own.close())
+  const store = sqliteStore(own)
+  for (let n = 0; n < 3; n++) await change(store)
+  expect([seen, seqOf(store)]).toEqual([[0, 1, 2], 3])
+  await store.close()
+})
+
 test('is told again once what was in the way is gone, and after the store was closed', async () => {
   const { store, query } = await makeStore()
   expect(seqOf(store)).toBeUndefined()

@@ -49,12 +49,22 @@ export const postgresErrors: DriverErrors = {
 
 const CLOCK = sql<number>`floor(extract(epoch from clock_timestamp()) * 1000)::bigint`
 
+const BEGAN_EARLIER = sql<boolean>`statement_timestamp() > now() + interval '50 milliseconds'`
+
 /**
  * In autocommit a transaction begins with its statement. Where it began earlier, at REPEATABLE READ or stricter, so did its snapshot. The two instants differ a
  * little where planning takes time.
  */
 const OUTDATED = sql<number>`case when current_setting('transaction_isolation') not in ('read committed', 'read uncommitted')
-  and statement_timestamp() > now() + interval '50 milliseconds' then 1 else 0 end`
+  and ${BEGAN_EARLIER} then 1 else 0 end`
+
+/**
+ * In autocommit, now() is when the statement's transaction began, which is before its snapshot. clock_timestamp() would be read after it. On a session where somebody
+ * left a transaction open now() stands still, and what ends by itself would not: the statement's own instant is hardly later than its snapshot.
+ */
+const READ_CLOCK = sql<
+  number | null
+>`floor(extract(epoch from case when ${BEGAN_EARLIER} then statement_timestamp() else now() end) * 1000)::bigint`
 
 /** The start of the postmaster, and the timeline, which a promotion changes. A standby has none to tell. */
 const SERVER = sql<string | null>`case when pg_is_in_recovery() then null else
@@ -71,8 +81,7 @@ export function postgresDialect({ together }: { readonly together: boolean }): M
         return Number(rows[0]?.at)
       },
       clock: () => CLOCK,
-      // In autocommit, now() is when the statement's transaction began, which is before its snapshot. clock_timestamp() would be read after it.
-      readClock: sql<number | null>`floor(extract(epoch from now()) * 1000)::bigint`,
+      readClock: READ_CLOCK,
       standby: sql`case when pg_is_in_recovery() then 1 else 0 end`,
       outdated: OUTDATED,
       server: SERVER,
