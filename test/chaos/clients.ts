@@ -373,16 +373,24 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
     return readAt('whoami', key, secret, server)
   }
 
-  function rotateWithTheDead(key: ClientKey, secret: string): Promise<Read> {
-    return readAt('rotate', key, secret, anyServer())
+  async function rotateWithTheDead(key: ClientKey, secret: string): Promise<void> {
+    const idempotencyKey = randomUUID()
+    const { type } = await readAt('rotate', key, secret, anyServer(), idempotencyKey)
+    // It is alive again where its end was lost, and then this was a rotation like any other.
+    for (let tries = 0; type !== 'fail' && isAdrift(key) && now() < giveUpAt; tries++) {
+      const { op, secret: made } = await rotate(key, secret, idempotencyKey, AT_ONCE, PATIENCE_MS)
+      if (made !== undefined) hold(key, made, op.start)
+      if (op.type !== 'info') return
+      await backOff(tries)
+    }
   }
 
-  async function readAt(route: Read['route'], key: ClientKey, secret: string, server: number): Promise<Read> {
+  async function readAt(route: Read['route'], key: ClientKey, secret: string, server: number, idempotencyKey = ''): Promise<Read> {
     const start = now()
     const question: Question =
       route === 'whoami'
         ? { method: 'GET', path: '/whoami', secret, patienceMs: READ_PATIENCE_MS }
-        : { method: 'POST', path: '/keys/self/rotate', secret, patienceMs: READ_PATIENCE_MS, idempotencyKey: randomUUID() }
+        : { method: 'POST', path: '/keys/self/rotate', secret, patienceMs: READ_PATIENCE_MS, idempotencyKey }
     const { status, body } = await send(server, question)
     const end = now()
     const seen = body as NonNullable<Read['seen']> | undefined
