@@ -739,8 +739,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'the clock of PostgreSQL is read after it has looked',
     file: 'src/store/sql/dialects/postgres.ts',
-    find: 'sql<number | null>`floor(extract(epoch from now())',
-    replace: 'sql<number | null>`floor(extract(epoch from clock_timestamp())',
+    find: 'then statement_timestamp() else now() end) * 1000)::bigint`',
+    replace: 'then statement_timestamp() else clock_timestamp() end) * 1000)::bigint`',
     tests: [['test/store/sql/faults.test.ts', 'P3: PostgreSQL reads the clock before it looks']],
   },
   {
