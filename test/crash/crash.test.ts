@@ -63,6 +63,8 @@ beforeAll(async () => {
       const since = name === 'PostgreSQL' ? await logFile(store.url) : ''
       const keys = createApiKeys({ store: store.store, serverSecret: SERVER_SECRET, leaseMs: 100 })
       await keys.migrate()
+      // It never says that it knows of a change, so that each waits for the lease.
+      await store.store.join({ session: 'silent', mode: 'feed', channels: [] })
       const start = (): Promise<TestProcess> => startServer({ STORE_URL: store.url, REDIS_URL: redis.url, OPTIONS })
       return { ...store, name, since, keys, redis, verifier: await start(), server: await start(), start }
     }),

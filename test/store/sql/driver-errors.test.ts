@@ -63,7 +63,7 @@ test.each([
   [['42P01'], 'keys.migrate()'],
   [['42703'], 'keys.migrate()'],
   [['42883'], 'function'],
-  [['42501', '0L000', '0P000'], 'grant it USAGE on the schema, and SELECT, INSERT and UPDATE on the express_api_key… tables'],
+  [['42501', '0L000', '0P000'], 'grant it USAGE on the schema, and SELECT, INSERT, UPDATE and DELETE on the express_api_key… tables'],
   [['28000', '28P01'], 'pg_hba.conf'],
   [['3D000'], 'database does not exist'],
   [['3F000'], 'schema does not exist'],
