@@ -515,10 +515,13 @@ export const FAULTS = [
       return true
 `,
     replace: '      return true\n',
-    also: { find: `    void nextTurn().then(() => {
+    also: {
+      find: `    void nextTurn().then(() => {
       spent = true
     })
-`, replace: '' },
+`,
+      replace: '',
+    },
     tests: [['test/core/verify/verifier.test.ts', 'P3: serves each request by a read']],
   },
   {
@@ -739,8 +742,8 @@ export const FAULTS = [
     promise: 'P3',
     name: 'the clock of PostgreSQL is read after it has looked',
     file: 'src/store/sql/dialects/postgres.ts',
-    find: 'then statement_timestamp() else now() end) * 1000)::bigint`',
-    replace: 'then statement_timestamp() else clock_timestamp() end) * 1000)::bigint`',
+    find: "greatest(now(), statement_timestamp() - interval '250 milliseconds')",
+    replace: 'clock_timestamp()',
     tests: [['test/store/sql/faults.test.ts', 'P3: PostgreSQL reads the clock before it looks']],
   },
   {

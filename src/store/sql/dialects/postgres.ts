@@ -60,11 +60,12 @@ const OUTDATED = sql<number>`case when current_setting('transaction_isolation') 
 
 /**
  * In autocommit, now() is when the statement's transaction began, which is before its snapshot. clock_timestamp() would be read after it. On a session where somebody
- * left a transaction open now() stands still, and what ends by itself would not: the statement's own instant is hardly later than its snapshot.
+ * left a transaction open now() stands still, and what ends by itself would not. There a quarter of a second before the statement counts: a busy server may stamp a
+ * statement some time after its snapshot.
  */
 const READ_CLOCK = sql<
   number | null
->`floor(extract(epoch from case when ${BEGAN_EARLIER} then statement_timestamp() else now() end) * 1000)::bigint`
+>`floor(extract(epoch from greatest(now(), statement_timestamp() - interval '250 milliseconds')) * 1000)::bigint`
 
 /** The start of the postmaster, and the timeline, which a promotion changes. A standby has none to tell. */
 const SERVER = sql<string | null>`case when pg_is_in_recovery() then null else
