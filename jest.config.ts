@@ -2,16 +2,22 @@
 import type { Config } from 'jest'
 import tsconfig from './tsconfig.json' with { type: 'json' }
 
-/** Tests that take long: topologies of Redis, databases as people set them up, outages, compilers. `npm run test:wide` runs them. */
+/** Tests that take long: topologies of Redis, databases as people set them up, outages, processes killed in mid-recall, compilers. `npm run test:wide` runs them. */
 const LONG = [
+  'cache/redis/channel',
   'cache/redis/topologies',
   'chaos/chaos',
+  'crash/recall',
   'documents',
   'example-app',
   'exports',
   'getting-started',
   'hostile/flood',
   'hostile/fuzz',
+  'hostile/kept-results',
+  'hostile/left-open',
+  'hostile/small-pool',
+  'hostile/unclosed',
   'package',
   'store/sql/databases',
   'store/sql/outages',

@@ -100,7 +100,7 @@ test.each(FATES)('a rotation without an Idempotency-Key is told to look before i
 async function uncertain(): Promise<Instance & { commit(fate: Fate): void }> {
   const { pool, proxy } = await throughProxy(database.url)
   return {
-    ...(await serve(postgresStore(pool, { transactionTimeoutMs: 3_000 }))),
+    ...(await serve(postgresStore(pool, { transactionTimeoutMs: 6_000 }))),
     // A line of the audit trail is the last thing before the COMMIT of a mutation, and in no other transaction.
     commit: (fate) => proxy.strike({ at: COMMIT, after: 'insert into "express_api_key_events"', fate, once: true }),
   }
