@@ -25,7 +25,7 @@ describe.each(stores)('what a key looks like does not depend on who looks, on %s
   const start = async (...all: Partial<ApiKeysOptions>[]): Promise<ApiKeys[]> => {
     const { store } = await makeStore()
     const instances = all.map((options) =>
-      createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 50, onError: () => {}, ...options }),
+      createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 250, onError: () => {}, ...options }),
     )
     await instances[0]?.migrate()
     return instances

@@ -70,6 +70,8 @@ describe.each(stores)('the feed on %s', (_name, makeStore) => {
       return [Number(row?.first), Number(row?.rows), (await store.read([])).feed.prunedTo]
     }
     expect(await left()).toEqual([2_001, 10_000, 2_000])
+    const { changes } = (await store.read([], { after: 2_000 })).feed
+    expect([changes.length, changes.at(-1)?.seq]).toEqual([1_000, 3_000])
     await query('update express_api_key_changes set at = 0 where seq <= 2500')
     expect(await left()).toEqual([2_501, 9_500, 2_500])
     await query('update express_api_key_changes set at = 0')
