@@ -260,7 +260,8 @@ async function serve(store: Store, leaseMs = 50, retryWithoutKey = false): Promi
   await keys.migrate()
   const app = express().set('trust proxy', 1)
   for (const { contract } of WIRES) app.use(mountOf(contract), keyRouter(keys, { contract, retryWithoutKey }))
-  app.get('/data', bearerAuth(keys), (req, res) => void res.json(req.apiKey?.id))
+  // All ask from one address after their rotations, with hundreds of dead secrets within a minute.
+  app.get('/data', bearerAuth(keys, { failuresPerMinute: false }), (req, res) => void res.json(req.apiKey?.id))
   return { keys, url: await listen(app), storeAway: (away) => Object.assign(store, { away }) }
 }
 
