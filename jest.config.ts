@@ -2,11 +2,12 @@
 import type { Config } from 'jest'
 import tsconfig from './tsconfig.json' with { type: 'json' }
 
-/** Tests that take long: topologies of Redis, databases as people set them up, outages, processes killed in mid-recall, compilers. `npm run test:wide` runs them. */
+/** Tests that take long: topologies of Redis, databases as people set them up, outages, processes killed in mid-recall, floods, compilers. `npm run test:wide` runs them. */
 const LONG = [
   'cache/redis/channel',
   'cache/redis/topologies',
   'chaos/chaos',
+  'crash/commit',
   'crash/recall',
   'documents',
   'example-app',
@@ -14,9 +15,11 @@ const LONG = [
   'getting-started',
   'hostile/flood',
   'hostile/fuzz',
+  'hostile/injection',
   'hostile/kept-results',
   'hostile/left-open',
   'hostile/small-pool',
+  'hostile/sockets',
   'hostile/unclosed',
   'package',
   'store/sql/databases',

@@ -19,7 +19,8 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^store\/store\.ts$/,
     /^cache\/cache\.ts$/,
     /^(errors|options|real-time|in-time|drop-oldest|channel|channel-over)\.ts$/,
-    /^node:/,
+    // No part may have an AsyncLocalStorage: before Node 24 a single one makes every promise of the process slower.
+    /^node:(?!async_hooks)/,
   ],
   http: [
     /^http\//,
@@ -27,7 +28,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^(cache\/cache|store\/store)\.ts$/,
     /^(errors|options|real-time|in-time|drop-oldest)\.ts$/,
     /^(express|express-rate-limit|jsonwebtoken)$/,
-    /^node:(async_hooks|http|net|crypto|util|zlib)$/,
+    /^node:(http|net|crypto|util|zlib)$/,
   ],
   testing: [
     /^testing\//,

@@ -100,7 +100,7 @@ describe('who asks', () => {
 describe.each(stores)('the application, on %s', (_name, makeStore) => {
   test('P1: rotates once for one Idempotency-Key, with one answer, also after a restart and at the same time', async () => {
     const { store } = await makeStore()
-    const start = (): ApiKeys => createApiKeys({ store, serverSecret: SECRET, leaseMs: 50, onError: () => {} })
+    const start = (): ApiKeys => createApiKeys({ store, serverSecret: SECRET, leaseMs: 250, onError: () => {} })
     const [one, two] = [start(), start()]
     await one.migrate()
     const { key, secret } = await make(one)
@@ -124,7 +124,7 @@ describe.each(stores)('the application, on %s', (_name, makeStore) => {
     const [before, after] = [
       [old, next],
       [next, old],
-    ].map((secret) => createApiKeys({ store, serverSecret: secret, leaseMs: 50, onError: () => {} })) as [ApiKeys, ApiKeys]
+    ].map((secret) => createApiKeys({ store, serverSecret: secret, leaseMs: 250, onError: () => {} })) as [ApiKeys, ApiKeys]
     await before.migrate()
     const made = await Promise.all([before, after, before, after].map((keys) => make(keys, { idempotencyKey: KEY })))
     expect(new Set(made.map((issued) => issued.secret)).size).toBe(1)
@@ -133,7 +133,7 @@ describe.each(stores)('the application, on %s', (_name, makeStore) => {
 
   test('and an operator need an Idempotency-Key that is hard to guess; a key does not', async () => {
     const { store } = await makeStore()
-    const keys = createApiKeys({ store, serverSecret: SECRET, leaseMs: 50, onError: () => {} })
+    const keys = createApiKeys({ store, serverSecret: SECRET, leaseMs: 250, onError: () => {} })
     await keys.migrate()
     const { key, secret } = await make(keys)
     const short = 'x'.repeat(21)

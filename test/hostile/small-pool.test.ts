@@ -12,7 +12,7 @@ test.each([
 ])('P5: a pool of one connection %s is not taken up by listening', async (_which, max, given) => {
   const { url } = await freshDatabase()
   const pool = new Pool({ connectionString: url, max })
-  const keys = createApiKeys({ store: postgresStore(given(pool)), serverSecret: SERVER_SECRET, leaseMs: 50, onError: () => {} })
+  const keys = createApiKeys({ store: postgresStore(given(pool)), serverSecret: SERVER_SECRET, leaseMs: 250, onError: () => {} })
   atEnd(async () => {
     await keys.close()
     await pool.end()

@@ -139,7 +139,7 @@ describe.each(stores)('on %s', (_name, make) => {
     const redis = new Redis(url)
     atEnd(async () => redis.disconnect())
     // With Redis there is a way to go between the head of a request and its body.
-    here = await serve(store, { leaseMs: 50, cache: redisCache(redis) })
+    here = await serve(store, { leaseMs: 250, cache: redisCache(redis) })
     await exchangeBytes(portOf(here), rotation((await issue(here)).secret, 'connects'))
   })
 

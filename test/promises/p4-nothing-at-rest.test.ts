@@ -87,7 +87,7 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
     store,
     ...(cache === undefined ? {} : { cache }),
     serverSecret: SERVER_SECRET,
-    leaseMs: 50,
+    leaseMs: 250,
     onError: (error) => console.error(error),
   })
   await keys.migrate()

@@ -30,7 +30,7 @@ test('P5: while Redis is killed, started and flushed in mid-traffic, not one req
     { right: 401, ...steady(() => call(`${url}/data`, { secret: doomed.secret })) },
     { right: 401, ...steady(() => call(`${url}/data`, { secret: unknown })) },
   ])
-  const goesOn = (): Promise<unknown> => Promise.all(traffic.map(({ seen }) => seen(100)))
+  const goesOn = (): Promise<unknown> => Promise.all(traffic.map(({ seen }) => seen(50)))
 
   await goesOn()
   await redis.stop()

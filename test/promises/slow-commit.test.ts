@@ -48,7 +48,7 @@ function tooLate(error: unknown): undefined {
 
 function instanceOver(url: string, replayWindowMs: number): ReturnType<typeof createApiKeys> {
   const pool = new Pool({ connectionString: url })
-  const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, leaseMs: 50, replayWindowMs, onError: () => {} })
+  const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, leaseMs: 250, replayWindowMs, onError: () => {} })
   atEnd(async () => {
     await keys.close()
     await pool.end()

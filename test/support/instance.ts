@@ -17,7 +17,7 @@ export async function serve(
   options: Partial<ApiKeysOptions> = {},
   framework: () => express.Express = express,
 ): Promise<Instance> {
-  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 100, onError: () => {}, ...options })
+  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 250, onError: () => {}, ...options })
   await keys.migrate()
   const app = framework()
   app.use('/keys', keyRouter(keys))

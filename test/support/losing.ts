@@ -34,7 +34,7 @@ export async function serveLosing(
     ...options
   }: Partial<ApiKeysOptions> & { router?: Partial<KeyRouterOptions>; trustProxy?: number | boolean } = {},
 ): Promise<Losing> {
-  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 50, onError: () => {}, ...options })
+  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 100, onError: () => {}, ...options })
   await keys.migrate()
   let losses = 0
   let how: 'answer' | 'request' = 'answer'

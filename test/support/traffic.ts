@@ -58,7 +58,9 @@ export function steady(send: () => Promise<Answer>): { stop(): Promise<Map<numbe
       running = false
       return loop
     },
-    /** Resolves when `count` more answers have come in. */
-    seen: (count) => new Promise((wake) => waiting.push({ count: total + count, wake })),
+    /** Resolves when `count` more answers have come in. Rejects where a request failed. */
+    async seen(count) {
+      await Promise.race([new Promise<void>((wake) => waiting.push({ count: total + count, wake })), loop])
+    },
   }
 }

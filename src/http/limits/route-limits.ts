@@ -1,4 +1,3 @@
-import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Request, RequestHandler, Response } from 'express'
 import { ipKeyGenerator, rateLimit, type Store } from 'express-rate-limit'
 import type { Counters, Hit } from '../../cache/cache.js'
@@ -35,15 +34,16 @@ export function network(req: Request): string {
 /** The count of a route's requests. Answers that were lost can be asked for beyond it, and do not count. */
 export function routeBucket(internals: Internals, route: string, { max, windowMs }: Limit): Bucket {
   const counter = routeCounter({ max, windowMs }, internals.counters?.(route, { max, windowMs }), internals.clock)
-  // What the limiter cannot hand through: whose request it is counting, and which hit it became.
-  const counting = new AsyncLocalStorage<{ readonly name: string; hit?: RouteHit }>()
+  // Which hit a request became is known by the Date that the limiter hands on in `req.rateLimit`. An AsyncLocalStorage would say it too, but
+  // before Node 24 a single one makes every promise of the process slower.
+  const hits = new WeakMap<Date, RouteHit>()
   const store: Store = {
     localKeys: internals.counters === undefined,
     async increment(name) {
       const hit = await counter(name)
-      const request = counting.getStore()
-      if (request !== undefined) request.hit = hit
-      return { totalHits: hit.within ? hit.hits : max + 1, resetTime: new Date(Date.now() + hit.waitMs) }
+      const resetTime = new Date(Date.now() + hit.waitMs)
+      hits.set(resetTime, hit)
+      return { totalHits: hit.within ? hit.hits : max + 1, resetTime }
     },
     // The interface wants these. Hits are taken back one by one, and counters end by themselves.
     decrement() {},
@@ -59,7 +59,7 @@ export function routeBucket(internals: Internals, route: string, { max, windowMs
     identifier: route,
     // It would look at the address itself, which may not be had; the names of requests are made here.
     validate: false,
-    keyGenerator: () => counting.getStore()?.name ?? 'unknown',
+    keyGenerator: ({ ip }) => ip as string,
     // What happens to a request over the limit is the router's to say.
     handler: (_req, _res, next) => next(),
   })
@@ -68,21 +68,19 @@ export function routeBucket(internals: Internals, route: string, { max, windowMs
     async hit(request, res, name) {
       // The library looks at the address in passing, and an address may not be had.
       const req = Object.create(request, { ip: { value: name } }) as Request
-      const counted: { name: string; hit?: RouteHit } = { name }
-      await counting.run(
-        counted,
-        () =>
-          new Promise<void>((resolve, reject) => {
-            const next = (error?: unknown): void => (error === undefined ? resolve() : reject(error))
-            Promise.resolve(limiter(req, res, next)).catch(reject)
-          }),
-      )
+      await new Promise<void>((resolve, reject) => {
+        const next = (error?: unknown): void => (error === undefined ? resolve() : reject(error))
+        Promise.resolve(limiter(req, res, next)).catch(reject)
+      })
       res.removeHeader('Retry-After')
-      const { within, waitMs, takeBack } = counted.hit as RouteHit
+      const { within, waitMs, takeBack } = hits.get((req as Limited).rateLimit.resetTime) as RouteHit
       return { within, retryAfterSeconds: Math.max(1, Math.ceil(waitMs / 1_000)), takeBack }
     },
   }
 }
+
+/** A request that the limiter has looked at. */
+type Limited = Request & { readonly rateLimit: { readonly resetTime: Date } }
 
 interface RouteHit {
   readonly within: boolean

@@ -60,8 +60,8 @@ describe('an address that keeps presenting bad keys', () => {
     expect((await ask('GET /data', { secret: familiar, from: ELSEWHERE })).status).toBe(200)
     await flood()
     // Past its lease it has to be asked for again.
-    // Looked at only when the lease in hand is over: a look in the last part of a life renews it.
-    for (let lease = keys.peek(familiar); lease?.ok; lease = keys.peek(familiar)) while (lease.live()) await new Promise(setImmediate)
+    ahead += 31_000
+    expect(keys.peek(familiar)).toBeUndefined()
     expect((await ask('GET /data', { secret: familiar })).status).toBe(200)
     expect((await ask('GET /data', { secret: unfamiliar })).status).toBe(429)
     expect((await ask('GET /data', { secret: stranger(), from: ELSEWHERE })).status).toBe(401)

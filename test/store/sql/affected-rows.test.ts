@@ -13,7 +13,7 @@ test.each<[string, () => Promise<Store>]>([
   ['SQLite', async () => sqlStore(silentSqlite())],
   ['PostgreSQL', async () => sqlStore(silentPostgres((await freshDatabase()).pool))],
 ])('a driver of %s that does not say how many rows it has updated: a grace period ends when its answers say', async (_name, makeStore) => {
-  const keys = createApiKeys({ store: await makeStore(), serverSecret: 'the-server-secret-0123456789-0123456789', leaseMs: 50 })
+  const keys = createApiKeys({ store: await makeStore(), serverSecret: 'the-server-secret-0123456789-0123456789', leaseMs: 250 })
   await keys.migrate()
   const { secret, key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
   const command = { as: { secret }, idempotencyKey: 'lost', retire: { afterMs: 5_000 } } as const

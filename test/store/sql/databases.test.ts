@@ -179,7 +179,7 @@ describe('what only a person can end', () => {
       const { admin, own } = await guarded()
       const errors: ApiKeyError[] = []
       const store = postgresStore(own)
-      const { keys, url } = await serve(store, { leaseMs: 50, onError: (error) => void errors.push(error) })
+      const { keys, url } = await serve(store, { leaseMs: 250, onError: (error) => void errors.push(error) })
       const { secret, key } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
       const { secret: fresh } = await keys.create({ as: 'application', ownerId: 'acme', name: 'fresh' })
       expect([await verdict(url, secret), await verdict(url, secret.slice(0, -1))]).toEqual([200, 401])

@@ -8,7 +8,7 @@ const SECRET = 'the-server-secret-0123456789-0123456789'
 describe.each(everyStore)('on %s', (_name, makeStore) => {
   test('a last use that is written late neither brings a revoked key back nor undoes a rotation, and a change undoes no last use', async () => {
     const store = await makeStore()
-    const keys = createApiKeys({ store, serverSecret: SECRET, leaseMs: 50 })
+    const keys = createApiKeys({ store, serverSecret: SECRET, leaseMs: 250 })
     await keys.migrate()
     const [revoked, rotated] = [
       await keys.create({ as: 'application', ownerId: 'acme', name: 'revoked' }),
@@ -33,7 +33,7 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 test('on PostgreSQL a key that somebody is changing does not hold up the last uses of others, and gets its own after that', async () => {
   const [, make] = stores.find(([name]) => name === 'PostgreSQL') as (typeof stores)[number]
   const { store } = await make()
-  const keys = createApiKeys({ store, serverSecret: SECRET, leaseMs: 50 })
+  const keys = createApiKeys({ store, serverSecret: SECRET, leaseMs: 250 })
   await keys.migrate()
   const [changing, other] = [
     await keys.create({ as: 'application', ownerId: 'acme', name: 'changing' }),

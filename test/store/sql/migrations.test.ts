@@ -4,7 +4,7 @@ import { stores } from '../../support/stores.js'
 describe.each(stores)('on %s', (_name, makeStore) => {
   test('keys from before secretCreatedAt tell when their active secret was made', async () => {
     const { store, query } = await makeStore()
-    const keys = createApiKeys({ store, serverSecret: 'the-server-secret-0123456789-0123456789', leaseMs: 50 })
+    const keys = createApiKeys({ store, serverSecret: 'the-server-secret-0123456789-0123456789', leaseMs: 250 })
     await keys.migrate()
     const [fresh, rotated] = [
       await keys.create({ as: 'application', ownerId: 'acme', name: 'fresh' }),

@@ -95,7 +95,7 @@ describe.each(stores)('the page of tables, on %s', (name, makeStore) => {
 })
 
 function keysOver({ store }: TestStore): ApiKeys {
-  return createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 50 })
+  return createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 250 })
 }
 
 function issue(keys: ApiKeys, ownerId: string): Promise<IssuedKey> {
