@@ -37,29 +37,35 @@ function guard<T extends object>(part: T): T {
       const value: unknown = Reflect.get(target, name, target)
       if (typeof value !== 'function') return value
       if (name === 'onFault' || name === 'channel') return value.bind(target)
-      if (name === 'currentPosition') return () => silently(() => Reflect.apply(value, target, []))
       const known = methods.get(name)
       // Read each time: a method may have been replaced since.
       if (known !== undefined && known.value === value) return known.method
-      const method = async (...args: unknown[]): Promise<unknown> => {
-        try {
-          return await Reflect.apply(value, target, args)
-        } catch (error) {
-          throw storeFault(error)
-        }
-      }
+      const ask = value as (...args: unknown[]) => unknown
+      const method = name === 'currentPosition' ? silently(() => ask.call(target)) : orStoreFault((...args) => ask.apply(target, args))
       methods.set(name, { value, method })
       return method
     },
   })
 }
 
+function orStoreFault(ask: (...args: unknown[]) => unknown): (...args: unknown[]) => Promise<unknown> {
+  return async (...args) => {
+    try {
+      return await ask(...args)
+    } catch (error) {
+      throw storeFault(error)
+    }
+  }
+}
+
 /** What is asked before each request is accepted: no answer is one that relies on nothing. */
-function silently(ask: () => unknown): unknown {
-  try {
-    return ask()
-  } catch {
-    return undefined
+function silently(ask: () => unknown): () => unknown {
+  return () => {
+    try {
+      return ask()
+    } catch {
+      return undefined
+    }
   }
 }
 

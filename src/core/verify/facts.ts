@@ -30,6 +30,8 @@ export interface Facts {
   drop(digest: string): void
   /** The digests that are due to be read again, the oldest first, as many as one read takes. Drops what nobody has asked for in a long time. */
   due(): readonly string[]
+  /** Whether there are any of those. Cheap: looks at the oldest alone. */
+  isDue(): boolean
   size(): number
   clear(): void
 }
@@ -105,12 +107,16 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
       const digests: string[] = []
       const now = instant(clock)
       for (const [digest, fact] of good) {
-        const passed = Math.max(now.monotonicMs - fact.monotonicMs, now.wallMs - fact.wallMs)
-        if (digests.length >= REFRESHED_AT_ONCE || passed < REFRESH_AT * FACT_MS) break
+        if (digests.length >= REFRESHED_AT_ONCE || !isDue(fact, now)) break
         if (!hasTime(fact, now.monotonicMs, now.wallMs) || now.monotonicMs - fact.usedMs > IDLE_MS) good.delete(digest)
         else digests.push(digest)
       }
       return digests
+    },
+
+    isDue() {
+      for (const fact of good.values()) return isDue(fact, instant(clock))
+      return false
     },
 
     size: () => good.size,
@@ -121,6 +127,10 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
     },
   }
 
+  function isDue(fact: Fact, now: Instant): boolean {
+    return Math.max(now.monotonicMs - fact.monotonicMs, now.wallMs - fact.wallMs) >= REFRESH_AT * FACT_MS
+  }
+
   function isLive(digest: string, fact: Fact): boolean {
     return good.get(digest) === fact && hasTime(fact, clock.monotonicMs(), clock.wallMs()) && isFollowed()
   }
@@ -128,7 +138,7 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
   function hasTime(fact: Fact, monotonicMs: number, wallMs: number): boolean {
     const passed = Math.max(monotonicMs - fact.monotonicMs, wallMs - fact.wallMs)
     // Written so that a life that is no number is over.
-    if (!(passed < fact.lifeMs && passed < factMs())) return false
+    if (!(passed < fact.lifeMs && (passed < FACT_MS || passed < factMs()))) return false
     return fact.endsAt === Number.POSITIVE_INFINITY || (storeTime({ monotonicMs, wallMs }) ?? Number.POSITIVE_INFINITY) < fact.endsAt
   }
 

@@ -23,8 +23,9 @@ export interface FollowerParts extends MembershipParts {
   /** Drops what is known of a digest; of all of them. */
   readonly drop: (digest: string) => void
   readonly dropAll: () => void
-  /** The digests to be read again with the next poll, and what to do with the answer. */
+  /** The digests to be read again with the next poll, whether there are any, and what to do with the answer. */
   readonly due: () => readonly string[]
+  readonly isDue: () => boolean
   readonly refresh: (digests: readonly string[], read: Read) => void
 }
 
@@ -65,6 +66,8 @@ export class Follower {
   #leaseMs: number
   /** When the next poll is due, on the monotonic clock. */
   #dueMs = Number.NEGATIVE_INFINITY
+  /** When to look next whether digests have to be read again. Only polls do that, and reads for requests put the next poll off. */
+  #refreshMs = Number.NEGATIVE_INFINITY
   #polling: Promise<void> | undefined
   /** Whether there are changes to be read beyond those of the latest answer. */
   #isBehind = false
@@ -84,7 +87,8 @@ export class Follower {
     }, MEMORY_MS)
     this.#member = membership(parts)
     this.#lease = declaration(parts)
-    this.#watch = store.currentPosition === undefined ? undefined : () => store.currentPosition?.()
+    // Taken once: it is asked at each request.
+    this.#watch = store.currentPosition?.bind(store)
     this.#leaseMs = leaseMs
   }
 
@@ -221,6 +225,7 @@ export class Follower {
     const { clock, due, refresh } = this.#parts
     for (let behind = 0; behind < MOST_BEHIND; behind++) {
       const digests = behind === 0 ? due() : []
+      if (behind === 0) this.#refreshMs = clock.monotonicMs() + this.pollEveryMs
       const era = this.#era
       try {
         const read = await this.read(digests)
@@ -238,7 +243,13 @@ export class Follower {
   poke(monotonicMs: number): void {
     this.#busy = true
     if (monotonicMs >= this.#dueMs) this.#pollInBackground()
+    else if (monotonicMs >= this.#refreshMs) this.#refreshSoon(monotonicMs)
     else if (this.#timer === undefined && this.#watch === undefined) this.#watchOver()
+  }
+
+  #refreshSoon(monotonicMs: number): void {
+    this.#refreshMs = monotonicMs + this.pollEveryMs
+    if (this.#parts.isDue()) this.#pollInBackground()
   }
 
   #pollInBackground(): void {

@@ -91,6 +91,7 @@ export class Verifier {
         this.#firstUses.startOver()
       },
       due: () => this.#facts.due(),
+      isDue: () => this.#facts.isDue(),
       refresh: (digests, read) => {
         for (const digest of digests) this.#judge(digest, read)
       },
