@@ -1212,9 +1212,22 @@ export const FAULTS = [
     tests: [['test/http/problem.test.ts', 'is given an error with the status and the headers of the answer']],
   },
   {
+    promise: 'P6',
+    name: 'only polls that nothing else puts off have facts read again',
+    file: 'src/core/verify/follower.ts',
+    find: 'else if (monotonicMs >= this.#refreshMs) this.#refreshSoon(monotonicMs)',
+    replace: '',
+    tests: [
+      [
+        'test/core/verify/verifier.test.ts',
+        'the feed what is known is read again in time also where reads of other secrets keep putting off the polls, and costs no more reads',
+      ],
+    ],
+  },
+  {
     promise: 'authority',
     name: 'a protected route asks for no scope',
-    file: 'src/http/bearer-auth.ts',
+    file: 'src/http/admission.ts',
     find: 'if (!hasScope(key.scopes, wanted)) throw lacksScopes(key, scopes)',
     replace: 'if (wanted === undefined) throw lacksScopes(key, scopes)',
     tests: [['test/http/http.test.ts', 'on Express 5 bearerAuth asks for the scope that is missing']],

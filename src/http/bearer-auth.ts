@@ -1,11 +1,10 @@
 import type { NextFunction, Request, RequestHandler, Response } from 'express'
 import type { AnyApiKeys, VerifyResult } from '../core/api-keys.js'
-import { SCOPE_TOKEN } from '../core/input.js'
 import { internalsOf } from '../core/internals.js'
 import type { ApiKey } from '../core/key.js'
-import { hasScope } from '../core/scope.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
+import { type AdmissionOptions, admission } from './admission.js'
 import { announceEnd } from './grace-headers.js'
 import { failureGuard } from './limits/failure-guard.js'
 import { originOf } from './origin.js'
@@ -23,12 +22,7 @@ declare global {
   }
 }
 
-export interface BearerAuthOptions {
-  /**
-   * The scope that the key must have, or a list of which it must have all. A key's `reports:*` covers `reports:read`, and its `*` covers all but
-   * `api_keys:admin`. Default none.
-   */
-  scope?: string | readonly string[]
+export interface BearerAuthOptions extends AdmissionOptions {
   /** Names the protected space in challenges (RFC 9110 §11.5). Default `api`. */
   realm?: string | undefined
   /**
@@ -52,15 +46,11 @@ export interface BearerAuthOptions {
 export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): RequestHandler {
   const internals = internalsOf(keys, 'bearerAuth')
   refuseUnknown(options, ['scope', 'realm', 'failuresPerMinute', 'deprecation'], 'bearerAuth')
-  if ('scope' in options && options.scope === undefined) {
-    throw new ApiKeyError('invalid_option', 'scope is undefined, which would let every key in. Leave it out if you mean that.')
-  }
-  const scopes = scopeOption(options.scope)
+  const admitted = admission(options)
   const maxFailures = failuresOption(options.failuresPerMinute)
   const guard = failureGuard(internals)
   const source = bearer()
-  const scope = scopes.join(' ')
-  const context = { scheme: source.challenge, realm: realmOption(options.realm), scope }
+  const context = { scheme: source.challenge, realm: realmOption(options.realm), scope: admitted.scope }
   const { deprecation = false } = options
   if (typeof deprecation !== 'boolean') throw new ApiKeyError('invalid_option', 'deprecation must be true or false.')
 
@@ -101,22 +91,9 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
 
   function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
     const { key, grace } = accepted(internals, req, secret, result)
-    for (const wanted of scopes) if (!hasScope(key.scopes, wanted)) throw lacksScopes(key, scopes)
+    admitted.check(key)
     setApiKey(req, key)
     if (grace !== undefined) announceEnd(res, grace, deprecation)
     internals.used(key.id, () => originOf(req))
   }
-}
-
-function lacksScopes(key: ApiKey, scopes: readonly string[]): ApiKeyError {
-  const missing = scopes.filter((wanted) => !hasScope(key.scopes, wanted))
-  const what = missing.length === 1 ? 'the scope' : 'the scopes'
-  return new ApiKeyError('insufficient_scope', `This needs ${what} ${missing.join(', ')}.`, { keyId: key.id })
-}
-
-function scopeOption(scope: BearerAuthOptions['scope']): readonly string[] {
-  const scopes = scope === undefined ? [] : typeof scope === 'string' ? [scope] : scope
-  const good = Array.isArray(scopes) && scopes.every((one: unknown) => typeof one === 'string' && SCOPE_TOKEN.test(one))
-  if (!good) throw new ApiKeyError('invalid_option', 'scope must be a scope token such as "reports:read", or a list of them.')
-  return [...scopes]
 }

@@ -48,7 +48,7 @@ interface Nemesis {
 }
 
 /** A fault that has been made: what was hit, how long it should last, how it ends, and, where it lies in wait, what has walked into it. */
-export interface Made {
+interface Made {
   readonly target: string
   readonly holdMs: number
   readonly undo: () => unknown
@@ -98,7 +98,7 @@ export const kinds = {
   'Redis clock set': 'TIME, as servers hear it, goes up to 5 s forward or back',
 } as const
 
-export type KindName = keyof typeof kinds
+type KindName = keyof typeof kinds
 export type Kind = readonly [name: KindName, make: (chance: Random) => Made | Promise<Made>]
 
 /** For how long the same lanes break things, and how many there are. */

@@ -17,7 +17,7 @@ export interface CacheEntry {
 }
 
 /** What the cache holds of a secret that was retired. */
-export interface Tombstone {
+interface Tombstone {
   readonly retired: 'rotated' | 'revoked'
   /** Where in the feed that was read. */
   readonly position: FeedPosition

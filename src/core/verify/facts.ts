@@ -7,7 +7,7 @@ import { apiKey } from '../key.js'
 import { type GracePeriod, REJECTED, verified } from './verdict.js'
 
 /** A good verdict that this instance has read, and may act on for as long as it follows the feed. */
-export interface Fact {
+interface Fact {
   readonly result: Verified
   readonly monotonicMs: number
   readonly wallMs: number
@@ -74,8 +74,7 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
   return {
     good(digest, monotonicMs, wallMs) {
       const fact = good.get(digest)
-      if (fact === undefined) return undefined
-      return hasTime(fact, monotonicMs, wallMs) ? fact : undefined
+      return fact !== undefined && hasTime(fact, monotonicMs, wallMs) ? fact : undefined
     },
 
     refusal: refused.get,
@@ -83,7 +82,9 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
     hold(digest, row, grace, since, lifeMs) {
       const endsAt = Math.min(row.expiresAt ?? Number.POSITIVE_INFINITY, grace?.endsAt ?? Number.POSITIVE_INFINITY)
       const fact: Fact = {
-        result: verified(apiKey(row), grace, () => isLive(digest, fact)),
+        result: verified(apiKey(row), grace, () => {
+          return good.get(digest) === fact && hasTime(fact, clock.monotonicMs(), clock.wallMs()) && isFollowed()
+        }),
         monotonicMs: since.monotonicMs,
         wallMs: since.wallMs,
         lifeMs,
@@ -115,8 +116,8 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
     },
 
     isDue() {
-      for (const fact of good.values()) return isDue(fact, instant(clock))
-      return false
+      const [oldest] = good.values()
+      return oldest !== undefined && isDue(oldest, instant(clock))
     },
 
     size: () => good.size,
@@ -125,14 +126,6 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
       good.clear()
       refused.clear()
     },
-  }
-
-  function isDue(fact: Fact, now: Instant): boolean {
-    return Math.max(now.monotonicMs - fact.monotonicMs, now.wallMs - fact.wallMs) >= REFRESH_AT * FACT_MS
-  }
-
-  function isLive(digest: string, fact: Fact): boolean {
-    return good.get(digest) === fact && hasTime(fact, clock.monotonicMs(), clock.wallMs()) && isFollowed()
   }
 
   function hasTime(fact: Fact, monotonicMs: number, wallMs: number): boolean {
@@ -151,6 +144,10 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
   function factMs(): number {
     return Math.max(FACT_MS, ((good.size / REFRESHED_AT_ONCE) * refreshEveryMs()) / REFRESH_AT)
   }
+}
+
+function isDue(fact: Fact, now: Instant): boolean {
+  return Math.max(now.monotonicMs - fact.monotonicMs, now.wallMs - fact.wallMs) >= REFRESH_AT * FACT_MS
 }
 
 interface Refused {

@@ -13,7 +13,7 @@ export interface Tables {
   express_api_key_instances: InstanceTable
 }
 
-export interface SettingsTable {
+interface SettingsTable {
   id: number
   lease_ms: number
   earlier_lease_ms: number

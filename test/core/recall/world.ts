@@ -18,7 +18,7 @@ import type {
 } from '../../../src/store/store.js'
 import { TestClock } from '../../support/clock.js'
 
-export const LEASE: number = 1_000
+const LEASE: number = 1_000
 /** A lease and its margin: the longest that a change may have to wait. */
 export const FULL: number = LEASE + 50
 export const SECRET: Buffer = Buffer.alloc(32, 7)
