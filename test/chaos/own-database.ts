@@ -38,8 +38,9 @@ export interface OwnDatabase {
 const ADMINISTRATOR = 'nemesis'
 
 /**
- * Functions of the same names, found before those of PostgreSQL itself. `now()` stands still within a transaction, and `clock_timestamp()` goes on; both
- * take the offset as the statement sees it.
+ * Functions of the same names, found before those of PostgreSQL itself. `now()` stands still within a transaction, `statement_timestamp()` within a statement, and
+ * `clock_timestamp()` goes on; all take the offset as the statement sees it. Each clock that the store reads has to be here: one that is not set with the others
+ * would show a time that no server has.
  */
 const CLOCK = `
   create schema clock;
@@ -47,6 +48,8 @@ const CLOCK = `
   insert into clock.offset_ms values (0);
   create function clock.now() returns timestamptz stable language sql
     as $$ select pg_catalog.now() + (select ms from clock.offset_ms) * interval '1 millisecond' $$;
+  create function clock.statement_timestamp() returns timestamptz stable language sql
+    as $$ select pg_catalog.statement_timestamp() + (select ms from clock.offset_ms) * interval '1 millisecond' $$;
   create function clock.clock_timestamp() returns timestamptz volatile language sql
     as $$ select pg_catalog.clock_timestamp() + (select ms from clock.offset_ms) * interval '1 millisecond' $$;
   alter database postgres set search_path = clock, pg_catalog, public;`
