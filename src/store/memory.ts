@@ -227,14 +227,13 @@ function steps(data: Data, tables: Tables, changed: Set<string>): StoreTransacti
       generations.set(row.digest, { ...row })
     },
     async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
-      for (const row of generations.values()) {
-        const isOver = row.keyId === keyId && row.graceEndsAt !== null && row.graceEndsAt <= at
-        if (isOver) generations.set(row.digest, { ...row, graceEndsAt: null })
+      const ending = [...generations.values()].filter((row) => row.keyId === keyId && (row.retiredAt === null || row.graceEndsAt !== null))
+      const retired = { retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt }
+      for (const row of ending) {
+        const isOver = row.graceEndsAt !== null && row.graceEndsAt <= at
+        generations.set(row.digest, { ...row, ...(isOver ? { graceEndsAt: null } : retired) })
       }
-      const accepted = (row: GenerationRow): boolean => row.retiredAt === null || (row.graceEndsAt !== null && row.graceEndsAt > at)
-      const active = [...generations.values()].filter((row) => row.keyId === keyId && accepted(row))
-      for (const row of active) generations.set(row.digest, { ...row, retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt })
-      return active.map(({ digest }) => digest)
+      return ending.map(({ digest }) => digest)
     },
     async lowerGrace(keyId, generation, { from, to }) {
       const row = generationOf(tables, keyId, generation)

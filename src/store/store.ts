@@ -384,8 +384,9 @@ export interface StoreTransaction {
   insertGeneration(row: GenerationRow): Promise<void>
   /**
    * Retires every generation of the key whose `retiredAt` is null, and ends every grace period that is still running at `at`, in one conditional
-   * write; resolves with the digests. What it retires gets the grace period that is given, or none. A grace period that is over by then loses its end,
-   * so that no clock that is set back begins it again.
+   * write. What it retires gets the grace period that is given, or none. A grace period that is over by then loses its end, so that no clock that is
+   * set back begins it again. Resolves with the digests of all that it changed, those that were over included: a verifier may still know of their
+   * end, and its clock may be set back too.
    */
   retireGenerations(
     keyId: string,

@@ -49,10 +49,19 @@ export interface FinishParts {
 /** An answer that took longer than this from the commit needs another look at whether a rotation came in between. */
 const AT_ONCE_MS = 100
 
-/** Waits for the leases that may contradict a change, settles its record, and makes its answer. */
-export function finisher(parts: FinishParts): (committed: CommittedChange) => Promise<FinishedChange> {
+export interface Finisher {
+  /** Waits for the leases that may contradict a change, settles its record, and makes its answer. */
+  finish(committed: CommittedChange): Promise<FinishedChange>
+  /** Resolves when none of these records is just being settled by this process. Whoever reads one before that would wait for the leases once more. */
+  settled(recordIds: readonly string[]): Promise<void>
+}
+
+export function finisher(parts: FinishParts): Finisher {
   const { store, clock, verifier, recalls, waitForLease, background, report } = parts
-  return async (committed) => {
+  const settling = new Map<string, Promise<void>>()
+  return { finish, settled: async (recordIds) => void (await Promise.all(recordIds.map((id) => settling.get(id)))) }
+
+  async function finish(committed: CommittedChange): Promise<FinishedChange> {
     const { answer, settled } = committed
     if (answer.secret !== undefined) verifier.introduce(digestOf(answer.secret), answer.key.id)
     // A record is settled when its leases are over, even if this answer does not wait for that: another instance may, and goes by it.
@@ -72,7 +81,13 @@ export function finisher(parts: FinishParts): (committed: CommittedChange) => Pr
     if (mustWait(committed)) await known
     else background.add(known)
     // The answer need not wait for this: without it a replay waits once more.
-    if (recordId !== null && !settled) background.add(store.settle(recordId, clock.monotonicMs() - committedAt).catch(report))
+    if (recordId === null || settled) return
+    const written = store.settle(recordId, clock.monotonicMs() - committedAt).catch(report)
+    const under = written.finally(() => {
+      if (settling.get(recordId) === under) settling.delete(recordId)
+    })
+    settling.set(recordId, under)
+    background.add(under)
   }
 
   async function supersededSince(key: KeyRow): Promise<boolean> {

@@ -69,7 +69,7 @@ export function changeRunner(parts: RunParts): ChangeRunner {
   const readRecord = batchedRead(clock, (ids) => store.replays(ids), { first: () => true, atOnce: REPLAY_READS_AT_ONCE })
   const { identify, prove } = authenticator({ ...parts, readRecord })
   const endGrace = graceEnder(parts)
-  const finish = finisher({ ...parts, background: behind })
+  const { finish, settled } = finisher({ ...parts, background: behind })
   const replay = replayer({ ...parts, audit, inTurn, endGrace, finish })
   const prepare = preparer({ ...parts, audit, prove })
   const transact = changeTransaction({ ...parts, audit })
@@ -93,6 +93,7 @@ export function changeRunner(parts: RunParts): ChangeRunner {
     for (let round = 0; round < MAX_ROUNDS; round++) {
       const presented = await identify(change, command)
       const planned: PlannedChange = { change, command, presented, plan: recordPlan(parts, change, command, presented) }
+      await settled(planned.plan.ids)
       const recorded = await findRecord(clock, readRecord, planned.plan)
       const replayed = recorded === undefined ? undefined : await replay(planned, recorded)
       if (replayed !== undefined) return replayed

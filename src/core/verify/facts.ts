@@ -23,7 +23,7 @@ interface Fact {
 export interface Facts {
   /** The fact about a digest that has not run out at this instant. */
   good(digest: string, monotonicMs: number, wallMs: number): Fact | undefined
-  /** @param isFollowed whether the feed is, which a refusal that a change can take back depends on */
+  /** @param isFollowed whether the feed is: a refusal counts no longer than that, either */
   refusal(digest: string, isFollowed: () => boolean): Rejected | undefined
   hold(digest: string, key: KeyRow, grace: GracePeriod | undefined, since: Instant, lifeMs: number): Verified
   refuse(digest: string, reason: RejectionReason): Rejected
@@ -154,8 +154,6 @@ interface Refused {
   readonly result: Rejected
   readonly since: Instant
   readonly forMs: number
-  /** Whether a change can take it back, so that it counts only for as long as the feed is followed. */
-  readonly mayChange: boolean
 }
 
 /** The verdicts that are not good. */
@@ -169,14 +167,15 @@ function refusals(clock: Clock): {
   return {
     get(digest, isFollowed) {
       const refusal = refused.get(digest)
-      if (refusal === undefined || (refusal.mayChange && !isFollowed())) return undefined
+      // A key can be given a later expiry, and what was retired is live again in a backup that was restored.
+      if (refusal === undefined || !isFollowed()) return undefined
       if (elapsedMs(clock, refusal.since) < refusal.forMs) return refusal.result
       refused.delete(digest)
       return undefined
     },
     set(digest, reason) {
       const forMs = reason === 'unknown' ? NEGATIVE_MS : reason === 'expired' ? FACT_MS : RETIRED_MS
-      refused.set(digest, { result: REJECTED[reason], since: instant(clock), forMs, mayChange: reason === 'expired' })
+      refused.set(digest, { result: REJECTED[reason], since: instant(clock), forMs })
       dropOldest(refused, MAX_REFUSED)
       return REJECTED[reason]
     },

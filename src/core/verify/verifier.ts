@@ -177,11 +177,13 @@ export class Verifier {
     const { storeId } = this.follower
     const entry = storeId === undefined ? undefined : this.#entries.open(storeId, digest, value)
     if (entry === undefined || !this.follower.hasSeen(entry.position) || !this.follower.admits(digest, entry.position.seq)) return undefined
+    // A history that a restore has undone is noticed by whoever follows the feed.
+    if (!this.follower.isFollowed(clock.monotonicMs(), clock.wallMs())) return undefined
     if ('retired' in entry) return this.#facts.refuse(digest, entry.retired)
     const storeNow = this.follower.storeTime(since)
     if (storeNow === undefined) return undefined
     const lifeMs = lifeMsOf(entry.key, entry.grace, FACT_MS - Math.max(0, storeNow - entry.at), storeNow)
-    if (!(lifeMs > 0 && lifeMs > elapsedMs(clock, since) && this.follower.isFollowed(clock.monotonicMs(), clock.wallMs()))) return undefined
+    if (!(lifeMs > 0 && lifeMs > elapsedMs(clock, since))) return undefined
     if (!entry.used) this.#firstUses.note(digest)
     this.introduce(digest, entry.key.id)
     return this.#facts.hold(digest, entry.key, entry.grace, since, lifeMs)

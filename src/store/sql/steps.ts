@@ -153,7 +153,7 @@ function generationSteps(
       if (over.length > 0) await update(over, { grace_ends_at: null })
       if (accepted.length > 0)
         await update(accepted, { retired_at: at, retired_by: by, retired_reason: reason, grace_ends_at: graceEndsAt })
-      return accepted
+      return locked.map(({ digest }) => digest)
     },
 
     async lowerGrace(keyId, generation, { from, to }) {

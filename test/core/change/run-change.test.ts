@@ -1,4 +1,4 @@
-import { createApiKeys, type IssuedKey, memoryStore, type Store } from 'express-api-keys'
+import { type ApiKeys, createApiKeys, type IssuedKey, memoryStore, type Store } from 'express-api-keys'
 import type { Cache } from '../../../src/cache/cache.js'
 import { replaySeals } from '../../../src/core/change/replay-seal.js'
 import { TestClock } from '../../support/clock.js'
@@ -49,6 +49,37 @@ test('P3: a replay of an answer that is not settled yet waits from its own first
   expect((await second.done).secret).toBe((await first.done).secret)
   const third = rotate({ secret, idempotencyKey: 'k' })
   expect((await third.done).secret).toBe((await first.done).secret)
+})
+
+test('P6: a repetition that comes while the first answer is being settled waits for that, and not for the leases once more', async () => {
+  const clock = new TestClock()
+  const { keys, rotate, settles } = await sharedStore(clock)
+  const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+  let written = (): void => {}
+  settles.before = new Promise((resolve) => {
+    written = resolve
+  })
+  const first = rotate({ secret, idempotencyKey: 'k' })
+  await clock.asleep(1)
+  clock.advance(1_050)
+  const { secret: made } = await first.done
+  const second = rotate({ secret, idempotencyKey: 'k' })
+  expect(await second.settled()).toBe(false)
+  written()
+  expect((await second.done).secret).toBe(made)
+})
+
+test('P3: a rotation ends a grace period for good that only a step of the clock had ended, wherever it is remembered', async () => {
+  const [clock, storeClock] = [new TestClock(), new TestClock()]
+  const store = memoryStore({ now: () => storeClock.wallMs() })
+  const [here, there] = [1, 2].map(() => createApiKeys({ store, serverSecret: SECRET, clock })) as [ApiKeys, ApiKeys]
+  const { secret } = await here.create({ as: 'application', ownerId: 'acme', name: 'n' })
+  const next = await here.rotate({ as: { secret }, retire: { afterMs: 60_000 } })
+  expect((await there.verify(secret)).ok).toBe(true)
+  storeClock.setWall(120_000)
+  await here.rotate({ as: { secret: next.secret } })
+  storeClock.setWall(-120_000)
+  for (const keys of [here, there]) expect((await keys.verify(secret)).ok).toBe(false)
 })
 
 test('waitForLease: false answers at once and says until when the old secret may still be accepted', async () => {
@@ -435,9 +466,12 @@ async function sharedStore(
   rotate(command: { secret: string; idempotencyKey?: string }): Pending<IssuedKey>
   /** What happens while the answer to a COMMIT is on its way. */
   commits: { take(): void }
+  /** What a record that is settled waits for. */
+  settles: { before: Promise<void> }
 }> {
   const inner = memoryStore({ now: () => storeClock.wallMs() })
   const commits = { take: (): void => {} }
+  const settles = { before: Promise.resolve() }
   const store: Store = {
     ...inner,
     shared: true,
@@ -446,6 +480,10 @@ async function sharedStore(
       commits.take()
       return result
     },
+    async settle(...asked) {
+      await settles.before
+      return inner.settle(...asked)
+    },
   }
   const keys = createApiKeys({ store, serverSecret: SECRET, clock, leaseMs: 1_000, ...options })
   await keys.migrate()
@@ -453,6 +491,7 @@ async function sharedStore(
   return {
     keys,
     commits,
+    settles,
     rotate({ secret, ...command }) {
       return pending(keys.rotate({ as: { secret }, ...command }))
     },

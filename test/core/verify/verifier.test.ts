@@ -195,11 +195,14 @@ test('P5: while the authority is away a lease in hand lasts to its deadline, and
 test.each([
   ['rotated', { retiredAt: 5, retiredReason: 'rotated' }],
   ['revoked', { retiredAt: 5, retiredReason: 'revoked' }],
-] as const)('a %s secret is refused for long without asking again', async (reason, change) => {
+] as const)('a %s secret is refused for long without asking again, wherever the feed is followed', async (reason, change) => {
   const { authority, table, clock } = await world()
   authority.generation = { ...authority.generation, ...change }
   expect(await table.verify(DIGEST)).toEqual({ ok: false, reason })
   clock.advance(500_000)
+  // What was retired is live again in a backup that was restored meanwhile.
+  expect(table.peek(DIGEST)).toBeUndefined()
+  await table.verify('somebody else')
   expect(table.peek(DIGEST)).toEqual({ ok: false, reason })
   expect(authority.digests.filter((digest) => digest === DIGEST)).toHaveLength(1)
 })
@@ -802,6 +805,20 @@ describe('with a cache between two processes', () => {
     const entry = cache?.entries.get(DIGEST)
     if (entry !== undefined) cache?.entries.set(dead, entry)
     expect(await other.table.verify(dead)).toEqual({ ok: false, reason: 'unknown' })
+  })
+
+  test('a tombstone is not believed where the feed is not followed: a restore may have undone it', async () => {
+    const { authority, table, clock, cache } = await world({ cached: true })
+    await table.verify(DIGEST)
+    await contradict(table, authority, { retired: { digests: [DIGEST], reason: 'rotated' } })
+    await table.idle()
+    const other = await world({ authority, clock, cache })
+    await other.table.look('another digest')
+    clock.advance(LEASE)
+    const { reads } = authority
+    await other.table.verify(DIGEST)
+    expect(authority.reads).toBeGreaterThan(reads)
+    expect(authority.digests).toContain(DIGEST)
   })
 
   test.each(['rotated', 'revoked'] as const)('a tombstone is believed without asking the authority: %s', async (reason) => {
