@@ -465,13 +465,16 @@ function earliestEnd({ asked, retire }: RotationRequest, clock: StoreClock): num
   return asked + clock.within(asked, Number.POSITIVE_INFINITY).least + afterMs
 }
 
+/** A server counts from before it asked for the clock of the store, so an end may be later by as long as a message is under way: half a second where lines delay it. */
+const ON_ITS_WAY_MS = 500
+
 /** Whoever asks for a grace period gets it, and is told when it ends. */
 function wrongGrace({ retire, asked, oks }: RotationRequest, { clock, epoch }: System): Violation[] {
   // A server whose counting from the commit was lost does not know that, and settles the record as it is.
   if (typeof retire !== 'object' || asked < epoch.settledAt) return []
   return oks.flatMap((op): Violation[] => {
     const { least, most } = clock.within(asked, op.end)
-    const [first, last] = [asked + least + retire.afterMs - ROUNDING_MS, op.end + most + retire.afterMs + ROUNDING_MS]
+    const [first, last] = [asked + least + retire.afterMs - ROUNDING_MS, op.end + most + retire.afterMs + ON_ITS_WAY_MS + ROUNDING_MS]
     const { graceEndsAt = Number.NaN } = op
     if (graceEndsAt >= first && graceEndsAt <= last) return []
     const how = op.graceEndsAt === undefined ? 'none' : `one that ends ${(op.graceEndsAt - op.end).toFixed(1)} ms after the answer`
