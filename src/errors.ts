@@ -10,6 +10,7 @@ export type ApiKeyErrorCode =
   | 'credential_malformed'
   | 'invalid_key'
   | 'insufficient_scope'
+  | 'wrong_environment'
   | 'rotation_secret_missing'
   | 'rotation_secret_required'
   | 'rotation_secret_not_configured'
@@ -143,6 +144,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   credential_missing: 401,
   invalid_key: 401,
   insufficient_scope: 403,
+  wrong_environment: 403,
   rotation_secret_required: 403,
   rotation_secret_not_configured: 403,
   key_not_found: 404,
@@ -176,6 +178,7 @@ const TITLE: { readonly [code in ApiKeyErrorCode]: string } = {
   credential_missing: 'Missing API key',
   invalid_key: 'Invalid API key',
   insufficient_scope: 'Insufficient scope',
+  wrong_environment: 'Wrong environment',
   rotation_secret_required: 'Rotation secret required',
   rotation_secret_not_configured: 'Key without a rotation secret',
   key_not_found: 'Key not found',

@@ -4,7 +4,7 @@ import { internalsOf } from '../core/internals.js'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
-import { type AdmissionOptions, admission } from './admission.js'
+import { ADMISSION, type AdmissionOptions, admission } from './admission.js'
 import { announceEnd } from './grace-headers.js'
 import { failureGuard } from './limits/failure-guard.js'
 import { originOf } from './origin.js'
@@ -68,6 +68,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
   const sources = sourcesOption(options.from)
   const context = { challenges: challengesOf(sources), realm: realmOption(options.realm), scope: admitted.scope }
   const telling = { listener: internals, onFailure: onFailureOption(options.onFailure) }
+  const guardian = { telling, context, missing: () => missingCredential(sources) }
   const flag = flagsOf(options)
 
   return function bearerAuth(req, res, next) {
@@ -77,6 +78,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
       secret = credentialOf(req, sources)
       if (secret === undefined) {
         if (!passes(req)) throw missingCredential(sources)
+        if (req.apiKey === undefined) setApiKey(req, undefined, guardian)
       } else {
         // The hot path: a live lease answers at once, and nothing is awaited between its check and next().
         known = keys.peek(secret)
@@ -123,7 +125,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
   function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
     const { key, grace } = accepted(internals, req, secret, result)
     admitted.check(key)
-    setApiKey(req, key)
+    setApiKey(req, key, guardian)
     if (grace !== undefined) announceEnd(res, grace, flag.deprecation)
     if (flag.hideCredential) hideCredentials(req, sources)
     internals.used(key.id, () => originOf(req))
@@ -131,7 +133,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
 }
 
 const FLAGS = ['optional', 'preflight', 'hideCredential', 'deprecation'] as const
-const OPTIONS = ['scope', 'from', 'onFailure', 'realm', 'failuresPerMinute', ...FLAGS] as const
+const OPTIONS: readonly string[] = [...ADMISSION, 'from', 'onFailure', 'realm', 'failuresPerMinute', ...FLAGS]
 
 function flagsOf(options: BearerAuthOptions): { readonly [name in (typeof FLAGS)[number]]: boolean } {
   for (const name of FLAGS) {

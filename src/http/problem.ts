@@ -42,7 +42,7 @@ export function onFailureOption(onFailure: OnFailure = 'respond'): OnFailure {
 }
 
 /** How failures are told. */
-interface Telling {
+export interface Telling {
   readonly listener: FailureListener
   /** Default `respond`. */
   readonly onFailure?: OnFailure
