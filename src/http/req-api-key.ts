@@ -17,7 +17,7 @@ export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly a
 }
 
 /** What a middleware of ours left at a request: the key, and what a refusal later on needs to know. */
-export interface Admitted {
+interface Admitted {
   readonly key: ApiKey | undefined
   /** Undefined where the application has set the key. */
   readonly by: Guard | undefined
