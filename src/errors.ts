@@ -10,6 +10,7 @@ export type ApiKeyErrorCode =
   | 'credential_malformed'
   | 'invalid_key'
   | 'insufficient_scope'
+  | 'wrong_environment'
   | 'rotation_secret_missing'
   | 'rotation_secret_required'
   | 'rotation_secret_not_configured'
@@ -114,17 +115,20 @@ export function failureHeaders(
   context: {
     /** Default: that of the code. A contract may have chosen another one. */
     readonly status?: number
-    /** The scheme of the challenge. Default `Bearer`. */
-    readonly scheme?: string | undefined
+    /** The challenges, each a scheme with its own parameters if it has any. Default `Bearer`. */
+    readonly challenges?: readonly string[] | undefined
     readonly realm?: string | undefined
     readonly scope?: string | undefined
     readonly retryAfterSeconds?: number | string | undefined
   } = {},
 ): { readonly [name: string]: string } {
-  const { status = statusOf(code), scheme = 'Bearer', realm = 'api', scope, retryAfterSeconds = RETRY_AFTER_SECONDS[code] ?? 1 } = context
+  const { status = statusOf(code), realm = 'api', scope, retryAfterSeconds = RETRY_AFTER_SECONDS[code] ?? 1 } = context
+  const asked = challenges(code, status)
+    ? (context.challenges ?? ['Bearer']).flatMap((one) => challenge(code, status, one, realm, scope))
+    : []
   return {
     'Cache-Control': 'no-store',
-    ...(challenges(code, status) ? { 'WWW-Authenticate': challenge(code, scheme, realm, scope) } : {}),
+    ...(asked.length > 0 ? { 'WWW-Authenticate': asked.join(', ') } : {}),
     ...(status === 429 || status === 503 ? { 'Retry-After': String(retryAfterSeconds) } : {}),
   }
 }
@@ -140,6 +144,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   credential_missing: 401,
   invalid_key: 401,
   insufficient_scope: 403,
+  wrong_environment: 403,
   rotation_secret_required: 403,
   rotation_secret_not_configured: 403,
   key_not_found: 404,
@@ -173,6 +178,7 @@ const TITLE: { readonly [code in ApiKeyErrorCode]: string } = {
   credential_missing: 'Missing API key',
   invalid_key: 'Invalid API key',
   insufficient_scope: 'Insufficient scope',
+  wrong_environment: 'Wrong environment',
   rotation_secret_required: 'Rotation secret required',
   rotation_secret_not_configured: 'Key without a rotation secret',
   key_not_found: 'Key not found',
@@ -204,10 +210,14 @@ const CHALLENGE: { readonly [code in ApiKeyErrorCode]?: string } = {
 /** How long a client is asked to wait, where that is not one second. A fault that a person has to fix lasts longer. */
 const RETRY_AFTER_SECONDS: { readonly [code in ApiKeyErrorCode]?: number } = { store_misconfigured: 30 }
 
-function challenge(code: ApiKeyErrorCode, scheme: string, realm: string, scope: string | undefined): string {
-  const error = CHALLENGE[code]
-  const parts = [`realm="${realm}"`]
+/** One challenge, or none: only Bearer has an `error`, and only a 401 needs the others. @see RFC 9110 §11.6.1, RFC 6750 §3 */
+function challenge(code: ApiKeyErrorCode, status: number, asked: string, realm: string, scope: string | undefined): readonly string[] {
+  const [scheme = '', ...own] = asked.split(' ')
+  const isBearer = scheme.toLowerCase() === 'bearer'
+  if (!isBearer && status !== 401) return []
+  const error = isBearer ? CHALLENGE[code] : undefined
+  const parts = [`realm="${realm}"`, ...(own.length > 0 ? [own.join(' ')] : [])]
   if (error !== undefined) parts.push(`error="${error}"`)
   if (error === 'insufficient_scope' && scope !== undefined) parts.push(`scope="${scope}"`)
-  return `${scheme} ${parts.join(', ')}`
+  return [`${scheme} ${parts.join(', ')}`]
 }

@@ -28,11 +28,11 @@ import { generateKeyPairSync, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import express, { type Express } from 'express'
-import { type ApiKey, ApiKeyError, type ApiKeys, apiKeyOf, bearerAuth, contracts, createApiKeys, keyRouter, memoryStore } from 'express-api-keys'
+import { type ApiKey, ApiKeyError, type ApiKeys, apiKeyOf, basic, bearer, bearerAuth, contracts, createApiKeys, header, keyRouter, memoryStore } from 'express-api-keys'
 import { Redis } from 'ioredis'
 import { Pool } from 'pg'
 import { jsonApi } from '../../example-app/json-api.js'
-export { ApiKeyError, apiKeyOf, bearerAuth, contracts, createApiKeys, jsonApi, keyRouter, memoryStore, randomUUID }
+export { ApiKeyError, apiKeyOf, basic, bearer, bearerAuth, contracts, createApiKeys, header, jsonApi, keyRouter, memoryStore, randomUUID }
 export const serverSecret: string = 'the-secret-of-the-documents-0123456789'
 export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret })
 const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci', scopes: ['reports:read'] })

@@ -148,6 +148,8 @@ function scopeList(value: unknown): readonly string[] {
       `scopes must be a list of at most ${FIELD_LIMITS.scopes} scope tokens (RFC 6749 §3.3) of at most ${FIELD_LIMITS.scopeLength} characters.`,
     )
   }
+  const odd = (value as string[]).find((scope) => /\*./.test(scope) || (scope.endsWith('*') && scope !== '*' && !scope.endsWith(':*')))
+  if (odd !== undefined) throw invalidRequest('A scope has "*" only at its end: alone, or after a colon, as in "reports:*".')
   return [...new Set(value as string[])]
 }
 

@@ -2,6 +2,8 @@ import { SCOPE_TOKEN } from '../core/input.js'
 import type { ApiKey } from '../core/key.js'
 import { hasScope } from '../core/scope.js'
 import { ApiKeyError } from '../errors.js'
+import { invalidOption } from '../options.js'
+import type { Environment } from '../store/store.js'
 
 /** What a route asks of a key besides that it is good. */
 export interface AdmissionOptions {
@@ -10,7 +12,13 @@ export interface AdmissionOptions {
    * `api_keys:admin`. Default none.
    */
   scope?: string | readonly string[]
+  /** A list of scopes of which the key must have one. Default none. */
+  anyScope?: readonly string[]
+  /** The environment that the key must be of: with `live`, test keys are refused. Default any. */
+  environment?: Environment
 }
+
+export const ADMISSION: readonly (keyof AdmissionOptions)[] = ['scope', 'anyScope', 'environment']
 
 /** Says whether a good key may use a route, and what the challenge of a refusal names. */
 export interface Admission {
@@ -20,18 +28,33 @@ export interface Admission {
   check(key: ApiKey): void
 }
 
-/** Checks the options. Throws `invalid_option`. */
+/** Checks the options. Throws `invalid_option`. What is computed and came out undefined, or empty, would let every key in. */
 export function admission(options: AdmissionOptions): Admission {
-  if ('scope' in options && options.scope === undefined) {
-    throw new ApiKeyError('invalid_option', 'scope is undefined, which would let every key in. Leave it out if you mean that.')
+  for (const name of ADMISSION) {
+    if (name in options && options[name] === undefined) {
+      throw invalidOption(`${name} is undefined, which would let every key in. Leave it out if you mean that.`)
+    }
   }
-  const scopes = scopeOption(options.scope)
+  const { environment } = options
+  if (environment !== undefined && environment !== 'live' && environment !== 'test')
+    throw invalidOption('environment must be "live" or "test".')
+  const all = scopesOption('scope', options.scope ?? [])
+  const any = scopesOption('anyScope', options.anyScope ?? [])
+  if (options.anyScope !== undefined && (typeof options.anyScope === 'string' || any.length === 0)) {
+    throw invalidOption('anyScope must be a list of at least one scope token. For one scope there is scope.')
+  }
   return {
-    scope: scopes.join(' '),
+    scope: [...all, ...any].join(' '),
     check(key) {
-      for (const wanted of scopes) if (!hasScope(key.scopes, wanted)) throw lacksScopes(key, scopes)
+      if (environment !== undefined && key.environment !== environment) throw wrongEnvironment(key, environment)
+      for (const wanted of all) if (!hasScope(key.scopes, wanted)) throw lacksScopes(key, all)
+      if (any.length > 0 && !any.some((wanted) => hasScope(key.scopes, wanted))) throw lacksAny(key, any)
     },
   }
+}
+
+function wrongEnvironment({ id, environment }: ApiKey, wanted: Environment): ApiKeyError {
+  return new ApiKeyError('wrong_environment', `This needs a ${wanted} key, and the one presented is a ${environment} key.`, { keyId: id })
 }
 
 function lacksScopes(key: ApiKey, scopes: readonly string[]): ApiKeyError {
@@ -40,9 +63,18 @@ function lacksScopes(key: ApiKey, scopes: readonly string[]): ApiKeyError {
   return new ApiKeyError('insufficient_scope', `This needs ${what} ${missing.join(', ')}.`, { keyId: key.id })
 }
 
-function scopeOption(scope: AdmissionOptions['scope']): readonly string[] {
-  const scopes = scope === undefined ? [] : typeof scope === 'string' ? [scope] : scope
-  const good = Array.isArray(scopes) && scopes.every((one: unknown) => typeof one === 'string' && SCOPE_TOKEN.test(one))
-  if (!good) throw new ApiKeyError('invalid_option', 'scope must be a scope token such as "reports:read", or a list of them.')
+function lacksAny({ id }: ApiKey, scopes: readonly string[]): ApiKeyError {
+  const which = scopes.length === 1 ? `the scope ${scopes[0]}` : `one of the scopes ${scopes.join(', ')}`
+  return new ApiKeyError('insufficient_scope', `This needs ${which}.`, { keyId: id })
+}
+
+function scopesOption(name: string, scope: string | readonly string[]): readonly string[] {
+  const scopes = typeof scope === 'string' ? [scope] : scope
+  const good = Array.isArray(scopes) && [...scopes].every((one: unknown) => typeof one === 'string' && SCOPE_TOKEN.test(one))
+  if (!good) throw invalidOption(`${name} must be a scope token such as "reports:read", or a list of them.`)
+  // A key holds wildcards; a route asks for what it is about.
+  if (scopes.some((one: string) => one.includes('*'))) {
+    throw invalidOption(`${name} holds "*". A key's scope may end in it; a route names the scopes that it needs.`)
+  }
   return [...scopes]
 }

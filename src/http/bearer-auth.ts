@@ -4,13 +4,13 @@ import { internalsOf } from '../core/internals.js'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
-import { type AdmissionOptions, admission } from './admission.js'
+import { ADMISSION, type AdmissionOptions, admission } from './admission.js'
 import { announceEnd } from './grace-headers.js'
 import { failureGuard } from './limits/failure-guard.js'
 import { originOf } from './origin.js'
-import { realmOption, refuse } from './problem.js'
+import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
 import { setApiKey } from './req-api-key.js'
-import { bearer, credentialOf } from './source.js'
+import { challengesOf, credentialOf, headerValues, hideCredentials, missingCredential, type Source, sourcesOption } from './source.js'
 import { accepted, failuresOption, refuseFlood, verdictTooLate } from './verdict.js'
 
 declare global {
@@ -23,6 +23,22 @@ declare global {
 }
 
 export interface BearerAuthOptions extends AdmissionOptions {
+  /**
+   * Where requests carry their key: `bearer()`, `header(name)`, `scheme(name)`, `basic()`, `bare()`, one of your own, or a list of them, any of which will do.
+   * Two different keys in one request are refused. Default `bearer()`.
+   */
+  from?: Source | readonly Source[] | undefined
+  /** Whether a request without any credential passes, with `req.apiKey` undefined. A bad credential is refused all the same. Default false. */
+  optional?: boolean | undefined
+  /** Whether CORS preflights pass, which browsers send without a credential. Default false. */
+  preflight?: boolean | undefined
+  /** Whether the headers that carried the key are removed from a request that is let in, for whatever comes after. Default false. */
+  hideCredential?: boolean | undefined
+  /**
+   * What becomes of a refusal: `'respond'` answers with problem details, `'next'` hands the error to the application's error handler, and a function answers
+   * itself. Default `'respond'`.
+   */
+  onFailure?: OnFailure | undefined
   /** Names the protected space in challenges (RFC 9110 §11.5). Default `api`. */
   realm?: string | undefined
   /**
@@ -45,28 +61,34 @@ export interface BearerAuthOptions extends AdmissionOptions {
  */
 export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): RequestHandler {
   const internals = internalsOf(keys, 'bearerAuth')
-  refuseUnknown(options, ['scope', 'realm', 'failuresPerMinute', 'deprecation'], 'bearerAuth')
+  refuseUnknown(options, OPTIONS, 'bearerAuth')
   const admitted = admission(options)
   const maxFailures = failuresOption(options.failuresPerMinute)
   const guard = failureGuard(internals)
-  const source = bearer()
-  const context = { scheme: source.challenge, realm: realmOption(options.realm), scope: admitted.scope }
-  const { deprecation = false } = options
-  if (typeof deprecation !== 'boolean') throw new ApiKeyError('invalid_option', 'deprecation must be true or false.')
+  const sources = sourcesOption(options.from)
+  const context = { challenges: challengesOf(sources), realm: realmOption(options.realm), scope: admitted.scope }
+  const telling = { listener: internals, onFailure: onFailureOption(options.onFailure) }
+  const guardian = { telling, context, missing: () => missingCredential(sources) }
+  const flag = flagsOf(options)
 
   return function bearerAuth(req, res, next) {
-    let secret: string
+    let secret: string | undefined
     let known: VerifyResult | undefined
     try {
-      secret = credentialOf(req, source)
-      // The hot path: a live lease answers at once, and nothing is awaited between its check and next().
-      known = keys.peek(secret)
-      if (known !== undefined) enter(req, res, secret, known)
+      secret = credentialOf(req, sources)
+      if (secret === undefined) {
+        if (!passes(req)) throw missingCredential(sources)
+        if (req.apiKey === undefined) setApiKey(req, undefined, guardian)
+      } else {
+        // The hot path: a live lease answers at once, and nothing is awaited between its check and next().
+        known = keys.peek(secret)
+        if (known !== undefined) enter(req, res, secret, known)
+      }
     } catch (error) {
-      refuse(internals, req, res, error, context)
+      refuse(telling, { req, res, next }, error, context)
       return
     }
-    if (known !== undefined) next()
+    if (secret === undefined || known !== undefined) next()
     // What fails here came from next(), or from answering.
     else askAndEnter(req, res, next, secret).catch(next)
   }
@@ -83,17 +105,45 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
       if (!result.ok) guard.note(req)
       enter(req, res, secret, result)
     } catch (error) {
-      refuse(internals, req, res, error, context)
+      refuse(telling, { req, res, next }, error, context)
       return
     }
     next()
   }
 
+  /** Whether a request without a credential goes on all the same. */
+  function passes(req: Request): boolean {
+    if (flag.preflight && req.method === 'OPTIONS' && isPreflight(req)) return true
+    if (!flag.optional) return false
+    // A header that is there and empty is a credential that got lost.
+    if (sources.some(({ header }) => header !== undefined && headerValues(req, header).includes(''))) {
+      throw new ApiKeyError('credential_malformed', 'The header for the API key is empty.')
+    }
+    return true
+  }
+
   function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
     const { key, grace } = accepted(internals, req, secret, result)
     admitted.check(key)
-    setApiKey(req, key)
-    if (grace !== undefined) announceEnd(res, grace, deprecation)
+    setApiKey(req, key, guardian)
+    if (grace !== undefined) announceEnd(res, grace, flag.deprecation)
+    if (flag.hideCredential) hideCredentials(req, sources)
     internals.used(key.id, () => originOf(req))
   }
+}
+
+const FLAGS = ['optional', 'preflight', 'hideCredential', 'deprecation'] as const
+const OPTIONS: readonly string[] = [...ADMISSION, 'from', 'onFailure', 'realm', 'failuresPerMinute', ...FLAGS]
+
+function flagsOf(options: BearerAuthOptions): { readonly [name in (typeof FLAGS)[number]]: boolean } {
+  for (const name of FLAGS) {
+    if (![undefined, true, false].includes(options[name])) throw new ApiKeyError('invalid_option', `${name} must be true or false.`)
+  }
+  const { optional = false, preflight = false, hideCredential = false, deprecation = false } = options
+  return { optional, preflight, hideCredential, deprecation }
+}
+
+/** @see https://fetch.spec.whatwg.org/#cors-preflight-request */
+function isPreflight({ headers }: Request): boolean {
+  return headers.origin !== undefined && headers['access-control-request-method'] !== undefined
 }

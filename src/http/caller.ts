@@ -5,8 +5,8 @@ import { invalidKey } from '../core/refusals.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
 import type { Operators } from './operator-jwt.js'
-import { synchronous } from './problem.js'
-import { credentialOf, type Source } from './source.js'
+import { credentialOf, missingCredential, OPERATORS_TOKEN, type Source } from './source.js'
+import { synchronous } from './synchronous.js'
 
 /** Who asks: the key of a secret, which nobody has authenticated yet, or an operator, who has been. */
 export type Caller = { readonly secret: string } | { readonly operator: Operator }
@@ -17,15 +17,25 @@ export type Identified = { readonly caller: Caller } | { readonly refusal: unkno
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
 
 /** Tells who asks, with no I/O. What looks like a secret is one, whoever the operators are. */
-export function identify(req: Request, keys: AnyApiKeys, source: Source, operators: Operators | undefined): Identified {
+export function identify(req: Request, keys: AnyApiKeys, sources: readonly Source[], operators: Operators | undefined): Identified {
   try {
-    const token = credentialOf(req, source)
-    if (keys.wellFormed(token)) return { caller: { secret: token } }
-    if (operators === undefined || !JWT.test(token)) return { refusal: invalidKey('malformed') }
-    return { caller: { operator: synchronous(operators.authenticate(token), 'authenticate()') } }
+    const operator = operators === undefined ? undefined : operatorOf(req, keys, sources, operators)
+    if (operator !== undefined) return { caller: { operator } }
+    const credential = credentialOf(req, sources)
+    if (credential === undefined) return { refusal: missingCredential(sources) }
+    return keys.wellFormed(credential) ? { caller: { secret: credential } } : { refusal: invalidKey('malformed') }
   } catch (refusal) {
     return { refusal }
   }
+}
+
+/** The operator of a JWT; undefined where there is none. Throws where a key came along. */
+function operatorOf(req: Request, keys: AnyApiKeys, sources: readonly Source[], operators: Operators): Operator | undefined {
+  const token = OPERATORS_TOKEN.read(req)
+  if (token === undefined || !JWT.test(token) || keys.wellFormed(token)) return undefined
+  const elsewhere = sources.filter(({ header }) => header !== 'authorization')
+  credentialOf(req, [OPERATORS_TOKEN, ...elsewhere])
+  return synchronous(operators.authenticate(token), 'authenticate()')
 }
 
 /** The id of the caller's key, where this instance has met its secret lately and it was good then. No I/O, and no verdict. */

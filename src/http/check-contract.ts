@@ -1,5 +1,6 @@
 import { invalidOption, refuseUnknown } from '../options.js'
 import type { Action, Contract, Field, Limit, Route, RouteOf } from './contract.js'
+import { sourcesOption } from './source.js'
 
 const CONTRACT: readonly (keyof Contract)[] = [
   'name',
@@ -7,7 +8,7 @@ const CONTRACT: readonly (keyof Contract)[] = [
   'routes',
   'failure',
   'failureSchema',
-  'bareToken',
+  'from',
   'operators',
   'requestId',
   'delegation',
@@ -61,7 +62,8 @@ export function checkContract(contract: Contract): void {
   expect(isPath(path), 'path must begin with "/".')
   expect(routes.length > 0, 'routes must hold a route.')
   expect(typeof failure === 'function', 'failure must be a function that returns { body }.')
-  for (const flag of ['bareToken', 'operators', 'requestId'] as const) expect(isFlag(contract[flag]), `${flag} must be true or false.`)
+  for (const flag of ['operators', 'requestId'] as const) expect(isFlag(contract[flag]), `${flag} must be true or false.`)
+  if (contract.from !== undefined) sourcesOption(contract.from)
   expect([undefined, 'bounded', 'open'].includes(contract.delegation), 'delegation must be "bounded" or "open".')
   for (const route of routes) checkRoute(route, name)
 

@@ -1,6 +1,7 @@
 import type { ChangeResult, IssuedKey } from '../core/api-keys.js'
 import type { ApiKey, KeyEvent, Page } from '../core/key.js'
 import type { ApiKeyError } from '../errors.js'
+import type { Source } from './source.js'
 
 /** What each action hands to the route's `success`. */
 export interface Answers {
@@ -81,8 +82,8 @@ export interface Contract {
   readonly path: string
   /** In the order in which they are tried. */
   readonly routes: readonly Route[]
-  /** Whether `Authorization: <key>` without a scheme is taken too. Default false. */
-  readonly bareToken?: boolean
+  /** Where its requests carry their key. Default `[bearer()]`. */
+  readonly from?: readonly Source[]
   /** Whether operators may call, where the router has `operators`. Default false. */
   readonly operators?: boolean
   /** Whether every answer has an `X-Request-Id`: that of the request, if it is sane, or a new one. Default false. */

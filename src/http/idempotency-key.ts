@@ -3,7 +3,7 @@ import type { RequestHandler } from 'express'
 import { logError } from '../core/report.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
-import { type FailureListener, refuse } from './problem.js'
+import { type FailureListener, type OnFailure, onFailureOption, refuse } from './problem.js'
 import { headerValues } from './source.js'
 
 declare global {
@@ -18,6 +18,8 @@ declare global {
 export interface IdempotencyKeyOptions {
   /** Whether a request without the header is refused. Default false. */
   required?: boolean | undefined
+  /** As in `bearerAuth`. */
+  onFailure?: OnFailure | undefined
 }
 
 export const MAX_IDEMPOTENCY_KEY_LENGTH = 255
@@ -43,9 +45,11 @@ const BARE = /^[\x21\x23-\x2b\x2d-\x7e]+$/
  * @see draft-ietf-httpapi-idempotency-key-header-07 §2.1
  */
 export function idempotencyKey(options: IdempotencyKeyOptions = {}): RequestHandler {
-  refuseUnknown(options, ['required'], 'idempotencyKey')
+  refuseUnknown(options, ['required', 'onFailure'], 'idempotencyKey')
   const { required = false } = options
   if (typeof required !== 'boolean') throw new ApiKeyError('invalid_option', 'required must be true or false.')
+
+  const onFailure = onFailureOption(options.onFailure)
 
   return function idempotencyKey(req, res, next) {
     try {
@@ -53,7 +57,7 @@ export function idempotencyKey(options: IdempotencyKeyOptions = {}): RequestHand
       if (value === undefined) delete req.idempotencyKey
       else req.idempotencyKey = value
     } catch (error) {
-      refuse(STDERR, req, res, error)
+      refuse({ listener: STDERR, onFailure }, { req, res, next }, error)
       return
     }
     next()

@@ -9,16 +9,20 @@ import { contracts } from './contracts/contracts.js'
 import { failureGuard } from './limits/failure-guard.js'
 import { openApiDocument } from './openapi.js'
 import type { Operators } from './operator-jwt.js'
-import { realmOption, refuse } from './problem.js'
+import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
 import { twins } from './repetition.js'
 import { nameRequest } from './request-id.js'
 import { type Service, serveRoute } from './serve-route.js'
-import { bearer, MAX_TOKEN_LENGTH } from './source.js'
+import { challengesOf, type Source, sourcesOption } from './source.js'
 import { failuresOption } from './verdict.js'
 
 export interface KeyRouterOptions {
   /** The wire shape to serve. Default `contracts.standard`. */
   contract?: Contract | undefined
+  /** Where requests carry their key, as in `bearerAuth`. Default: as the contract says. */
+  from?: Source | readonly Source[] | undefined
+  /** As in `bearerAuth`. */
+  onFailure?: OnFailure | undefined
   /** Names the protected space in challenges. Default `api`. */
   realm?: string | undefined
   /** Who may call besides keys, if the contract lets operators in: what `operatorJwt` returned. Default nobody. */
@@ -43,7 +47,7 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
   const service = serviceOf(keys, options)
   const { contract } = service
   const router = express.Router()
-  const documentAt = documents(contract)
+  const documentAt = documents(options.from === undefined ? contract : { ...contract, from: service.sources })
   router.get('/openapi.json', (req, res) => {
     service.begin(req, res)
     res.json(documentAt(req.baseUrl))
@@ -56,7 +60,11 @@ export function keyRouter(keys: AnyApiKeys, options: KeyRouterOptions = {}): Rou
 /** Checks the options. Throws `invalid_option`. */
 function serviceOf(keys: AnyApiKeys, options: KeyRouterOptions): Service {
   const internals = internalsOf(keys, 'keyRouter')
-  refuseUnknown(options, ['contract', 'realm', 'operators', 'limits', 'failuresPerMinute', 'retryWithoutKey'], 'keyRouter')
+  refuseUnknown(
+    options,
+    ['contract', 'from', 'onFailure', 'realm', 'operators', 'limits', 'failuresPerMinute', 'retryWithoutKey'],
+    'keyRouter',
+  )
   const { contract = contracts.standard, limits = true, operators, retryWithoutKey } = options
   checkContract(contract)
   if (operators !== undefined && (typeof operators.authenticate !== 'function' || contract.operators !== true)) {
@@ -64,17 +72,23 @@ function serviceOf(keys: AnyApiKeys, options: KeyRouterOptions): Service {
   }
   if (typeof limits !== 'boolean') throw invalidOption('limits must be true or false.')
   if (retryWithoutKey !== undefined && typeof retryWithoutKey !== 'boolean') throw invalidOption('retryWithoutKey must be true or false.')
-  const { bareToken = false, requestId = false } = contract
-  const source = bearer({ bareToken, ...(operators === undefined ? {} : { maxLength: MAX_TOKEN_LENGTH }) })
-  const challenge = { scheme: source.challenge, realm: realmOption(options.realm) }
+  const { requestId = false } = contract
+  const sources = sourcesOption(options.from, contract.from)
+  const challenge = { challenges: challengesOf(sources), realm: realmOption(options.realm) }
+  const onFailure = onFailureOption(options.onFailure)
   return {
-    ...{ keys, internals, contract, source, operators, limits, retryWithoutKey },
+    ...{ keys, internals, contract, sources, operators, limits, retryWithoutKey },
     maxFailures: failuresOption(options.failuresPerMinute),
     guard: failureGuard(internals),
     twins: twins(internals.clock),
     begin: (req, res) => ({ ...challenge, requestId: requestId === true ? nameRequest(req, res) : '' }),
-    fail(req, res, error, context) {
-      refuse(internals, req, res, error, context, (told, request) => contract.failure(told, request))
+    fail(req, res, next, error, context) {
+      refuse(
+        { listener: internals, onFailure, shape: (told, request) => contract.failure(told, request) },
+        { req, res, next },
+        error,
+        context,
+      )
     },
     warnOfGuard: once(() => {
       internals.report(
@@ -102,7 +116,7 @@ function documents(contract: Contract): (path: string) => object {
 function refuseUndecodable(service: Service): ErrorRequestHandler {
   return (error: unknown, req: Request, res: Response, next: (error: unknown) => void) => {
     if (!(error instanceof URIError)) return next(error)
-    service.fail(req, res, new ApiKeyError('invalid_request', 'The path is not well-formed.'), service.begin(req, res))
+    service.fail(req, res, next, new ApiKeyError('invalid_request', 'The path is not well-formed.'), service.begin(req, res))
   }
 }
 

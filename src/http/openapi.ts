@@ -13,6 +13,7 @@ import {
   REQUEST_ID,
   type SentHeader,
 } from './schema.js'
+import { bare, bearer, challengesOf, type Source } from './source.js'
 
 /** The parts of an OpenAPI 3.1 document that are always there. */
 export interface OpenApiDocument {
@@ -34,6 +35,7 @@ export interface OpenApiDocument {
  */
 export function openApiDocument(contract: Contract, path: string = contract?.path): OpenApiDocument {
   checkContract(contract)
+  const schemes = securitySchemes(contract)
   const paths: { [path: string]: { [method: string]: object } } = {}
   const base = path.replace(/\/+$/, '')
   for (const route of contract.routes) {
@@ -51,20 +53,33 @@ export function openApiDocument(contract: Contract, path: string = contract?.pat
       license: { name: 'MIT', identifier: 'MIT' },
     },
     servers: [{ url: '/' }],
-    security: [{ key: [] }],
+    security: Object.keys(schemes).map((name) => ({ [name]: [] })),
     paths,
     components: {
-      securitySchemes: {
-        key: contract.bareToken
-          ? { type: 'apiKey', in: 'header', name: 'Authorization', description: 'The key, alone or after `Bearer `.' }
-          : {
-              type: 'http',
-              scheme: 'bearer',
-              description: contract.operators ? 'The key, or the JWT of an operator where operators may call.' : 'The key.',
-            },
-      },
+      securitySchemes: schemes,
     },
   }
+}
+
+/** How requests can carry a key: any of these. */
+function securitySchemes({ from = [bearer()], operators }: Contract): { readonly [name: string]: object } {
+  const challenges = challengesOf(from)
+  const alone = from.some(({ example }) => example === bare().example)
+  if (alone && challenges.length === 1) {
+    return { key: { type: 'apiKey', in: 'header', name: 'Authorization', description: 'The key, alone or after `Bearer `.' } }
+  }
+  const schemes = from.filter(
+    ({ challenge }, at) => challenges.includes(challenge) && from.findIndex((one) => one.challenge === challenge) === at,
+  )
+  return Object.fromEntries(schemes.map((source, at) => [at === 0 ? 'key' : `key${at + 1}`, securityScheme(source, operators === true)]))
+}
+
+function securityScheme({ challenge, header }: Source, operators: boolean): object {
+  if (header !== undefined && header !== 'authorization') return { type: 'apiKey', in: 'header', name: header, description: 'The key.' }
+  const scheme = (challenge.split(' ')[0] ?? '').toLowerCase()
+  if (scheme === 'basic') return { type: 'http', scheme, description: 'The key as the user name, with an empty password.' }
+  const description = operators && scheme === 'bearer' ? 'The key, or the JWT of an operator where operators may call.' : 'The key.'
+  return { type: 'http', scheme, description }
 }
 
 /** The document, as it is served beside what it describes. */

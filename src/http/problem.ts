@@ -1,13 +1,14 @@
-import type { Request, Response } from 'express'
+import type { NextFunction, Request, Response } from 'express'
 import type { Denial } from '../core/api-keys.js'
 import { ApiKeyError, failureHeaders, problemType, statusOf } from '../errors.js'
 import type { Failure } from './contract.js'
 import { originOf } from './origin.js'
+import { synchronous } from './synchronous.js'
 
 /** Where a failure happened, as its challenge and its body say it. */
 export interface FailureContext {
-  /** The scheme of the challenge. */
-  readonly scheme?: string
+  /** The challenges, each a scheme with its own parameters if it has any. */
+  readonly challenges?: readonly string[]
   readonly realm?: string
   /** The scope that would have been enough. */
   readonly scope?: string
@@ -29,23 +30,83 @@ export function problem(error: ApiKeyError): Required<Failure> {
 }
 
 /**
+ * What becomes of a failure. `respond`: it is answered, as problem details or as the contract says. `next`: it goes to the application's error handler, with
+ * `status`, `headers`, `expose` and `code`. A function: it answers, or calls `next`; what it throws or rejects with goes to `next`.
+ */
+export type OnFailure = 'respond' | 'next' | ((error: ApiKeyError, req: Request, res: Response, next: NextFunction) => unknown)
+
+/** The option `onFailure`, checked. */
+export function onFailureOption(onFailure: OnFailure = 'respond'): OnFailure {
+  if (onFailure === 'respond' || onFailure === 'next' || typeof onFailure === 'function') return onFailure
+  throw new ApiKeyError('invalid_option', "onFailure must be 'respond', 'next' or a function (error, req, res, next).")
+}
+
+/** How failures are told. */
+export interface Telling {
+  readonly listener: FailureListener
+  /** Default `respond`. */
+  readonly onFailure?: OnFailure
+  /** The body that is answered. Default problem details. */
+  readonly shape?: Shape
+}
+
+interface Exchange {
+  readonly req: Request
+  readonly res: Response
+  readonly next: NextFunction
+}
+
+/** Tells of a failure: the listener, and whoever answers. Never throws. */
+export function refuse(telling: Telling, exchange: Exchange, error: unknown, context: FailureContext = {}): void {
+  const { listener, onFailure = 'respond', shape = problem } = telling
+  const { req, res, next } = exchange
+  if (onFailure === 'respond' || res.headersSent) {
+    respond(listener, req, res, error, context, shape)
+    return
+  }
+  const known = knownOf(error)
+  try {
+    tell(listener, req, known)
+  } catch (cause) {
+    listener.report(new ApiKeyError('internal_error', 'A failure could not be told.', { cause }))
+  }
+  const told = forApplication(known, context)
+  if (onFailure === 'next') next(told)
+  else void handedTo(onFailure, told, exchange)
+}
+
+async function handedTo(onFailure: Exclude<OnFailure, string>, told: ApiKeyError, { req, res, next }: Exchange): Promise<void> {
+  try {
+    await onFailure(told, req, res, next)
+  } catch (error) {
+    next(error)
+  }
+}
+
+function knownOf(error: unknown): ApiKeyError {
+  return error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
+}
+
+function tell(listener: FailureListener, req: Request, known: ApiKeyError): void {
+  const status = statusOf(known.code)
+  if (status === 500) listener.report(known)
+  else if (status < 500) listener.denied(() => denialOf(req, known))
+}
+
+/** The error with the headers that fit this request. The application may know why; `cause`, `reason` and `keyId` are not enumerable. */
+function forApplication(known: ApiKeyError, context: FailureContext): ApiKeyError {
+  const { code, message, cause, reason, keyId } = known
+  return new ApiKeyError(code, message, { cause, reason, keyId, headers: headersOf(known, statusOf(code), context) })
+}
+
+/**
  * Answers with a failure: status, challenge, `Retry-After`, `no-store`, and the body that `shape` gives it. Never throws: where the shape or the response
  * itself fails, the listener hears of it and the client gets a plain 500.
  */
-export function refuse(
-  listener: FailureListener,
-  req: Request,
-  res: Response,
-  error: unknown,
-  context: FailureContext = {},
-  shape: Shape = problem,
-): void {
-  const known =
-    error instanceof ApiKeyError ? error : new ApiKeyError('internal_error', 'Something unforeseen went wrong.', { cause: error })
-  const status = statusOf(known.code)
+function respond(listener: FailureListener, req: Request, res: Response, error: unknown, context: FailureContext, shape: Shape): void {
+  const known = knownOf(error)
   try {
-    if (status === 500) listener.report(known)
-    else if (status < 500) listener.denied(() => denialOf(req, known))
+    tell(listener, req, known)
     if (res.headersSent) res.destroy()
     else send(res, composed(listener, forClient(known, context), context, shape))
   } catch (cause) {
@@ -136,11 +197,4 @@ export function realmOption(realm: string | undefined): string {
   if (realm === undefined) return 'api'
   if (typeof realm === 'string' && /^[\x20\x21\x23-\x5b\x5d-\x7e]{1,128}$/.test(realm)) return realm
   throw new ApiKeyError('invalid_option', 'realm must be 1 to 128 printable ASCII characters without quotes and backslashes.')
-}
-
-/** Hands back what a function of the application returned, unless it is a promise, whose own failure must not end the process. */
-export function synchronous<T>(made: T, what: string): T {
-  if (typeof (made as { then?: unknown } | null | undefined)?.then !== 'function') return made
-  ;(made as PromiseLike<unknown>).then(undefined, () => {})
-  throw new TypeError(`${what} must not be asynchronous.`)
 }

@@ -3,6 +3,7 @@ import type { Request } from 'express'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject } from '../store/store.js'
+import type { FailureContext, Telling } from './problem.js'
 
 /**
  * Returns the key that let this request in. By its type, `req.apiKey` may be undefined; this cannot. `Metadata` is the type that
@@ -15,8 +16,23 @@ export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly a
   throw new ApiKeyError('internal_error', 'This request has no API key: no bearerAuth stands before this handler.')
 }
 
-/** The key of each request, by its `identityOf`. */
-const keyOf = new WeakMap<object, ApiKey | undefined>()
+/** What a middleware of ours left at a request: the key, and what a refusal later on needs to know. */
+interface Admitted {
+  readonly key: ApiKey | undefined
+  /** Undefined where the application has set the key. */
+  readonly by: Guard | undefined
+}
+
+/** How the `bearerAuth` that let a request in tells of failures. */
+export interface Guard {
+  readonly telling: Telling
+  readonly context: FailureContext
+  /** The failure of a request without a credential. */
+  missing(): ApiKeyError
+}
+
+/** What each request was let in with, by its `identityOf`. */
+const admitted = new WeakMap<object, Admitted>()
 /** Prototypes of requests that `extend` has seen. */
 const prepared = new WeakSet<object>()
 /** Prototypes that have the property defined below. */
@@ -28,14 +44,26 @@ const extended = new WeakSet<object>()
  * `express.request`, the prototype of all requests, which Express documents as the place for additions. Assigning to it would still make V8 look
  * the property up for the hidden class of this request, and cache the result: so the key goes directly where the setter would put it.
  */
-export function setApiKey(req: Request, key: ApiKey): void {
+export function setApiKey(req: Request, key: ApiKey | undefined, by: Guard): void {
   const prototype: object = Object.getPrototypeOf(req)
   if (!prepared.has(prototype)) {
     prepared.add(prototype)
     extend(prototype)
   }
-  if (inherits(req)) keyOf.set(identityOf(req) as object, key)
-  else req.apiKey = key
+  if (inherits(req)) admitted.set(identityOf(req) as object, { key, by })
+  else {
+    req.apiKey = key
+    guards.set(req, by)
+  }
+}
+
+/** Who let in requests that have `apiKey` as a property of their own. */
+const guards = new WeakMap<object, Guard>()
+
+/** Who let this request in; undefined where no `bearerAuth` did. */
+export function guardOf(req: Request): Guard | undefined {
+  const identity = identityOf(req)
+  return guards.get(req) ?? (identity === undefined ? undefined : admitted.get(identity)?.by)
 }
 
 /**
@@ -71,11 +99,11 @@ function extend(prototype: object): void {
     configurable: false,
     enumerable: true,
     get(this: Request) {
-      return keyOf.get(identityOf(this) as object)
+      return admitted.get(identityOf(this) as object)?.key
     },
     set(this: Request, key: ApiKey | undefined) {
       // A derived object gets a property of its own: another key on it must not become the request's.
-      if (hasIdentity(this)) keyOf.set(identityOf(this) as object, key)
+      if (hasIdentity(this)) admitted.set(identityOf(this) as object, { key, by: admitted.get(identityOf(this) as object)?.by })
       else Object.defineProperty(this, 'apiKey', { value: key, writable: true, enumerable: true, configurable: true })
     },
   })

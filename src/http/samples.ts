@@ -21,6 +21,7 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]: string } = {
   credential_missing: 'Send an API key as: Authorization: Bearer <key>.',
   invalid_key: invalidKey().message,
   insufficient_scope: 'This needs the scope api_keys:write.',
+  wrong_environment: 'This needs a live key, and the one presented is a test key.',
   rotation_secret_required: 'This key has a rotation secret, and needs it to rotate itself.',
   rotation_secret_not_configured: 'This key has no rotation secret; rotate it without one, or have it rotated for it.',
   key_not_found: keyNotFound().message,

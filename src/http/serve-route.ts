@@ -1,4 +1,4 @@
-import type { Request, RequestHandler, Response } from 'express'
+import type { NextFunction, Request, RequestHandler, Response } from 'express'
 import type { AnyApiKeys, ChangeResult, Command } from '../core/api-keys.js'
 import type { Internals } from '../core/internals.js'
 import { isKeyId } from '../core/key.js'
@@ -13,10 +13,11 @@ import type { FailureGuard } from './limits/failure-guard.js'
 import { type Bucket, DEFAULT_LIMIT, network, routeBucket } from './limits/route-limits.js'
 import type { Operators } from './operator-jwt.js'
 import { originOf } from './origin.js'
-import { type FailureContext, synchronous } from './problem.js'
+import type { FailureContext } from './problem.js'
 import { urlOf } from './query.js'
 import { type Repetition, repetitionOf, type Twins } from './repetition.js'
 import type { Source } from './source.js'
+import { synchronous } from './synchronous.js'
 import { rateLimited, refuseFlood } from './verdict.js'
 
 /** What the routes of one router share. */
@@ -24,7 +25,7 @@ export interface Service {
   readonly keys: AnyApiKeys
   readonly internals: Internals
   readonly contract: Contract
-  readonly source: Source
+  readonly sources: readonly Source[]
   readonly operators: Operators | undefined
   readonly limits: boolean
   readonly maxFailures: number | false
@@ -34,7 +35,7 @@ export interface Service {
   /** Begins an answer: sets the headers that every answer has, and says what a failure needs to know. */
   begin(req: Request, res: Response): FailureContext
   /** Answers with a failure. */
-  fail(req: Request, res: Response, error: unknown, context: FailureContext): void
+  fail(req: Request, res: Response, next: NextFunction, error: unknown, context: FailureContext): void
   /** Tells `onError`, once, that a guard stands before the router. */
   warnOfGuard(): void
 }
@@ -64,12 +65,12 @@ type RouteLimit = { readonly bucket: Bucket; readonly by: 'ip' | 'credential' } 
 export function serveRoute(service: Service, route: Route): RequestHandler {
   const scope = route.method === 'get' ? READ_SCOPE : WRITE_SCOPE
   const limit = limitOf(service, route)
-  return function serveKeys(req, res) {
+  return function serveKeys(req, res, next) {
     const context = { ...service.begin(req, res), scope }
     // Begun before anything is awaited: whoever reads the body in a later turn of the event loop can no longer take any of it away.
     const reading = route.method === 'get' ? NO_BODY : beginBody(req, route.fields ?? [])
     answer(service, limit, { req, res, route }, reading).catch((error: unknown) => {
-      service.fail(req, res, error, context)
+      service.fail(req, res, next, error, context)
     })
   }
 }
@@ -84,8 +85,8 @@ function limitOf({ internals, contract, limits }: Service, { method, path, limit
 
 async function answer(service: Service, limit: RouteLimit, received: Received, reading: Promise<BodyRead>): Promise<void> {
   const { req, route } = received
-  const { keys, internals, source, operators, retryWithoutKey, guard, maxFailures, twins } = service
-  const identified = identify(req, keys, source, operators)
+  const { keys, internals, sources, operators, retryWithoutKey, guard, maxFailures, twins } = service
+  const identified = identify(req, keys, sources, operators)
   const read = await reading
   // Where bearerAuth stands first, the retry with the dead key never gets here: the one request that matters most.
   if (req.apiKey !== undefined) service.warnOfGuard()

@@ -1,47 +1,202 @@
 import type { IncomingMessage } from 'node:http'
 import { ApiKeyError } from '../errors.js'
+import { invalidOption } from '../options.js'
+import { synchronous } from './synchronous.js'
 
-/** Where a request carries its credential: one place, and one challenge. */
+/** One place in which a request may carry its credential, and the challenge that asks for it there. */
 export interface Source {
   /**
-   * The credential, or undefined where this place has none.
+   * The credential, or undefined where this place has none. Synchronous.
    *
-   * @throws ApiKeyError `credential_malformed` where there are two, or where it is not a token.
+   * @throws ApiKeyError `credential_malformed` where there are two, or where it is not a credential.
    */
   read(req: IncomingMessage): string | undefined
-  /** The scheme of the challenge that asks for it. @see RFC 9110 §11.3 */
+  /** The scheme of the challenge, with parameters of its own if it has any: `Bearer`, `ApiKey header="X-API-Key"`. @see RFC 9110 §11.6.1 */
   readonly challenge: string
-}
-
-/** Reads the one credential of a request. Throws what the source throws, or `credential_missing`. */
-export function credentialOf(req: IncomingMessage, source: Source): string {
-  return source.read(req) ?? missing()
+  /** The one header that it is in, in lower case: what `hideCredential` removes. */
+  readonly header?: string
+  /** How a client sends it, for the message that asks for one: `X-API-Key: <key>`. */
+  readonly example?: string
 }
 
 /** A secret has some 60 characters. A longer header is not worth a look. */
-const MAX_SECRET_LENGTH = 1_024
+const MAX_LENGTH = 1_024
 /** The JWT of an operator has a few thousand. */
-export const MAX_TOKEN_LENGTH = 8_192
-/** `Bearer`, one space or more, a b64token. @see RFC 6750 §2.1 */
-const BEARER = /^bearer +([A-Za-z0-9\-._~+/]+=*)$/i
-const BARE = /^[A-Za-z0-9\-._~+/]+=*$/
-const BEARER_SCHEME = /^bearer(?: |$)/i
+const MAX_TOKEN_LENGTH = 8_192
+/** @see RFC 6750 §2.1 */
+const B64TOKEN = String.raw`[A-Za-z0-9\-._~+/]+=*`
+const BARE = new RegExp(`^${B64TOKEN}$`)
+/** @see RFC 9110 §5.6.2 */
+const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/
+/** A scheme, and parameters as RFC 9110 §11.2 has them. */
+const CHALLENGE =
+  /^[\w!#$%&'*+.^`|~-]+(?: [\w!#$%&'*+.^`|~-]+="[\x20\x21\x23-\x5b\x5d-\x7e]*"(?:, [\w!#$%&'*+.^`|~-]+="[\x20\x21\x23-\x5b\x5d-\x7e]*")*)?$/
 
-/** `Authorization: Bearer <key>`; with `bareToken`, also `Authorization: <key>`. `maxLength` is that of the whole header. */
-export function bearer({ bareToken = false, maxLength = MAX_SECRET_LENGTH }: { bareToken?: boolean; maxLength?: number } = {}): Source {
+/** `Authorization: Bearer <key>`. @see RFC 6750 §2.1 */
+export function bearer(): Source {
+  return scheme('Bearer')
+}
+
+/** `Authorization: <name> <key>`, such as `ApiKey` or `Token`. The name goes by no case. */
+export function scheme(name: string): Source {
+  return schemeOf(name, MAX_LENGTH)
+}
+
+/** Where the JWT of an operator is, wherever keys are. */
+export const OPERATORS_TOKEN: Source = schemeOf('Bearer', MAX_TOKEN_LENGTH)
+
+function schemeOf(name: string, maxLength: number): Source {
+  if (typeof name !== 'string' || !TOKEN.test(name)) throw invalidOption('scheme takes the name of a scheme, such as "ApiKey".')
+  const [escaped, example] = [name.replaceAll(/[.*+?^$|]/g, String.raw`\$&`), `Authorization: ${name} <key>`]
+  const whole = new RegExp(`^${escaped} +(${B64TOKEN})$`, 'i')
+  const begun = new RegExp(`^${escaped}(?: |$)`, 'i')
   return {
-    challenge: 'Bearer',
+    ...{ challenge: name, header: 'authorization', example },
     read(req) {
-      const [header, ...more] = headerValues(req, 'authorization')
-      if (more.length > 0) throw malformed('Send one Authorization header, not two.')
-      if (header === undefined) return undefined
-      if (header.length > maxLength) throw malformed(`The Authorization header is longer than ${maxLength} characters.`)
-      const secret = BEARER.exec(header)?.[1]
-      if (secret !== undefined) return secret
-      if (BEARER_SCHEME.test(header)) throw malformed('Send the API key as: Authorization: Bearer <key>.')
-      return bareToken && BARE.test(header) ? header : undefined
+      const value = authorization(req, maxLength)
+      if (value === undefined) return undefined
+      const secret = whole.exec(value)?.[1]
+      if (secret === undefined && begun.test(value)) throw malformed(`Send the API key as: ${example}.`)
+      return secret
     },
   }
+}
+
+/** `<name>: <key>`, such as `X-API-Key`. */
+export function header(name: string): Source {
+  if (typeof name !== 'string' || !TOKEN.test(name) || name.toLowerCase() === 'authorization') {
+    throw invalidOption(
+      'header takes the name of a header, such as "X-API-Key". For Authorization there are bearer, scheme, basic and bare.',
+    )
+  }
+  const lower = name.toLowerCase()
+  return {
+    // No scheme is registered for this. The name tells people where the key goes.
+    ...{ challenge: `ApiKey header="${name.replaceAll(/["\\]/g, '')}"`, header: lower, example: `${name}: <key>` },
+    read(req) {
+      const value = only(req, lower, name)
+      if (value === undefined) return undefined
+      if (!BARE.test(value)) throw malformed(`Send one API key as: ${name}: <key>.`)
+      return value
+    },
+  }
+}
+
+/** `Authorization: Basic <base64 of "<key>:">`: the key is the user name, and the password is empty, as `curl -u <key>:` sends it. @see RFC 7617 §2 */
+export function basic(): Source {
+  const example = 'Authorization: Basic, with the API key as the user name and an empty password'
+  return {
+    ...{ challenge: 'Basic charset="UTF-8"', header: 'authorization', example },
+    read(req) {
+      const value = authorization(req)
+      if (value === undefined || !/^basic(?: |$)/i.test(value)) return undefined
+      const userPass = decoded(/^basic +([A-Za-z0-9+/]+={0,2})$/i.exec(value)?.[1])
+      const secret = userPass?.endsWith(':') === true ? userPass.slice(0, -1) : ''
+      if (!BARE.test(secret)) throw malformed(`Send the API key as: ${example}.`)
+      return secret
+    },
+  }
+}
+
+/** `Authorization: <key>`, without a scheme. */
+export function bare(): Source {
+  return {
+    // A 401 needs a challenge, and of the registered schemes this is the nearest.
+    ...{ challenge: 'Bearer', header: 'authorization', example: 'Authorization: <key>' },
+    read(req) {
+      const value = authorization(req)
+      return value !== undefined && BARE.test(value) && !/^(?:basic|bearer)$/i.test(value) ? value : undefined
+    },
+  }
+}
+
+/** The option `from`, checked. Throws `invalid_option`. */
+export function sourcesOption(from: Source | readonly Source[] | undefined, standard: readonly Source[] = [bearer()]): readonly Source[] {
+  if (from === undefined) return standard
+  const sources: readonly Source[] = Array.isArray(from) ? [...from] : [from as Source]
+  for (const one of sources) {
+    const { read, challenge, header } = (one ?? {}) as { [name in keyof Source]?: unknown }
+    const good = typeof read === 'function' && typeof challenge === 'string' && CHALLENGE.test(challenge)
+    const named = header === undefined || (typeof header === 'string' && TOKEN.test(header) && header === header.toLowerCase())
+    if (!good || !named) {
+      throw invalidOption(
+        'from takes bearer(), header(name), scheme(name), basic(), bare() or { read(req), challenge }, or a list of them.',
+      )
+    }
+  }
+  if (sources.length === 0) throw invalidOption('from is an empty list, so no request could bring a key.')
+  return sources
+}
+
+/**
+ * The one credential of a request; undefined where there is none. Every source is looked at: two credentials are no credential.
+ *
+ * @throws ApiKeyError `credential_malformed` where there are two different ones, and what a source throws.
+ */
+export function credentialOf(req: IncomingMessage, sources: readonly Source[]): string | undefined {
+  let found: string | undefined
+  for (const source of sources) {
+    const secret: unknown = synchronous(source.read(req), 'read() of a source')
+    if (secret === undefined) continue
+    if (typeof secret !== 'string' || secret === '') throw new TypeError('read() of a source must return the credential or undefined.')
+    if (found !== undefined && found !== secret) throw malformed('Send one API key, not two different ones.')
+    found = secret
+  }
+  return found
+}
+
+/** Says how a key is to be sent. */
+export function missingCredential(sources: readonly Source[]): ApiKeyError {
+  const examples = [...new Set(sources.flatMap(({ example }) => example ?? []))]
+  return new ApiKeyError(
+    'credential_missing',
+    examples.length === 0 ? 'Send an API key.' : `Send an API key as: ${examples.join(', or ')}.`,
+  )
+}
+
+/** The challenges of sources, each once. */
+export function challengesOf(sources: readonly Source[]): readonly string[] {
+  return [...new Set(sources.map(({ challenge }) => challenge))]
+}
+
+/** What was removed from requests, by header. */
+const hidden = new WeakMap<IncomingMessage, Map<string, string[]>>()
+
+/** Removes the headers of these sources from a request, for whatever comes after. Sources find what was in them all the same. */
+export function hideCredentials(req: IncomingMessage, sources: readonly Source[]): void {
+  for (const { header } of sources) {
+    if (header === undefined) continue
+    const values = headerValues(req, header)
+    if (values.length === 0) continue
+    hidden.set(req, (hidden.get(req) ?? new Map()).set(header, values))
+    delete req.headers[header]
+    // Computed from the raw headers at the first look, and kept.
+    delete req.headersDistinct?.[header]
+    const raw = req.rawHeaders
+    if (!Array.isArray(raw)) continue
+    for (let i = raw.length - 2; i >= 0; i -= 2) if (String(raw[i]).toLowerCase() === header) raw.splice(i, 2)
+  }
+}
+
+/** The one `Authorization` header. */
+function authorization(req: IncomingMessage, maxLength?: number): string | undefined {
+  return only(req, 'authorization', 'Authorization', maxLength)
+}
+
+function only(req: IncomingMessage, lower: string, name: string, maxLength: number = MAX_LENGTH): string | undefined {
+  const [value, ...more] = headerValues(req, lower)
+  if (more.length > 0) throw malformed(`Send one ${name} header, not two.`)
+  if (value !== undefined && value.length > maxLength) throw malformed(`The ${name} header is longer than ${maxLength} characters.`)
+  return value
+}
+
+/** Base64 in its one form, of UTF-8; undefined for anything else. */
+function decoded(text: string | undefined): string | undefined {
+  if (text === undefined) return undefined
+  const bytes = Buffer.from(text, 'base64')
+  if (bytes.toString('base64') !== text) return undefined
+  const read = bytes.toString('utf8')
+  return Buffer.from(read).equals(bytes) ? read : undefined
 }
 
 /**
@@ -50,7 +205,7 @@ export function bearer({ bareToken = false, maxLength = MAX_SECRET_LENGTH }: { b
  */
 export function headerValues(req: IncomingMessage, name: string): string[] {
   const given: unknown = req.headers?.[name]
-  if (given === undefined || given === null) return []
+  if (given === undefined || given === null) return hidden.get(req)?.get(name) ?? []
   const raw = req.rawHeaders
   const values: string[] = []
   if (Array.isArray(raw)) {
@@ -66,10 +221,6 @@ export function headerValues(req: IncomingMessage, name: string): string[] {
 /** A mock or an adapter may give a number. Anything else counts as an empty header, which is refused wherever a value is needed. */
 function textOf(value: unknown): string {
   return typeof value === 'string' ? value.trim() : typeof value === 'number' ? String(value) : ''
-}
-
-function missing(): never {
-  throw new ApiKeyError('credential_missing', 'Send an API key as: Authorization: Bearer <key>.')
 }
 
 function malformed(message: string): ApiKeyError {

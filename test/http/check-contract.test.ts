@@ -15,7 +15,8 @@ test.each<[string, object]>([
   ['path must begin with "/"', { path: 'keys' }],
   ['routes must hold a route', { routes: [] }],
   ['failure must be a function', { failure: undefined }],
-  ['bareToken must be true or false', { bareToken: 'yes' }],
+  ['from takes bearer()', { from: 'Bearer' }],
+  ['from is an empty list', { from: [] }],
   ['delegation must be "bounded" or "open"', { delegation: 'closed' }],
 ])('a broken contract is refused at start-up: %s', (rule, broken) => {
   refused({ ...contracts.suwappu, ...broken } as Contract, rule)

@@ -1,5 +1,6 @@
 import type { ApiKey } from '../../core/key.js'
 import { type Contract, instant, object, text, uuid } from '../contract.js'
+import { bare, bearer } from '../source.js'
 import { publishedStatus } from './published.js'
 
 const FIELDS = {
@@ -18,7 +19,7 @@ const FIELDS = {
 export const rixl: Contract = {
   name: 'rixl',
   path: '/platform/api-keys',
-  bareToken: true,
+  from: [bearer(), bare()],
   delegation: 'open',
   routes: [
     {

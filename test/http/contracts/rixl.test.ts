@@ -83,6 +83,6 @@ describe.each(everyStore)('on %s', (_name, makeStore) => {
 
 test('a bare token is taken by this contract only', async () => {
   for (const other of [contracts.standard, contracts.redditFind, contracts.agents, contracts.suwappu, contracts.blendFi]) {
-    expect(other.bareToken).toBeUndefined()
+    expect(other.from).toBeUndefined()
   }
 })
