@@ -1262,6 +1262,32 @@ export const FAULTS = [
     ],
   },
   {
+    promise: 'limits',
+    name: 'a request that one window refuses counts in the others',
+    file: 'src/http/limits/key-limit.ts',
+    find: 'await Promise.all(hits.map((hit) => hit?.takeBack()))',
+    replace: '',
+    tests: [
+      [
+        'test/http/limits/key-limit.test.ts',
+        'of several windows each holds, the longest wait is told, and who is refused by one is counted by none',
+      ],
+    ],
+  },
+  {
+    promise: 'limits',
+    name: 'a limit function that makes no sense lets everybody pass',
+    file: 'src/http/limits/key-limit.ts',
+    find: "if (!isLimit(max)) throw new TypeError('limit() must return a whole number or Infinity.')",
+    replace: 'if (!isLimit(max)) return undefined',
+    tests: [
+      [
+        'test/http/limits/key-limit.test.ts',
+        'a limit function that returns NaN lets nobody in: 500, which onError hears of and the client does not',
+      ],
+    ],
+  },
+  {
     promise: 'authority',
     name: 'a protected route asks for no scope',
     file: 'src/http/admission.ts',

@@ -99,18 +99,6 @@ const responses = await Promise.all([token, \`\${token}x\`].map((one) => fetch(\
 server.close()
 console.log(responses.map(({ status }) => status)) // [ 200, 401 ]
 `,
-  'const perPlan = rateLimit(': `
-app.get('/v1/limited', (_req, res) => { res.end() })
-const server = await listening()
-const other = await keys.create({ as: 'application', ownerId: 'acme', name: 'another' })
-const told: (string | null)[] = []
-for (const one of [secret, other.secret]) {
-  const { headers } = await fetch(\`\${server.url}/v1/limited\`, { headers: { authorization: \`Bearer \${one}\` } })
-  told.push(headers.get('x-ratelimit-limit'), headers.get('x-ratelimit-remaining'))
-}
-server.close()
-console.log(told) // [ '1000', '999', '1000', '998' ]
-`,
 }
 
 /** As in an application: what is declared need not be used, and JavaScript is not checked. */

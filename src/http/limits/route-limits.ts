@@ -32,8 +32,17 @@ export function network(req: Request): string {
 }
 
 /** The count of a route's requests. Answers that were lost can be asked for beyond it, and do not count. */
-export function routeBucket(internals: Internals, route: string, { max, windowMs }: Limit): Bucket {
-  const counter = routeCounter({ max, windowMs }, internals.counters?.(route, { max, windowMs }), internals.clock)
+export function routeBucket(internals: Internals, route: string, limit: Limit): Bucket {
+  return bucketOf(internals, { count: route, shown: route }, limit)
+}
+
+/** Counts requests under the name `count`, which has one limit for good, and calls the limit as `shown` in the RateLimit headers. */
+export function bucketOf(
+  internals: Internals,
+  { count, shown }: { readonly count: string; readonly shown: string },
+  { max, windowMs }: Pick<Limit, 'max' | 'windowMs'>,
+): Bucket {
+  const counter = routeCounter({ max, windowMs }, internals.counters?.(count, { max, windowMs }), internals.clock)
   // Which hit a request became is known by the Date that the limiter hands on in `req.rateLimit`. An AsyncLocalStorage would say it too, but
   // before Node 24 a single one makes every promise of the process slower.
   const hits = new WeakMap<Date, RouteHit>()
@@ -56,7 +65,7 @@ export function routeBucket(internals: Internals, route: string, { max, windowMs
     // RateLimit and RateLimit-Policy. @see draft-ietf-httpapi-ratelimit-headers-08
     standardHeaders: 'draft-8',
     legacyHeaders: false,
-    identifier: route,
+    identifier: shown,
     // It would look at the address itself, which may not be had; the names of requests are made here.
     validate: false,
     keyGenerator: ({ ip }) => ip as string,
