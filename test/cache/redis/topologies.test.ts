@@ -45,6 +45,8 @@ ifServer()('P3, P5: a Cluster of three masters and three replicas moves a slot a
   // Both keys are on this one now.
   await target.kill()
   const left = nodes.filter((node) => node !== target)
+  // Its replica takes its place once the others have missed it for a second.
+  await until(async () => (await ownerOf(slot)) !== target)
   await until(async () => (await Promise.all(left.map(isWhole))).every(Boolean))
   await goesOn(moved.secret, stays.secret)
   await target.start()
