@@ -958,7 +958,10 @@ describe('the feed', () => {
     await table.idle()
     happens(authority)
     authority.generation = { ...authority.generation, retiredAt: 1, retiredReason: 'rotated' }
+    const { reads } = authority
     await table.follower.poll()
+    // At the first answer, and not for want of a way on.
+    expect(authority.reads - reads).toBe(1)
     expect(table.peek(DIGEST)).toBeUndefined()
     expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'rotated' })
     await table.idle()
