@@ -79,7 +79,8 @@ async function handedTo(onFailure: Exclude<OnFailure, string>, told: ApiKeyError
   try {
     await onFailure(told, req, res, next)
   } catch (error) {
-    next(error)
+    // Express takes undefined and 'route' for a request that goes on.
+    next(error instanceof Error ? error : told)
   }
 }
 

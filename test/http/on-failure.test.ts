@@ -176,6 +176,19 @@ test.each<[string, Exclude<OnFailure, string>]>([
   }
 })
 
+test.each([[undefined], [null], ['route'], ['router'], [0]])('a function that throws %j lets nobody pass', async (thrown) => {
+  const handler: ErrorRequestHandler = (error, _req, res, _next) => void res.status(error.status).json({ caught: error.code })
+  for (const onFailure of [
+    () => Promise.reject(thrown),
+    () => {
+      throw thrown
+    },
+  ]) {
+    const ask = await serve(onFailure, handler)
+    expect((await ask('GET', '/data')).body).toEqual({ caught: 'credential_missing' })
+  }
+})
+
 test('a function may let a request go on without a key', async () => {
   const app = express5()
   app.get(
