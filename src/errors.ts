@@ -11,6 +11,7 @@ export type ApiKeyErrorCode =
   | 'invalid_key'
   | 'insufficient_scope'
   | 'wrong_environment'
+  | 'cross_origin'
   | 'rotation_secret_missing'
   | 'rotation_secret_required'
   | 'rotation_secret_not_configured'
@@ -31,6 +32,7 @@ export type ApiKeyErrorCode =
   | 'store_unavailable'
   | 'store_misconfigured'
   | 'outcome_unknown'
+  | 'operators_unavailable'
   | 'retried_without_key'
   | 'internal_error'
 
@@ -145,6 +147,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   invalid_key: 401,
   insufficient_scope: 403,
   wrong_environment: 403,
+  cross_origin: 403,
   rotation_secret_required: 403,
   rotation_secret_not_configured: 403,
   key_not_found: 404,
@@ -165,6 +168,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   store_unavailable: 503,
   store_misconfigured: 503,
   outcome_unknown: 503,
+  operators_unavailable: 503,
 }
 
 /** The title of each code on the page of errors. */
@@ -179,6 +183,7 @@ const TITLE: { readonly [code in ApiKeyErrorCode]: string } = {
   invalid_key: 'Invalid API key',
   insufficient_scope: 'Insufficient scope',
   wrong_environment: 'Wrong environment',
+  cross_origin: 'Cross-origin request',
   rotation_secret_required: 'Rotation secret required',
   rotation_secret_not_configured: 'Key without a rotation secret',
   key_not_found: 'Key not found',
@@ -198,6 +203,7 @@ const TITLE: { readonly [code in ApiKeyErrorCode]: string } = {
   store_unavailable: 'Store unavailable',
   store_misconfigured: 'Store misconfigured',
   outcome_unknown: 'Outcome unknown',
+  operators_unavailable: 'Operators unavailable',
 }
 
 /** The `error` of a challenge, where there is one. @see RFC 6750 §3.1 */

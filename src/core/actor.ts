@@ -27,7 +27,8 @@ export function operatorOf(actor: Actor): Operator | undefined {
   return typeof actor === 'object' && 'operator' in actor ? actor.operator : undefined
 }
 
-function isOperator(operator: unknown): operator is Operator {
+/** Whether this is an operator as commands take them. */
+export function isOperator(operator: unknown): operator is Operator {
   if (typeof operator !== 'object' || operator === null) return false
   const { issuer, subject, scopes, owners, grants } = operator as { readonly [name in keyof Operator]?: unknown }
   return (

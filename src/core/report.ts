@@ -4,7 +4,7 @@ import { failureOf } from './failures.js'
 import { onceIn } from './once-in.js'
 
 /** Faults that last and that every request meets. Each cause is reported once a minute. */
-const LASTING: readonly ApiKeyErrorCode[] = ['store_unavailable', 'store_misconfigured', 'outcome_unknown']
+const LASTING: readonly ApiKeyErrorCode[] = ['store_unavailable', 'store_misconfigured', 'outcome_unknown', 'operators_unavailable']
 const ONCE_IN_MS = 60_000
 const MAX_CAUSES = 100
 /** What looks like a secret of this package, or of most others: a word of 32 letters and digits or more. */

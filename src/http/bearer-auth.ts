@@ -10,7 +10,7 @@ import { failureGuard } from './limits/failure-guard.js'
 import { originOf } from './origin.js'
 import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
 import { setApiKey } from './req-api-key.js'
-import { challengesOf, credentialOf, headerValues, hideCredentials, missingCredential, type Source, sourcesOption } from './source.js'
+import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseEmptyHeaders, type Source, sourcesOption } from './source.js'
 import { accepted, failuresOption, refuseFlood, verdictTooLate } from './verdict.js'
 
 declare global {
@@ -115,10 +115,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
   function passes(req: Request): boolean {
     if (flag.preflight && req.method === 'OPTIONS' && isPreflight(req)) return true
     if (!flag.optional) return false
-    // A header that is there and empty is a credential that got lost.
-    if (sources.some(({ header }) => header !== undefined && headerValues(req, header).includes(''))) {
-      throw new ApiKeyError('credential_malformed', 'The header for the API key is empty.')
-    }
+    refuseEmptyHeaders(req, sources)
     return true
   }
 

@@ -4,9 +4,8 @@ import type { Internals } from '../core/internals.js'
 import { invalidKey } from '../core/refusals.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
-import type { Operators } from './operator-jwt.js'
-import { credentialOf, missingCredential, OPERATORS_TOKEN, type Source } from './source.js'
-import { synchronous } from './synchronous.js'
+import type { OperatorDesk } from './operators.js'
+import { credentialOf, missingCredential, OPERATORS_TOKEN, refuseEmptyHeaders, type Source } from './source.js'
 
 /** Who asks: the key of a secret, which nobody has authenticated yet, or an operator, who has been. */
 export type Caller = { readonly secret: string } | { readonly operator: Operator }
@@ -16,26 +15,38 @@ export type Identified = { readonly caller: Caller } | { readonly refusal: unkno
 
 const JWT = /^[\w-]+\.[\w-]+\.[\w-]*$/
 
-/** Tells who asks, with no I/O. What looks like a secret is one, whoever the operators are. */
-export function identify(req: Request, keys: AnyApiKeys, sources: readonly Source[], operators: Operators | undefined): Identified {
+/** Tells who asks, with no I/O but what operators need. What looks like a secret is one, whoever the operators are. */
+export function identify(
+  req: Request,
+  keys: AnyApiKeys,
+  sources: readonly Source[],
+  operators: OperatorDesk | undefined,
+): Identified | Promise<Identified> {
   try {
-    const operator = operators === undefined ? undefined : operatorOf(req, keys, sources, operators)
-    if (operator !== undefined) return { caller: { operator } }
-    const credential = credentialOf(req, sources)
-    if (credential === undefined) return { refusal: missingCredential(sources) }
-    return keys.wellFormed(credential) ? { caller: { secret: credential } } : { refusal: invalidKey('malformed') }
+    const token = operators === undefined ? undefined : tokenOf(req, keys, sources, operators)
+    const credential = token === undefined ? credentialOf(req, sources) : undefined
+    if (credential !== undefined)
+      return keys.wellFormed(credential) ? { caller: { secret: credential } } : { refusal: invalidKey('malformed') }
+    // A key that got lost on its way must not turn into whoever is signed in.
+    if (operators?.takesLogins === true) refuseEmptyHeaders(req, sources)
+    const asked = operators?.ask(req, token)
+    const identified = (operator: Operator | undefined): Identified =>
+      operator === undefined ? { refusal: missingCredential(sources) } : { caller: { operator } }
+    return asked instanceof Promise ? asked.then(identified).catch((refusal: unknown) => ({ refusal })) : identified(asked)
   } catch (refusal) {
     return { refusal }
   }
 }
 
-/** The operator of a JWT; undefined where there is none. Throws where a key came along. */
-function operatorOf(req: Request, keys: AnyApiKeys, sources: readonly Source[], operators: Operators): Operator | undefined {
+/** The JWT of an operator; undefined where there is none. Throws where a key came along. */
+function tokenOf(req: Request, keys: AnyApiKeys, sources: readonly Source[], { takesLogins }: OperatorDesk): string | undefined {
+  const elsewhere = sources.filter(({ header }) => header !== 'authorization')
+  // Where keys come in another header only, what is in this one is the application's own affair.
+  if (takesLogins && elsewhere.length === sources.length) return undefined
   const token = OPERATORS_TOKEN.read(req)
   if (token === undefined || !JWT.test(token) || keys.wellFormed(token)) return undefined
-  const elsewhere = sources.filter(({ header }) => header !== 'authorization')
   credentialOf(req, [OPERATORS_TOKEN, ...elsewhere])
-  return synchronous(operators.authenticate(token), 'authenticate()')
+  return token
 }
 
 /** The id of the caller's key, where this instance has met its secret lately and it was good then. No I/O, and no verdict. */

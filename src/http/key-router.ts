@@ -9,6 +9,7 @@ import { contracts } from './contracts/contracts.js'
 import { failureGuard } from './limits/failure-guard.js'
 import { openApiDocument } from './openapi.js'
 import type { Operators } from './operator-jwt.js'
+import { type OperatorOf, operatorsOption } from './operators.js'
 import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
 import { twins } from './repetition.js'
 import { nameRequest } from './request-id.js'
@@ -25,8 +26,14 @@ export interface KeyRouterOptions {
   onFailure?: OnFailure | undefined
   /** Names the protected space in challenges. Default `api`. */
   realm?: string | undefined
-  /** Who may call besides keys, if the contract lets operators in: what `operatorJwt` returned. Default nobody. */
-  operators?: Operators | undefined
+  /**
+   * Who may call besides keys, if the contract lets operators in: what `operatorJwt` returned, or a function of the request that says who is signed in. A
+   * presented key wins, and the function is then not asked. A change that it is asked about must come from a page of this origin. An operator without
+   * `grants` hands out nothing. Default nobody.
+   */
+  operators?: Operators | OperatorOf | undefined
+  /** Further origins whose pages may ask for changes where `operators` is a function, such as `https://app.example.com`. Default none. */
+  trustedOrigins?: readonly string[] | undefined
   /** Set to false if something in front limits requests already. Default true: as the contract says. */
   limits?: boolean | undefined
   /** As in `bearerAuth`. */
@@ -62,14 +69,11 @@ function serviceOf(keys: AnyApiKeys, options: KeyRouterOptions): Service {
   const internals = internalsOf(keys, 'keyRouter')
   refuseUnknown(
     options,
-    ['contract', 'from', 'onFailure', 'realm', 'operators', 'limits', 'failuresPerMinute', 'retryWithoutKey'],
+    ['contract', 'from', 'onFailure', 'realm', 'operators', 'trustedOrigins', 'limits', 'failuresPerMinute', 'retryWithoutKey'],
     'keyRouter',
   )
-  const { contract = contracts.standard, limits = true, operators, retryWithoutKey } = options
+  const { contract = contracts.standard, limits = true, retryWithoutKey } = options
   checkContract(contract)
-  if (operators !== undefined && (typeof operators.authenticate !== 'function' || contract.operators !== true)) {
-    throw invalidOption('operators must come from operatorJwt, and the contract must let operators in, as contracts.standard does.')
-  }
   if (typeof limits !== 'boolean') throw invalidOption('limits must be true or false.')
   if (retryWithoutKey !== undefined && typeof retryWithoutKey !== 'boolean') throw invalidOption('retryWithoutKey must be true or false.')
   const { requestId = false } = contract
@@ -77,7 +81,8 @@ function serviceOf(keys: AnyApiKeys, options: KeyRouterOptions): Service {
   const challenge = { challenges: challengesOf(sources), realm: realmOption(options.realm) }
   const onFailure = onFailureOption(options.onFailure)
   return {
-    ...{ keys, internals, contract, sources, operators, limits, retryWithoutKey },
+    ...{ keys, internals, contract, sources, limits, retryWithoutKey },
+    operators: operatorsOption(options.operators, options.trustedOrigins, contract.operators === true, internals),
     maxFailures: failuresOption(options.failuresPerMinute),
     guard: failureGuard(internals),
     twins: twins(internals.clock),

@@ -220,6 +220,8 @@ function failureCodes({ operators }: Contract, { method, path, action, requires 
     [takesRotationSecret, ['rotation_secret_not_configured', 'key_revoked']],
     [rotates && !requires.includes('rotationSecret'), ['rotation_secret_required']],
     [operators === true && self, ['invalid_request']],
+    [operators === true, ['operators_unavailable']],
+    [operators === true && !reads, ['cross_origin']],
   ]
   return [...new Set(codes.flatMap(([applies, these]) => (applies ? these : [])))]
 }

@@ -22,6 +22,7 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]: string } = {
   invalid_key: invalidKey().message,
   insufficient_scope: 'This needs the scope api_keys:write.',
   wrong_environment: 'This needs a live key, and the one presented is a test key.',
+  cross_origin: 'Without an API key, a change must come from a page of this origin.',
   rotation_secret_required: 'This key has a rotation secret, and needs it to rotate itself.',
   rotation_secret_not_configured: 'This key has no rotation secret; rotate it without one, or have it rotated for it.',
   key_not_found: keyNotFound().message,
@@ -42,6 +43,7 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]: string } = {
   store_unavailable: 'The store did not answer in time.',
   store_misconfigured: 'The store cannot be used at the moment.',
   outcome_unknown: 'The connection to the store was lost at the moment of commit. Repeat the request with the same Idempotency-Key.',
+  operators_unavailable: 'At the moment it cannot be found out who is asking.',
 }
 
 /** What another action would not say. */

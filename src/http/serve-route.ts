@@ -11,7 +11,7 @@ import type { Action, Answers, Contract, Route } from './contract.js'
 import { readIdempotencyKey } from './idempotency-key.js'
 import type { FailureGuard } from './limits/failure-guard.js'
 import { type Bucket, DEFAULT_LIMIT, network, routeBucket } from './limits/route-limits.js'
-import type { Operators } from './operator-jwt.js'
+import type { OperatorDesk } from './operators.js'
 import { originOf } from './origin.js'
 import type { FailureContext } from './problem.js'
 import { urlOf } from './query.js'
@@ -26,7 +26,7 @@ export interface Service {
   readonly internals: Internals
   readonly contract: Contract
   readonly sources: readonly Source[]
-  readonly operators: Operators | undefined
+  readonly operators: OperatorDesk | undefined
   readonly limits: boolean
   readonly maxFailures: number | false
   readonly guard: FailureGuard
@@ -86,8 +86,9 @@ function limitOf({ internals, contract, limits }: Service, { method, path, limit
 async function answer(service: Service, limit: RouteLimit, received: Received, reading: Promise<BodyRead>): Promise<void> {
   const { req, route } = received
   const { keys, internals, sources, operators, retryWithoutKey, guard, maxFailures, twins } = service
-  const identified = identify(req, keys, sources, operators)
+  const identifying = identify(req, keys, sources, operators)
   const read = await reading
+  const identified = identifying instanceof Promise ? await identifying : identifying
   // Where bearerAuth stands first, the retry with the dead key never gets here: the one request that matters most.
   if (req.apiKey !== undefined) service.warnOfGuard()
   const incoming = { ...received, identified, read }

@@ -145,6 +145,13 @@ export function credentialOf(req: IncomingMessage, sources: readonly Source[]): 
   return found
 }
 
+/** Refuses a header that is there and empty: a credential that got lost. Throws `credential_malformed`. */
+export function refuseEmptyHeaders(req: IncomingMessage, sources: readonly Source[]): void {
+  if (sources.some(({ header }) => header !== undefined && headerValues(req, header).includes(''))) {
+    throw malformed('The header for the API key is empty.')
+  }
+}
+
 /** Says how a key is to be sent. */
 export function missingCredential(sources: readonly Source[]): ApiKeyError {
   const examples = [...new Set(sources.flatMap(({ example }) => example ?? []))]
