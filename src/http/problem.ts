@@ -72,15 +72,37 @@ export function refuse(telling: Telling, exchange: Exchange, error: unknown, con
   }
   const told = forApplication(known, context)
   if (onFailure === 'next') next(told)
-  else void handedTo(onFailure, told, exchange)
+  else {
+    handedTo(onFailure, told, listener, exchange).catch((cause: unknown) => {
+      listener.report(new ApiKeyError('internal_error', 'A failure could not be handed on.', { cause }))
+    })
+  }
 }
 
-async function handedTo(onFailure: Exclude<OnFailure, string>, told: ApiKeyError, { req, res, next }: Exchange): Promise<void> {
-  try {
-    await onFailure(told, req, res, next)
-  } catch (error) {
+async function handedTo(
+  onFailure: Exclude<OnFailure, string>,
+  told: ApiKeyError,
+  listener: FailureListener,
+  { req, res, next }: Exchange,
+): Promise<void> {
+  let handedOn = false
+  const onward = ((error?: unknown) => {
+    handedOn = true
     next(error)
+  }) as NextFunction
+  try {
+    await onFailure(told, req, res, onward)
+  } catch (cause) {
+    const failed = new ApiKeyError('internal_error', 'onFailure() has failed.', { cause })
+    // The request is over, or in the hands of the application: there is nothing more to answer.
+    if (handedOn || res.writableEnded) listener.report(failed)
+    // Express lets a request go on where the error is undefined, 'route' or 'router'.
+    else next(isObject(cause) ? cause : failed)
   }
+}
+
+function isObject(value: unknown): boolean {
+  return typeof value === 'object' && value !== null
 }
 
 function knownOf(error: unknown): ApiKeyError {
