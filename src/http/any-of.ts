@@ -35,7 +35,7 @@ const LOGIN_TIMEOUT_MS = 10_000
  *
  * @throws ApiKeyError `invalid_option`
  */
-export function anyOf(...ways: readonly (RequestHandler | Login)[]): RequestHandler {
+export function anyOf(...ways: (RequestHandler | Login)[]): RequestHandler {
   const named = ways.map((way) => keyWayOf(way) ?? loginWay(way as Login))
   const challenges = [...new Set(named.flatMap(({ sources }) => challengesOf(sources)))]
   // Refusals name every way in, so each bearerAuth is made once more.
