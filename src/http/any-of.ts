@@ -10,13 +10,13 @@ import { challengesOf, credentialOf, MAX_TOKEN_LENGTH, refuseEmpty, type Source,
 /** A way in besides API keys, for `anyOf`: a session, a JWT, whatever the application has. */
 export interface Login {
   /**
-   * Where requests carry its credential, as for `bearerAuth`: `bearer()` for a JWT. It is then asked only for requests that have one there, and they are let in or
-   * refused by it alone. Left out for a session: it is then asked only for requests that present no credential anywhere.
+   * Where requests carry its credential, as for `bearerAuth`: `bearer()` for a JWT. Requests that have one there are let in or refused by this login
+   * alone. Left out for a session, which is asked only for requests that present no credential anywhere.
    */
   from?: Source | readonly Source[] | undefined
   /**
-   * The middleware that reads the credential, such as `passport.session()` or that of express-jwt. It calls `next`, with an error for a bad credential. One that
-   * has run already is left out.
+   * The middleware that reads the credential, such as `passport.session()` or that of express-jwt. It calls `next`, with an error for a bad credential.
+   * One that has run already is left out.
    */
   use?: ((req: Request, res: Response, next: NextFunction) => unknown) | undefined
   /** Whether somebody has signed in by this: `true` or `false`, or a promise of it. Anything else lets nobody in. */
@@ -29,9 +29,10 @@ const LOGIN_TIMEOUT_MS = 10_000
 /**
  * Lets requests in by an API key or by another login: `anyOf(bearerAuth(keys), { use: passport.session(), signedIn: (req) => req.isAuthenticated() })`.
  *
- * A credential that is presented decides: it lets in or it refuses, and no session is asked. Two different ones are refused. Where a key and a token are sent in
- * the same place, what has the form of a key is one. A request with no credential is let in by the first session that has somebody signed in. Refusals have the challenges of all
- * ways, and are told as the first `bearerAuth` tells its own: its `onFailure`, its realm. Errors of a login that are not a 401 go to `next`.
+ * A credential that is presented decides: it lets in or it refuses, and no session is asked. Two different ones are refused. Where a key and a token are sent
+ * in the same place, what has the form of a key is one. A request with no credential is let in by the first session that has somebody signed in. A 401 has the
+ * challenges of all ways. The `onFailure` and the realm of the first `bearerAuth` are also for refusals of logins. Errors of a login that are not a 401 go to
+ * `next`.
  *
  * @throws ApiKeyError `invalid_option`
  */
