@@ -133,6 +133,7 @@ describe.each([
       [400, 'invalid_request'],
       [400, 'idempotency_key_missing'],
     ])
+    expect(denials.map(({ code }) => code)).toEqual(['invalid_key', 'invalid_key', 'invalid_request'])
   })
 
   test('does not change what a rotation does: a lost answer can be asked for again', async () => {
