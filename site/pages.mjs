@@ -21,6 +21,7 @@ export const sections = [
       ['Accept X-API-Key', 'docs/guides/x-api-key.md'],
       ['Basic auth', 'docs/guides/basic-auth.md'],
       ['Optional keys and CORS', 'docs/guides/optional-keys.md'],
+      ['Key or session or JWT', 'docs/guides/key-or-session.md'],
       ['Your own error format', 'docs/guides/error-format.md'],
       ['Test keys and live routes', 'docs/guides/test-keys.md'],
       ['Scopes and delegation', 'docs/guides/scopes.md'],
