@@ -1330,6 +1330,22 @@ export const FAULTS = [
   },
   {
     promise: 'authority',
+    name: 'a key is changed to live for longer than keys may',
+    file: 'src/core/change/changes.ts',
+    find: 'if (changes.expiresAt !== undefined) refuseLonger(',
+    replace: 'if (changes.expiresAt === undefined && changes.expiresAt !== undefined) refuseLonger(',
+    tests: [['test/core/change/lifetime.test.ts', 'no key is made to live longer, whoever asks']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key that says nothing of its expiry lives for ever, whatever the policy',
+    file: 'src/core/change/lifetime.ts',
+    find: 'return maxLifetimeMs === undefined ? null : now + maxLifetimeMs',
+    replace: 'return null',
+    tests: [['test/core/change/lifetime.test.ts', 'a new key lives as long as it says, or as long as it may']],
+  },
+  {
+    promise: 'authority',
     name: 'an operator hands out what nobody has granted it',
     file: 'src/core/change/authorise.ts',
     find: 'return operator === undefined ? beyondCaller(attempt) : beyondGrants(attempt, operator.grants)',
