@@ -68,8 +68,9 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
   const sources = sourcesOption(options.from)
   const context = { challenges: challengesOf(sources), realm: realmOption(options.realm), scope: admitted.scope }
   const telling = { listener: internals, onFailure: onFailureOption(options.onFailure) }
-  const guardian = { telling, context, missing: () => missingCredential(sources) }
   const flag = flagsOf(options)
+  const letsPreflight = (req: Request): boolean => flag.preflight && req.method === 'OPTIONS' && isPreflight(req)
+  const guardian = { telling, context, missing: () => missingCredential(sources), letsPreflight }
 
   return function bearerAuth(req, res, next) {
     let secret: string | undefined
@@ -113,7 +114,7 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
 
   /** Whether a request without a credential goes on all the same. */
   function passes(req: Request): boolean {
-    if (flag.preflight && req.method === 'OPTIONS' && isPreflight(req)) return true
+    if (letsPreflight(req)) return true
     if (!flag.optional) return false
     // A header that is there and empty is a credential that got lost.
     if (sources.some(({ header }) => header !== undefined && headerValues(req, header).includes(''))) {
