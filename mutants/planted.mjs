@@ -1249,6 +1249,14 @@ export const FAULTS = [
     tests: [['test/http/require-scope.test.ts', 'on Express 5 test keys do not pass a live route, and their holder is told why']],
   },
   {
+    promise: 'authority',
+    name: 'requireScope lets requests without a key pass',
+    file: 'src/http/require-scope.ts',
+    find: 'else if (!guard.letsPreflight(req)) throw guard.missing()',
+    replace: '',
+    tests: [['test/http/require-scope.test.ts', 'behind an optional bearerAuth a request without a key is asked for one']],
+  },
+  {
     promise: 'P4',
     name: 'a hidden credential stays in the raw headers',
     file: 'src/http/source.ts',
@@ -1377,6 +1385,22 @@ export const FAULTS = [
     find: 'return operator === undefined ? beyondCaller(attempt) : beyondGrants(attempt, operator.grants)',
     replace: 'return operator === undefined ? undefined : beyondGrants(attempt, operator.grants)',
     tests: [['test/promises/recovery.test.ts', 'a key hands out no more than it has']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key is changed to live for longer than keys may',
+    file: 'src/core/change/changes.ts',
+    find: 'if (changes.expiresAt !== undefined) refuseLonger(',
+    replace: 'if (changes.expiresAt === undefined && changes.expiresAt !== undefined) refuseLonger(',
+    tests: [['test/core/change/lifetime.test.ts', 'no key is made to live longer, whoever asks']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key that says nothing of its expiry lives for ever, whatever the policy',
+    file: 'src/core/change/lifetime.ts',
+    find: 'return maxLifetimeMs === undefined ? null : now + maxLifetimeMs',
+    replace: 'return null',
+    tests: [['test/core/change/lifetime.test.ts', 'a new key lives as long as it says, or as long as it may']],
   },
   {
     promise: 'authority',

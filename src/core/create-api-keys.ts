@@ -191,7 +191,7 @@ async function metKey(verifier: Verifier, digest: string): Promise<string | unde
 }
 
 function commandsOf(
-  { format }: Settings,
+  settings: Settings,
   { runner, rotationSecrets, life: { command } }: Engine,
 ): Pick<ApiKeys, 'create' | 'rotate' | 'revoke' | 'update'> {
   return {
@@ -202,14 +202,14 @@ function commandsOf(
         if (fields.ownerId === undefined && secretOf(checked.as) === undefined)
           throw invalidRequest('Say whose key it is: give its ownerId.')
         const start = asked.rotationSecret === true ? rotationSecrets.startFor(fields.environment) : undefined
-        return issuedKey(await runner.run(creation(format, fields, start), checked))
+        return issuedKey(await runner.run(creation(settings, fields, start), checked))
       }),
 
     rotate: (asked) =>
       command(async () => {
         const checked = checkedCommand(asked, 'rotate')
         const presented = presentedWith(asked)
-        const change = rotation(format, targetOf(asked), rotationPlan(asked))
+        const change = rotation(settings.format, targetOf(asked), rotationPlan(asked))
         return issuedKey(await runner.run(change, { ...checked, ...presented }))
       }),
 
@@ -224,7 +224,7 @@ function commandsOf(
       command(async () => {
         const checked = checkedCommand(asked, 'update')
         if (asked.changes === undefined) throw invalidRequest('update takes the changes as an object: { as, id, changes: { name } }.')
-        return changedKey(await runner.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
+        return changedKey(await runner.run(alteration(settings, targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
       }),
   }
 }

@@ -91,8 +91,9 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
   const sources = sourcesOption(options.from)
   const context = { challenges: challenges ?? challengesOf(sources), realm: realmOption(options.realm), scope: admitted.scope }
   const telling = { listener: internals, onFailure: onFailureOption(options.onFailure) }
-  const guardian = { telling, context, missing: () => missingCredential(sources) }
   const flag = flagsOf(options)
+  const letsPreflight = (req: Request): boolean => flag.preflight && req.method === 'OPTIONS' && isPreflight(req)
+  const guardian = { telling, context, missing: () => missingCredential(sources), letsPreflight }
 
   return { handler: bearerAuth, sources, guard: guardian, wellFormed: (secret) => keys.wellFormed(secret) }
 
@@ -138,7 +139,7 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
 
   /** Whether a request without a credential goes on all the same. */
   function passes(req: Request): boolean {
-    if (flag.preflight && req.method === 'OPTIONS' && isPreflight(req)) return true
+    if (letsPreflight(req)) return true
     if (!flag.optional) return false
     refuseEmpty(req, sources)
     return true

@@ -29,6 +29,8 @@ export interface Guard {
   readonly context: FailureContext
   /** The failure of a request without a credential. */
   missing(): ApiKeyError
+  /** Whether this request passed as a CORS preflight, which never has a key. */
+  letsPreflight(req: Request): boolean
 }
 
 /** What each request was let in with, by its `identityOf`. */

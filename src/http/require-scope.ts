@@ -9,7 +9,7 @@ import { guardOf } from './req-api-key.js'
 /**
  * Asks more of the key behind a `bearerAuth` that stands before it: one scope, a list of scopes of which it must have all, or
  * `{ scope, anyScope, environment }`. Answers 403 to a key that lacks them, as that `bearerAuth` answers: its realm, its `onFailure`. Answers 401 where it let a request
- * without a key pass, and 500 where there is none. The key is not looked up again: it was good when the request came in.
+ * without a key pass, unless that was a CORS preflight, and 500 where there is none. The key is not looked up again: it was good when the request came in.
  *
  * @throws ApiKeyError `invalid_option` for anything that would ask for nothing.
  */
@@ -33,8 +33,9 @@ export function requireScope(wanted: string | readonly string[] | AdmissionOptio
   return function requireScope(req, res, next) {
     const guard = guardOf(req)
     try {
-      if (req.apiKey === undefined) throw guard === undefined ? unguarded() : guard.missing()
-      check(req.apiKey)
+      if (req.apiKey !== undefined) check(req.apiKey)
+      else if (guard === undefined) throw unguarded()
+      else if (!guard.letsPreflight(req)) throw guard.missing()
     } catch (error) {
       const { telling, context } = guard ?? { telling: STDERR, context: {} }
       refuse(telling, { req, res, next }, error, { ...context, scope })

@@ -46,6 +46,10 @@ export function keyLimit(keys: AnyApiKeys, limits: KeyLimitOptions | readonly Ke
 
   return function keyLimit(req, res, next) {
     const guard = guardOf(req)
+    if (req.apiKey === undefined && guard?.letsPreflight(req)) {
+      next()
+      return
+    }
     const { telling, context } = guard ?? { telling: { listener: { report: logError, denied: () => {} } }, context: {} }
     withinAll(windows, req, res).then(
       () => next(),
