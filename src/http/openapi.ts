@@ -68,9 +68,7 @@ function securitySchemes({ from = [bearer()], operators }: Contract): { readonly
   if (alone && challenges.length === 1) {
     return { key: { type: 'apiKey', in: 'header', name: 'Authorization', description: 'The key, alone or after `Bearer `.' } }
   }
-  const schemes = from.filter(
-    ({ challenge }, at) => challenges.includes(challenge) && from.findIndex((one) => one.challenge === challenge) === at,
-  )
+  const schemes = from.filter(({ challenge }, at) => from.findIndex((one) => one.challenge === challenge) === at)
   return Object.fromEntries(schemes.map((source, at) => [at === 0 ? 'key' : `key${at + 1}`, securityScheme(source, operators === true)]))
 }
 

@@ -1,5 +1,6 @@
 import type { NextFunction, Request, Response } from 'express'
 import type { Denial } from '../core/api-keys.js'
+import { logError } from '../core/report.js'
 import { ApiKeyError, failureHeaders, problemType, statusOf } from '../errors.js'
 import type { Failure } from './contract.js'
 import { originOf } from './origin.js'
@@ -20,6 +21,9 @@ export interface FailureListener {
   report(error: ApiKeyError): void
   denied(denial: () => Denial): void
 }
+
+/** For what belongs to no keys, and so has no `onError`. */
+export const STDERR: FailureListener = { report: logError, denied: () => {} }
 
 type Shape = (error: ApiKeyError, request: { requestId: string }) => Failure
 

@@ -32,10 +32,11 @@ export const MAX_TOKEN_LENGTH = 8_192
 const B64TOKEN = String.raw`[A-Za-z0-9\-._~+/]+=*`
 const BARE = new RegExp(`^${B64TOKEN}$`)
 /** @see RFC 9110 §5.6.2 */
-const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/
+const NAME = "[\\w!#$%&'*+.^`|~-]+"
+const TOKEN = new RegExp(`^${NAME}$`)
+const PARAMETER = String.raw`${NAME}="[\x20\x21\x23-\x5b\x5d-\x7e]*"`
 /** A scheme, and parameters as RFC 9110 §11.2 has them. */
-const CHALLENGE =
-  /^[\w!#$%&'*+.^`|~-]+(?: [\w!#$%&'*+.^`|~-]+="[\x20\x21\x23-\x5b\x5d-\x7e]*"(?:, [\w!#$%&'*+.^`|~-]+="[\x20\x21\x23-\x5b\x5d-\x7e]*")*)?$/
+const CHALLENGE = new RegExp(`^${NAME}(?: ${PARAMETER}(?:, ${PARAMETER})*)?$`)
 
 /** `Authorization: Bearer <key>`. @see RFC 6750 §2.1 */
 export function bearer(): Source {

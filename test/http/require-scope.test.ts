@@ -186,7 +186,7 @@ test('without a bearerAuth before it nobody passes: 500, and stderr says what is
   const said = jest.spyOn(console, 'error').mockImplementation(() => {})
   const app = express5().get('/a', requireScope('a'), (_req, res) => void res.json({}))
   expect((await asker(await listen(app))('/a', await make(['a']))).status).toBe(500)
-  expect(said).toHaveBeenCalledWith(expect.stringContaining('requireScope stands behind no bearerAuth'))
+  expect(said).toHaveBeenCalledWith(expect.stringContaining('no bearerAuth stands before requireScope'))
   said.mockRestore()
 })
 
