@@ -39,7 +39,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const settings = settingsFrom(options)
   const { format } = settings
   const engine = engineOf(settings)
-  const { store, verifier, listeners, life, internals } = engine
+  const { store, verifier, recalls, listeners, life, internals } = engine
   const { command } = life
   const queries = keyQueries(store)
 
@@ -48,6 +48,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       command(async () => {
         await store.migrate()
         await verifier.declareLease()
+        await recalls.meet()
       }),
 
     async verify(secret) {
@@ -87,6 +88,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 interface Engine {
   readonly store: Store
   readonly verifier: Verifier
+  readonly recalls: Recalls
   readonly listeners: ReturnType<typeof keyListeners>
   readonly rotationSecrets: RotationSecrets
   readonly runner: ChangeRunner
@@ -129,7 +131,7 @@ function engineOf(settings: Settings): Engine {
       await store.close()
     },
   })
-  return { store, verifier, listeners, rotationSecrets, runner, life, internals: internalsFor() }
+  return { store, verifier, recalls, listeners, rotationSecrets, runner, life, internals: internalsFor() }
 
   function internalsFor(): Internals {
     return {
