@@ -365,7 +365,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'if (tagAfter !== sentFrom.tag || seq < sentFrom.seq) return undefined',
     replace: 'if (seq < sentFrom.seq) return undefined',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance whose feed is as long']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer with another tag where its read was sent from is lost']],
   },
   {
     promise: 'P3',
@@ -374,7 +374,7 @@ export const FAULTS = [
     find: 'if (tagAfter !== sentFrom.tag || seq < sentFrom.seq) return undefined',
     replace: `if (tagAfter !== undefined && tagAfter !== sentFrom.tag) return undefined
   if (seq < sentFrom.seq) return sentFrom`,
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance whose feed went back']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer of a feed that went back is lost']],
   },
   {
     promise: 'P3',
@@ -382,7 +382,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'if (tagAfter !== sentFrom.tag || seq < sentFrom.seq) return undefined',
     replace: 'if ((tagAfter ?? sentFrom.tag) !== sentFrom.tag || seq < sentFrom.seq) return undefined',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance whose feed was pruned']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer whose change there was pruned, with later ones is lost']],
   },
   {
     promise: 'P3',
@@ -390,7 +390,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'const reached = reachedBy(answer, sentFrom)',
     replace: 'const reached = reachedBy(answer, this.position ?? sentFrom)',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: reads that overlap']],
+    tests: [['test/core/verify/feed.test.ts', 'an older answer to a read that overlapped moves nothing back']],
   },
   {
     promise: 'P3',
@@ -398,7 +398,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'if (change.seq !== reached.seq + 1) return undefined',
     replace: 'if (change.seq <= reached.seq) return undefined',
-    tests: [['test/core/verify/feed.test.ts', 'P3: an answer with a gap']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer with a gap is lost']],
   },
   {
     promise: 'P3',
@@ -456,7 +456,7 @@ export const FAULTS = [
     file: 'src/core/verify/follower.ts',
     find: 'if (sent.era !== this.#era || this.#closed) return false',
     replace: 'if (this.#closed) return false',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an answer that was asked for before a start over']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: changes of an answer that was asked for before a start over']],
   },
   {
     promise: 'P3',
@@ -481,7 +481,7 @@ export const FAULTS = [
     find: `    if (this.#closed) return false
     if (this.#watch`,
     replace: '    if (this.#watch',
-    tests: [['test/promises/recovery.test.ts', 'P3: an instance that was closed']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance that is closed follows nothing']],
   },
   {
     promise: 'P3',
@@ -612,7 +612,7 @@ export const FAULTS = [
     file: 'src/core/recall/recalls.ts',
     find: 'const until = answers.isComplete ? Math.min(',
     replace: 'const until = answers !== undefined ? Math.min(',
-    tests: [['test/core/recall/recalls.test.ts', 'P3: a change is not answered while one instance']],
+    tests: [['test/core/recall/recalls.test.ts', 'P3: that is closed in the middle waits in full']],
   },
   {
     promise: 'P3',
@@ -733,9 +733,9 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a lease counts from after the store has answered',
-    file: 'src/core/verify/batched-read.ts',
-    find: 'tell = ({ resolve }) => resolve({ answer, askedAt })',
-    replace: 'tell = ({ resolve }) => resolve({ answer, askedAt: instant(clock) })',
+    file: 'src/core/verify/follower.ts',
+    find: 'this.#granted = { since: askedAt, forMs',
+    replace: 'this.#granted = { since: instant(this.#parts.clock), forMs',
     tests: [['test/core/verify/verifier.test.ts', 'a lease counts from before the authority was asked']],
   },
   {
@@ -757,10 +757,18 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a wall clock that is set back makes a lease longer',
+    file: 'src/core/verify/follower.ts',
+    find: 'Math.max(monotonicMs - granted.since.monotonicMs, wallMs - granted.since.wallMs)',
+    replace: '(wallMs - granted.since.wallMs)',
+    tests: [['test/core/verify/verifier.test.ts', 'P3: a wall clock that is set back']],
+  },
+  {
+    promise: 'P3',
+    name: 'a wall clock that is set back makes an answer younger',
     file: 'src/core/clock.ts',
     find: 'return Math.max(clock.monotonicMs() - start.monotonicMs, clock.wallMs() - start.wallMs)',
     replace: 'return clock.wallMs() - start.wallMs',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: a wall clock that is set back']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: a wall clock that is set back while the authority answers']],
   },
   {
     promise: 'P3',
@@ -768,7 +776,7 @@ export const FAULTS = [
     file: 'src/core/verify/verdict.ts',
     find: '(key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace',
     replace: '(grace',
-    tests: [['test/core/verify/verifier.test.ts', 'a lease never outlives its key']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: a fact outlives its key no more']],
   },
   {
     promise: 'P3',
@@ -1060,7 +1068,7 @@ export const FAULTS = [
     find: '[kind, storeId, digest, body]',
     replace: '[kind, digest, body]',
     times: 2,
-    tests: [['test/core/verify/verifier.test.ts', 'with a cache between two processes P3: an entry of another store']],
+    tests: [['test/core/verify/cache-entry.test.ts', 'P3, P5: an entry of another store is not read']],
   },
   {
     promise: 'P5',
@@ -1085,8 +1093,8 @@ export const FAULTS = [
     file: 'src/core/verify/batched-read.ts',
     find: 'tell = ({ reject }) => reject(error)',
     replace:
-      'tell = ({ resolve }) => resolve({ answer: { at: clock.wallMs(), storeId: String(error), leaseMs: 1_000, found: [] } as Answer, askedAt })',
-    tests: [['test/core/verify/verifier.test.ts', 'P5: while the authority is away']],
+      'tell = ({ resolve }) => resolve({ answer: { at: 0, leaseMs: 1_000, found: [], feed: { seq: 0 } }, askedAt: { monotonicMs: 9e12, wallMs: 9e12 }, continuous: false, error } as Answer)',
+    tests: [['test/core/verify/verifier.test.ts', 'P5: while the authority is away nobody is told']],
   },
   {
     promise: 'P5',
@@ -1143,7 +1151,7 @@ export const FAULTS = [
     file: 'src/http/limits/window.ts',
     find: 'return [...window.slice(0, -1), { last: now, hits: newest.hits + 1 }]',
     replace: 'return [...window.slice(0, -1), { last: newest.last, hits: newest.hits + 1 }]',
-    tests: [['test/http/limits/window.test.ts', 'a window lets in what a log of every instant would']],
+    tests: [['test/http/limits/window.test.ts', 'a slot that several hits share']],
   },
   {
     promise: 'limits',
@@ -1252,7 +1260,7 @@ export const FAULTS = [
     promise: 'authority',
     name: 'requireScope lets requests without a key pass',
     file: 'src/http/require-scope.ts',
-    find: 'else if (!guard.letsPreflight(req)) throw guard.missing()',
+    find: 'else if (!letsPreflight(req)) throw missing()',
     replace: '',
     tests: [['test/http/require-scope.test.ts', 'behind an optional bearerAuth a request without a key is asked for one']],
   },
