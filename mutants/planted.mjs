@@ -24,7 +24,7 @@ export const FAULTS = [
     find: `  if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return 'recorded'
 `,
     replace: '',
-    tests: [['test/promises/p1-at-most-one-rotation.test.ts', 'on PostgreSQL P1: fifty concurrent rotations with one Idempotency-Key']],
+    tests: [['test/core/change/run-change.test.ts', 'P1: of two with one Idempotency-Key that both found no record']],
   },
   {
     promise: 'P1',
