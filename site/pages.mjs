@@ -26,6 +26,7 @@ export const sections = [
       ['Test keys and live routes', 'docs/guides/test-keys.md'],
       ['Scopes and delegation', 'docs/guides/scopes.md'],
       ['Operators with a JWT', 'docs/guides/operators.md'],
+      ['What a key can ask about itself', 'docs/guides/own-key.md'],
       ['Typed metadata', 'docs/guides/metadata.md'],
       ['Check without HTTP', 'docs/guides/verify.md'],
       ['Events', 'docs/guides/events.md'],

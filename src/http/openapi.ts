@@ -197,7 +197,7 @@ function failures(contract: Contract, route: Route): object {
 
 function failureCodes({ operators }: Contract, { method, path, action, requires = [], fields = [] }: Route): readonly ApiKeyErrorCode[] {
   const [reads, targeted, rotates] = [method === 'get', path.includes(':'), action === 'rotate']
-  const self = rotates && !targeted
+  const self = !targeted && ['rotate', 'revoke', 'get'].includes(action)
   const takesRotationSecret = rotates && fields.includes('rotationSecret')
   const codes: readonly (readonly [boolean, readonly ApiKeyErrorCode[]])[] = [
     [targeted, ['invalid_request']],
