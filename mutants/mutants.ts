@@ -8,7 +8,7 @@ import { readFlags, refuse, wholeNumber } from './command-line.ts'
 
 const HELP = `npm run mutants -- [options]
 
-Changes one operator, condition or value at a time in the core, the sealing and the leases, and runs their unit tests against each change.
+Changes one operator, condition or value at a time in the core, the sealing, the feed and the recall, and runs their unit tests against each change.
 Ends with 1 when fewer than ${90} of 100 changes turn a test red.
 
   --only a,b         these groups only
@@ -28,13 +28,27 @@ const GROUPS: { readonly [name: string]: Group } = {
     mutate: ['src/core/change/replay-seal.ts', 'src/core/keyed-hash.ts'],
     tests: ['test/core/change/replay-seal.test.ts', 'test/core/keyed-hash.test.ts'],
   },
-  lease: {
-    mutate: ['src/core/verify/lease.ts', 'src/core/verify/verdict.ts', 'src/core/verify/cache-entry.ts', 'src/core/clock.ts'],
+  feed: {
+    mutate: ['src/core/verify/feed.ts', 'src/core/verify/follower.ts', 'src/core/verify/membership.ts', 'src/core/clock.ts'],
     tests: [
-      'test/core/verify/lease.test.ts',
-      'test/core/verify/verdict.test.ts',
-      'test/core/verify/cache-entry.test.ts',
+      'test/core/verify/feed.test.ts',
+      'test/core/verify/verifier.test.ts',
+      'test/core/verify/watching.test.ts',
       'test/core/clock.test.ts',
+    ],
+  },
+  facts: {
+    mutate: [
+      ...['src/core/verify/facts.ts', 'src/core/verify/verdict.ts', 'src/core/verify/cache-entry.ts'],
+      ...['src/core/verify/verifier.ts', 'src/core/verify/batched-read.ts', 'src/core/verify/first-use.ts'],
+    ],
+    tests: ['test/core/verify/verifier.test.ts', 'test/core/verify/verdict.test.ts', 'test/core/verify/cache-entry.test.ts'],
+  },
+  recall: {
+    mutate: ['src/core/recall/*.ts'],
+    tests: [
+      ...['test/core/recall/recalls.test.ts', 'test/core/recall/messages.test.ts', 'test/core/recall/neighbours.test.ts'],
+      ...['test/core/recall/reaper.test.ts', 'test/core/recall/at-commit.test.ts'],
     ],
   },
   'rotation-secret': {

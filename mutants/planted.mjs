@@ -24,7 +24,7 @@ export const FAULTS = [
     find: `  if (plan.ids.length > 0 && (await tx.replay(plan.ids)) !== undefined) return 'recorded'
 `,
     replace: '',
-    tests: [['test/promises/p1-at-most-one-rotation.test.ts', 'on PostgreSQL P1: fifty concurrent rotations with one Idempotency-Key']],
+    tests: [['test/core/change/run-change.test.ts', 'P1: of two with one Idempotency-Key that both found no record']],
   },
   {
     promise: 'P1',
@@ -365,7 +365,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'if (tagAfter !== sentFrom.tag || seq < sentFrom.seq) return undefined',
     replace: 'if (seq < sentFrom.seq) return undefined',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance whose feed is as long']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer with another tag where its read was sent from is lost']],
   },
   {
     promise: 'P3',
@@ -374,7 +374,7 @@ export const FAULTS = [
     find: 'if (tagAfter !== sentFrom.tag || seq < sentFrom.seq) return undefined',
     replace: `if (tagAfter !== undefined && tagAfter !== sentFrom.tag) return undefined
   if (seq < sentFrom.seq) return sentFrom`,
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance whose feed went back']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer of a feed that went back is lost']],
   },
   {
     promise: 'P3',
@@ -382,7 +382,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'if (tagAfter !== sentFrom.tag || seq < sentFrom.seq) return undefined',
     replace: 'if ((tagAfter ?? sentFrom.tag) !== sentFrom.tag || seq < sentFrom.seq) return undefined',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance whose feed was pruned']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer whose change there was pruned, with later ones is lost']],
   },
   {
     promise: 'P3',
@@ -390,7 +390,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'const reached = reachedBy(answer, sentFrom)',
     replace: 'const reached = reachedBy(answer, this.position ?? sentFrom)',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: reads that overlap']],
+    tests: [['test/core/verify/feed.test.ts', 'an older answer to a read that overlapped moves nothing back']],
   },
   {
     promise: 'P3',
@@ -398,7 +398,7 @@ export const FAULTS = [
     file: 'src/core/verify/feed.ts',
     find: 'if (change.seq !== reached.seq + 1) return undefined',
     replace: 'if (change.seq <= reached.seq) return undefined',
-    tests: [['test/core/verify/feed.test.ts', 'P3: an answer with a gap']],
+    tests: [['test/core/verify/feed.test.ts', 'P3: an answer with a gap is lost']],
   },
   {
     promise: 'P3',
@@ -456,7 +456,7 @@ export const FAULTS = [
     file: 'src/core/verify/follower.ts',
     find: 'if (sent.era !== this.#era || this.#closed) return false',
     replace: 'if (this.#closed) return false',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: an answer that was asked for before a start over']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: changes of an answer that was asked for before a start over']],
   },
   {
     promise: 'P3',
@@ -481,7 +481,7 @@ export const FAULTS = [
     find: `    if (this.#closed) return false
     if (this.#watch`,
     replace: '    if (this.#watch',
-    tests: [['test/promises/recovery.test.ts', 'P3: an instance that was closed']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: an instance that is closed follows nothing']],
   },
   {
     promise: 'P3',
@@ -612,7 +612,7 @@ export const FAULTS = [
     file: 'src/core/recall/recalls.ts',
     find: 'const until = answers.isComplete ? Math.min(',
     replace: 'const until = answers !== undefined ? Math.min(',
-    tests: [['test/core/recall/recalls.test.ts', 'P3: a change is not answered while one instance']],
+    tests: [['test/core/recall/recalls.test.ts', 'P3: that is closed in the middle waits in full']],
   },
   {
     promise: 'P3',
@@ -733,9 +733,9 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a lease counts from after the store has answered',
-    file: 'src/core/verify/batched-read.ts',
-    find: 'tell = ({ resolve }) => resolve({ answer, askedAt })',
-    replace: 'tell = ({ resolve }) => resolve({ answer, askedAt: instant(clock) })',
+    file: 'src/core/verify/follower.ts',
+    find: 'this.#granted = { since: askedAt, forMs',
+    replace: 'this.#granted = { since: instant(this.#parts.clock), forMs',
     tests: [['test/core/verify/verifier.test.ts', 'a lease counts from before the authority was asked']],
   },
   {
@@ -757,10 +757,18 @@ export const FAULTS = [
   {
     promise: 'P3',
     name: 'a wall clock that is set back makes a lease longer',
+    file: 'src/core/verify/follower.ts',
+    find: 'Math.max(monotonicMs - granted.since.monotonicMs, wallMs - granted.since.wallMs)',
+    replace: '(wallMs - granted.since.wallMs)',
+    tests: [['test/core/verify/verifier.test.ts', 'P3: a wall clock that is set back']],
+  },
+  {
+    promise: 'P3',
+    name: 'a wall clock that is set back makes an answer younger',
     file: 'src/core/clock.ts',
     find: 'return Math.max(clock.monotonicMs() - start.monotonicMs, clock.wallMs() - start.wallMs)',
     replace: 'return clock.wallMs() - start.wallMs',
-    tests: [['test/core/verify/verifier.test.ts', 'P3: a wall clock that is set back']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: a wall clock that is set back while the authority answers']],
   },
   {
     promise: 'P3',
@@ -768,7 +776,7 @@ export const FAULTS = [
     file: 'src/core/verify/verdict.ts',
     find: '(key.expiresAt ?? Number.POSITIVE_INFINITY) - at, (grace',
     replace: '(grace',
-    tests: [['test/core/verify/verifier.test.ts', 'a lease never outlives its key']],
+    tests: [['test/core/verify/verifier.test.ts', 'P3: a fact outlives its key no more']],
   },
   {
     promise: 'P3',
@@ -1060,7 +1068,7 @@ export const FAULTS = [
     find: '[kind, storeId, digest, body]',
     replace: '[kind, digest, body]',
     times: 2,
-    tests: [['test/core/verify/verifier.test.ts', 'with a cache between two processes P3: an entry of another store']],
+    tests: [['test/core/verify/cache-entry.test.ts', 'P3, P5: an entry of another store is not read']],
   },
   {
     promise: 'P5',
@@ -1085,8 +1093,8 @@ export const FAULTS = [
     file: 'src/core/verify/batched-read.ts',
     find: 'tell = ({ reject }) => reject(error)',
     replace:
-      'tell = ({ resolve }) => resolve({ answer: { at: clock.wallMs(), storeId: String(error), leaseMs: 1_000, found: [] } as Answer, askedAt })',
-    tests: [['test/core/verify/verifier.test.ts', 'P5: while the authority is away']],
+      'tell = ({ resolve }) => resolve({ answer: { at: 0, leaseMs: 1_000, found: [], feed: { seq: 0 } }, askedAt: { monotonicMs: 9e12, wallMs: 9e12 }, continuous: false, error } as Answer)',
+    tests: [['test/core/verify/verifier.test.ts', 'P5: while the authority is away nobody is told']],
   },
   {
     promise: 'P5',
@@ -1143,7 +1151,7 @@ export const FAULTS = [
     file: 'src/http/limits/window.ts',
     find: 'return [...window.slice(0, -1), { last: now, hits: newest.hits + 1 }]',
     replace: 'return [...window.slice(0, -1), { last: newest.last, hits: newest.hits + 1 }]',
-    tests: [['test/http/limits/window.test.ts', 'a window lets in what a log of every instant would']],
+    tests: [['test/http/limits/window.test.ts', 'a slot that several hits share']],
   },
   {
     promise: 'limits',
@@ -1249,6 +1257,14 @@ export const FAULTS = [
     tests: [['test/http/require-scope.test.ts', 'on Express 5 test keys do not pass a live route, and their holder is told why']],
   },
   {
+    promise: 'authority',
+    name: 'requireScope lets requests without a key pass',
+    file: 'src/http/require-scope.ts',
+    find: 'else if (!letsPreflight(req)) throw missing()',
+    replace: '',
+    tests: [['test/http/require-scope.test.ts', 'behind an optional bearerAuth a request without a key is asked for one']],
+  },
+  {
     promise: 'P4',
     name: 'a hidden credential stays in the raw headers',
     file: 'src/http/source.ts',
@@ -1260,6 +1276,56 @@ export const FAULTS = [
         'hideCredential removes the key from what comes after, wherever it was, and later middleware of ours still finds it',
       ],
     ],
+  },
+  {
+    promise: 'authority',
+    name: 'a failure of onFailure that Express takes for no error lets the request go on',
+    file: 'src/http/problem.ts',
+    find: 'next(isObject(cause) ? cause : failed)',
+    replace: 'next(cause)',
+    tests: [['test/http/on-failure.test.ts', 'a function that throws undefined lets nobody in']],
+  },
+  {
+    promise: 'authority',
+    name: 'a bad credential falls through to the session',
+    file: 'src/http/any-of.ts',
+    find: 'deciding = decidingWay(all, req)',
+    replace: 'deciding = undefined',
+    tests: [['test/http/any-of.test.ts', 'anyOf on Express 5 refuses a bad credential beside a good session']],
+  },
+  {
+    promise: 'authority',
+    name: 'a login that says no by nothing but false falls through to the session',
+    file: 'src/http/any-of.ts',
+    find: 'if (!inside && presented !== undefined) throw invalidCredential()',
+    replace: 'if (!inside && presented !== undefined) inside = await letIn(sessions[0] ?? presented, req, res)',
+    tests: [['test/http/any-of.test.ts', 'a token that its login does not accept without an error']],
+  },
+  {
+    promise: 'authority',
+    name: 'a login lets in with whatever is truthy',
+    file: 'src/http/any-of.ts',
+    find: "if (typeof signedIn !== 'boolean') throw",
+    replace: "if (signedIn === 'no') throw",
+    also: { find: '  return signedIn\n', replace: '  return Boolean(signedIn)\n' },
+    tests: [['test/http/any-of.test.ts', 'signedIn that returns a session object lets nobody in']],
+  },
+  {
+    promise: 'authority',
+    name: 'of a key and a token the first one counts',
+    file: 'src/http/any-of.ts',
+    find: 'if (found !== undefined && found !== credential)',
+    replace: "if (found === '')",
+    tests: [['test/http/any-of.test.ts', 'anyOf on Express 5 refuses two different credentials']],
+  },
+  {
+    promise: 'authority',
+    name: "a login that fails with 'route' skips the guard",
+    file: 'src/http/any-of.ts',
+    find: "return typeof error === 'object' && error !== null && !(error instanceof ApiKeyError) && statusIn(error) !== 401",
+    replace:
+      "return error === 'route' || (typeof error === 'object' && error !== null && !(error instanceof ApiKeyError) && statusIn(error) !== 401)",
+    tests: [['test/http/any-of.test.ts', "anyOf on Express 5 lets nobody in where a login throws 'route'"]],
   },
   {
     promise: 'limits',
@@ -1327,6 +1393,22 @@ export const FAULTS = [
     find: 'return operator === undefined ? beyondCaller(attempt) : beyondGrants(attempt, operator.grants)',
     replace: 'return operator === undefined ? undefined : beyondGrants(attempt, operator.grants)',
     tests: [['test/promises/recovery.test.ts', 'a key hands out no more than it has']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key is changed to live for longer than keys may',
+    file: 'src/core/change/changes.ts',
+    find: 'if (changes.expiresAt !== undefined) refuseLonger(',
+    replace: 'if (changes.expiresAt === undefined && changes.expiresAt !== undefined) refuseLonger(',
+    tests: [['test/core/change/lifetime.test.ts', 'no key is made to live longer, whoever asks']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key that says nothing of its expiry lives for ever, whatever the policy',
+    file: 'src/core/change/lifetime.ts',
+    find: 'return maxLifetimeMs === undefined ? null : now + maxLifetimeMs',
+    replace: 'return null',
+    tests: [['test/core/change/lifetime.test.ts', 'a new key lives as long as it says, or as long as it may']],
   },
   {
     promise: 'authority',

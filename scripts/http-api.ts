@@ -19,6 +19,8 @@ Paths are those where a contract is usually mounted; \`app.use\` decides. Bodies
 | \`PATCH /:id\` | \`api_keys:write\` | changes \`name\`, \`scopes\`, \`metadata\`, \`expiresAt\` |
 | \`POST /:id/rotate\` | \`api_keys:write\`, or the key itself | a new secret for the same key |
 | \`POST /self/rotate\` | the key itself | the same |
+| \`GET /self\` | the key itself | [what it is](../guides/own-key.md) |
+| \`POST /self/revoke\` | the key itself | ends itself for good |
 | \`POST /:id/revoke\` | \`api_keys:write\`, or the key itself | ends a key for good |
 | \`GET /:id/events\` | \`api_keys:read\` | the audit trail, newest first |
 | \`GET /openapi.json\` | anyone | OpenAPI 3.1 of these routes |

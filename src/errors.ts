@@ -78,6 +78,11 @@ export class ApiKeyError extends Error {
     Object.defineProperty(this, BRAND, { value: true })
   }
 
+  /** The status once more: `isHttpError` of http-errors asks for both. */
+  get statusCode(): number {
+    return this.status
+  }
+
   static override [Symbol.hasInstance](value: unknown): boolean {
     // biome-ignore lint/complexity/noThisInStatic: a subclass is known by its prototype, not by the brand that all share
     if (this !== ApiKeyError) return Object.prototype.isPrototypeOf.call(this.prototype, value as object)

@@ -48,6 +48,7 @@ test('the page of options names every option', () => {
 const OPTIONS_OF_FUNCTIONS = [
   ['bearerAuth', 'BearerAuthOptions'],
   ['keyRouter', 'KeyRouterOptions'],
+  ['anyOf', 'Login'],
   ['operatorJwt', 'OperatorJwtOptions'],
   ['idempotencyKey', 'IdempotencyKeyOptions'],
   ['redisCache', 'RedisCacheOptions'],

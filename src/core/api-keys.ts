@@ -44,6 +44,12 @@ export interface ApiKeysOptions {
   /** How many secrets one process remembers as good, 100 to 1,000,000; the one that was read first goes first. Each takes about 1 KB. Default 100,000. */
   maxKnownSecrets?: number | undefined
   /**
+   * How far ahead the expiry of a key may be when the key is made, and whenever its expiry is changed, in milliseconds: 60,000 to 100 years. Who asks does not
+   * matter. A key that is made without `expiresAt` gets the latest one; `null` is refused. Rotations keep the expiry. Keys that live for longer already keep
+   * theirs, or get an earlier one. Give the same to every instance. Default no bound.
+   */
+  maxLifetimeMs?: number
+  /**
    * Hears of trouble that no answer tells of: each fault of the store once per cause and minute, with the driver's error as `cause`; a bug behind a 500; a
    * set-up that cannot keep a promise. What it throws, or rejects with, goes to stderr. Default: one line on stderr.
    */

@@ -39,7 +39,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const settings = settingsFrom(options)
   const { format } = settings
   const engine = engineOf(settings)
-  const { store, verifier, listeners, life, internals } = engine
+  const { store, verifier, recalls, listeners, life, internals } = engine
   const { command } = life
   const queries = keyQueries(store)
 
@@ -48,6 +48,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
       command(async () => {
         await store.migrate()
         await verifier.declareLease()
+        await recalls.meet()
       }),
 
     async verify(secret) {
@@ -87,6 +88,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 interface Engine {
   readonly store: Store
   readonly verifier: Verifier
+  readonly recalls: Recalls
   readonly listeners: ReturnType<typeof keyListeners>
   readonly rotationSecrets: RotationSecrets
   readonly runner: ChangeRunner
@@ -129,7 +131,7 @@ function engineOf(settings: Settings): Engine {
       await store.close()
     },
   })
-  return { store, verifier, listeners, rotationSecrets, runner, life, internals: internalsFor() }
+  return { store, verifier, recalls, listeners, rotationSecrets, runner, life, internals: internalsFor() }
 
   function internalsFor(): Internals {
     return {
@@ -191,7 +193,7 @@ async function metKey(verifier: Verifier, digest: string): Promise<string | unde
 }
 
 function commandsOf(
-  { format }: Settings,
+  settings: Settings,
   { runner, rotationSecrets, life: { command } }: Engine,
 ): Pick<ApiKeys, 'create' | 'rotate' | 'revoke' | 'update'> {
   return {
@@ -202,14 +204,14 @@ function commandsOf(
         if (fields.ownerId === undefined && secretOf(checked.as) === undefined)
           throw invalidRequest('Say whose key it is: give its ownerId.')
         const start = asked.rotationSecret === true ? rotationSecrets.startFor(fields.environment) : undefined
-        return issuedKey(await runner.run(creation(format, fields, start), checked))
+        return issuedKey(await runner.run(creation(settings, fields, start), checked))
       }),
 
     rotate: (asked) =>
       command(async () => {
         const checked = checkedCommand(asked, 'rotate')
         const presented = presentedWith(asked)
-        const change = rotation(format, targetOf(asked), rotationPlan(asked))
+        const change = rotation(settings.format, targetOf(asked), rotationPlan(asked))
         return issuedKey(await runner.run(change, { ...checked, ...presented }))
       }),
 
@@ -224,7 +226,7 @@ function commandsOf(
       command(async () => {
         const checked = checkedCommand(asked, 'update')
         if (asked.changes === undefined) throw invalidRequest('update takes the changes as an object: { as, id, changes: { name } }.')
-        return changedKey(await runner.run(alteration(targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
+        return changedKey(await runner.run(alteration(settings, targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
       }),
   }
 }

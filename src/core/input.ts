@@ -36,8 +36,11 @@ const MAX_INSTANT = 253_402_300_799_999
 const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
 const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
-/** The fields of a new key; without an owner it is the caller's. */
-export type NewKeyFields = Omit<KeyFields, 'ownerId'> & { readonly ownerId: string | undefined }
+/** The fields of a new key; without an owner it is the caller's, and without an expiry it is what the application has set. */
+export type NewKeyFields = Omit<KeyFields, 'ownerId' | 'expiresAt'> & {
+  readonly ownerId: string | undefined
+  readonly expiresAt: number | null | undefined
+}
 
 /** Checks what `create()` was given; throws `invalid_request` naming the field. */
 export function createFields(input: Partial<CreateInput>): NewKeyFields {
@@ -51,7 +54,7 @@ export function createFields(input: Partial<CreateInput>): NewKeyFields {
     environment,
     scopes: input.scopes === undefined ? [] : scopeList(input.scopes),
     metadata: input.metadata === undefined ? {} : jsonObject(input.metadata),
-    expiresAt: instantOf(input.expiresAt ?? null),
+    expiresAt: input.expiresAt === undefined ? undefined : instantOf(input.expiresAt),
   }
 }
 

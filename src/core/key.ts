@@ -56,7 +56,7 @@ export interface CreateInput<Metadata extends object = JsonObject> {
   scopes?: readonly string[]
   /** A JSON object of at most 8 KiB as text. Default empty. */
   metadata?: MetadataInput<Metadata>
-  /** When the key stops working; kept by rotation, never extended by it. An instant that has passed is refused. Default never. */
+  /** When the key stops working; kept by rotation, never extended by it. An instant that has passed is refused. Default never, or as late as `maxLifetimeMs` allows. */
   expiresAt?: Date | string | null
   /** Whether the key gets a rotation secret: a second factor that it must then present to rotate itself. Default false. */
   rotationSecret?: boolean

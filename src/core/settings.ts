@@ -23,6 +23,7 @@ export interface Settings {
   readonly waitForLease: boolean
   readonly recall: boolean
   readonly maxKnownSecrets: number
+  readonly maxLifetimeMs: number | undefined
 }
 
 const OPTIONS = [
@@ -38,6 +39,7 @@ const OPTIONS = [
   'waitForLease',
   'recall',
   'maxKnownSecrets',
+  'maxLifetimeMs',
   'onError',
   'clock',
 ] as const satisfies readonly (keyof ApiKeysOptions)[]
@@ -66,6 +68,7 @@ export function settingsFrom(options: ApiKeysOptions): Settings {
     waitForLease: booleanOption('waitForLease', options.waitForLease),
     recall: booleanOption('recall', options.recall),
     maxKnownSecrets: integerOption('maxKnownSecrets', options.maxKnownSecrets, 100_000, 100, 1_000_000),
+    maxLifetimeMs: maxLifetimeOption(options),
   }
 }
 
@@ -101,6 +104,16 @@ function acceptedPrefixesOption(prefixes: readonly string[] | undefined): readon
   if (prefixes === undefined) return []
   if (!Array.isArray(prefixes)) throw invalidOption('acceptedPrefixes must be a list of prefixes, such as ["sk"].')
   return prefixes.map(prefixOption)
+}
+
+const CENTURY_MS = 36_525 * 86_400_000
+
+function maxLifetimeOption(options: ApiKeysOptions): number | undefined {
+  if (!('maxLifetimeMs' in options)) return undefined
+  // What is computed and came out undefined would lift the bound.
+  if (options.maxLifetimeMs === undefined)
+    throw invalidOption('maxLifetimeMs is undefined, which would let keys live for ever. Leave it out if you mean that.')
+  return integerOption('maxLifetimeMs', options.maxLifetimeMs, CENTURY_MS, 60_000, CENTURY_MS)
 }
 
 function booleanOption(name: string, value: boolean | undefined): boolean {

@@ -60,7 +60,7 @@ const ACTIONS: { readonly [A in Action]: (call: Call) => Promise<Answers[A]> } =
     return keys.update({ ...command, ...targetOf(call), changes: body as KeyChanges })
   },
 
-  get: visibleKey,
+  get: (call) => (call.id === undefined ? ownKey(call) : visibleKey(call)),
 
   async list(call) {
     const { ownerId, ...page } = pageOf(call.req, call.takesOwner)
@@ -86,6 +86,15 @@ async function visibleKey(call: Call): Promise<ApiKey> {
   const ownerId = await readerOf(call)
   const key = existing(await keys.get(id, ownerId === undefined ? {} : { ownerId }))
   return existing(mayActFor(caller, key.ownerId) ? key : undefined)
+}
+
+/** The key that is calling, as the store has it. Each may know what it is, whatever its scopes, also in its grace period. */
+async function ownKey(call: Call): Promise<ApiKey> {
+  const { keys, caller } = call
+  if (!('secret' in caller))
+    throw new ApiKeyError('invalid_request', 'This is about the key that calls. An operator names a key by its id.')
+  const { id } = await readingKey(call, caller.secret)
+  return existing(await keys.get(id))
 }
 
 /** The owner whose keys a caller may read; undefined for an operator, who may have several. Throws `insufficient_scope`. */

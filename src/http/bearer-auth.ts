@@ -9,8 +9,8 @@ import { announceEnd } from './grace-headers.js'
 import { failureGuard } from './limits/failure-guard.js'
 import { originOf } from './origin.js'
 import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
-import { setApiKey } from './req-api-key.js'
-import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseEmptyHeaders, type Source, sourcesOption } from './source.js'
+import { type Guard, setApiKey } from './req-api-key.js'
+import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseEmpty, type Source, sourcesOption } from './source.js'
 import { accepted, failuresOption, refuseFlood, verdictTooLate } from './verdict.js'
 
 declare global {
@@ -60,18 +60,44 @@ export interface BearerAuthOptions extends AdmissionOptions {
  * @see RFC 6750 §3
  */
 export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): RequestHandler {
+  const way = keyWay(keys, options)
+  const kept = { ...options }
+  ways.set(way.handler, { ...way, asking: (challenges) => keyWay(keys, kept, challenges) })
+  return way.handler
+}
+
+/** A `bearerAuth` as one way in among others. */
+export interface KeyWay {
+  readonly handler: RequestHandler
+  readonly sources: readonly Source[]
+  readonly guard: Guard
+  wellFormed(secret: string): boolean
+}
+
+const ways = new WeakMap<object, KeyWay & { asking(challenges: readonly string[]): KeyWay }>()
+
+/** The way that a `bearerAuth` is, with the challenges that its refusals shall have; undefined for any other middleware. */
+export function keyWayOf(handler: object, challenges?: readonly string[]): KeyWay | undefined {
+  const way = ways.get(handler)
+  return challenges === undefined ? way : way?.asking(challenges)
+}
+
+function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: readonly string[]): KeyWay {
   const internals = internalsOf(keys, 'bearerAuth')
   refuseUnknown(options, OPTIONS, 'bearerAuth')
   const admitted = admission(options)
   const maxFailures = failuresOption(options.failuresPerMinute)
   const guard = failureGuard(internals)
   const sources = sourcesOption(options.from)
-  const context = { challenges: challengesOf(sources), realm: realmOption(options.realm), scope: admitted.scope }
+  const context = { challenges: challenges ?? challengesOf(sources), realm: realmOption(options.realm), scope: admitted.scope }
   const telling = { listener: internals, onFailure: onFailureOption(options.onFailure) }
-  const guardian = { telling, context, missing: () => missingCredential(sources) }
   const flag = flagsOf(options)
+  const letsPreflight = (req: Request): boolean => flag.preflight && req.method === 'OPTIONS' && isPreflight(req)
+  const guardian = { telling, context, missing: () => missingCredential(sources), letsPreflight }
 
-  return function bearerAuth(req, res, next) {
+  return { handler: bearerAuth, sources, guard: guardian, wellFormed: (secret) => keys.wellFormed(secret) }
+
+  function bearerAuth(req: Request, res: Response, next: NextFunction): void {
     let secret: string | undefined
     let known: VerifyResult | undefined
     try {
@@ -113,9 +139,9 @@ export function bearerAuth(keys: AnyApiKeys, options: BearerAuthOptions = {}): R
 
   /** Whether a request without a credential goes on all the same. */
   function passes(req: Request): boolean {
-    if (flag.preflight && req.method === 'OPTIONS' && isPreflight(req)) return true
+    if (letsPreflight(req)) return true
     if (!flag.optional) return false
-    refuseEmptyHeaders(req, sources)
+    refuseEmpty(req, sources)
     return true
   }
 

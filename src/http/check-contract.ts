@@ -1,5 +1,6 @@
 import { invalidOption, refuseUnknown } from '../options.js'
 import type { Action, Contract, Field, Limit, Route, RouteOf } from './contract.js'
+import { LONGEST_WINDOW_MS } from './limits/window.js'
 import { sourcesOption } from './source.js'
 
 const CONTRACT: readonly (keyof Contract)[] = [
@@ -51,7 +52,6 @@ const FIELDS: { readonly [field in Field]: true } = {
   emergency: true,
   reason: true,
 }
-const LONGEST_WINDOW_MS = 86_400_000
 
 /** Checks a contract that may come from JavaScript. Throws `invalid_option`, naming the route and what to write. */
 export function checkContract(contract: Contract): void {

@@ -1,9 +1,8 @@
 import type { IncomingMessage } from 'node:http'
 import type { RequestHandler } from 'express'
-import { logError } from '../core/report.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
-import { type FailureListener, type OnFailure, onFailureOption, refuse } from './problem.js'
+import { type OnFailure, onFailureOption, refuse, STDERR } from './problem.js'
 import { headerValues } from './source.js'
 
 declare global {
@@ -63,9 +62,6 @@ export function idempotencyKey(options: IdempotencyKeyOptions = {}): RequestHand
     next()
   }
 }
-
-/** This middleware belongs to no keys, so it has no `onError`. */
-const STDERR: FailureListener = { report: logError, denied: () => {} }
 
 /** The Idempotency-Key of a request; the quoted and the bare form of one value mean the same. */
 export function readIdempotencyKey(req: IncomingMessage, required: boolean): string | undefined {

@@ -68,9 +68,7 @@ function securitySchemes({ from = [bearer()], operators }: Contract): { readonly
   if (alone && challenges.length === 1) {
     return { key: { type: 'apiKey', in: 'header', name: 'Authorization', description: 'The key, alone or after `Bearer `.' } }
   }
-  const schemes = from.filter(
-    ({ challenge }, at) => challenges.includes(challenge) && from.findIndex((one) => one.challenge === challenge) === at,
-  )
+  const schemes = from.filter(({ challenge }, at) => from.findIndex((one) => one.challenge === challenge) === at)
   return Object.fromEntries(schemes.map((source, at) => [at === 0 ? 'key' : `key${at + 1}`, securityScheme(source, operators === true)]))
 }
 
@@ -199,7 +197,7 @@ function failures(contract: Contract, route: Route): object {
 
 function failureCodes({ operators }: Contract, { method, path, action, requires = [], fields = [] }: Route): readonly ApiKeyErrorCode[] {
   const [reads, targeted, rotates] = [method === 'get', path.includes(':'), action === 'rotate']
-  const self = rotates && !targeted
+  const self = !targeted && ['rotate', 'revoke', 'get'].includes(action)
   const takesRotationSecret = rotates && fields.includes('rotationSecret')
   const codes: readonly (readonly [boolean, readonly ApiKeyErrorCode[]])[] = [
     [targeted, ['invalid_request']],

@@ -1,5 +1,6 @@
 import type { NextFunction, Request, Response } from 'express'
 import type { Denial } from '../core/api-keys.js'
+import { logError } from '../core/report.js'
 import { ApiKeyError, failureHeaders, problemType, statusOf } from '../errors.js'
 import type { Failure } from './contract.js'
 import { originOf } from './origin.js'
@@ -20,6 +21,9 @@ export interface FailureListener {
   report(error: ApiKeyError): void
   denied(denial: () => Denial): void
 }
+
+/** For what belongs to no keys, and so has no `onError`. */
+export const STDERR: FailureListener = { report: logError, denied: () => {} }
 
 type Shape = (error: ApiKeyError, request: { requestId: string }) => Failure
 
@@ -59,29 +63,45 @@ interface Exchange {
 /** Tells of a failure: the listener, and whoever answers. Never throws. */
 export function refuse(telling: Telling, exchange: Exchange, error: unknown, context: FailureContext = {}): void {
   const { listener, onFailure = 'respond', shape = problem } = telling
-  const { req, res, next } = exchange
-  if (onFailure === 'respond' || res.headersSent) {
-    respond(listener, req, res, error, context, shape)
+  const known = knownOf(error)
+  tell(listener, exchange.req, known)
+  if (onFailure === 'respond' || exchange.res.headersSent) {
+    respond(listener, exchange.res, known, context, shape)
     return
   }
-  const known = knownOf(error)
-  try {
-    tell(listener, req, known)
-  } catch (cause) {
-    listener.report(new ApiKeyError('internal_error', 'A failure could not be told.', { cause }))
-  }
   const told = forApplication(known, context)
-  if (onFailure === 'next') next(told)
-  else void handedTo(onFailure, told, exchange)
+  if (onFailure === 'next') exchange.next(told)
+  else {
+    handedTo(onFailure, told, listener, exchange).catch((cause: unknown) => {
+      listener.report(new ApiKeyError('internal_error', 'A failure could not be handed on.', { cause }))
+    })
+  }
 }
 
-async function handedTo(onFailure: Exclude<OnFailure, string>, told: ApiKeyError, { req, res, next }: Exchange): Promise<void> {
+async function handedTo(
+  onFailure: Exclude<OnFailure, string>,
+  told: ApiKeyError,
+  listener: FailureListener,
+  { req, res, next }: Exchange,
+): Promise<void> {
+  let handedOn = false
+  const onward = ((error?: unknown) => {
+    handedOn = true
+    next(error)
+  }) as NextFunction
   try {
-    await onFailure(told, req, res, next)
-  } catch (error) {
-    // Express takes undefined and 'route' for a request that goes on.
-    next(error instanceof Error ? error : told)
+    await onFailure(told, req, res, onward)
+  } catch (cause) {
+    const failed = new ApiKeyError('internal_error', 'onFailure() has failed.', { cause })
+    // The request is over, or in the hands of the application: there is nothing more to answer.
+    if (handedOn || res.writableEnded) listener.report(failed)
+    // Express lets a request go on where the error is undefined, 'route' or 'router'.
+    else next(isObject(cause) ? cause : failed)
   }
+}
+
+function isObject(value: unknown): boolean {
+  return typeof value === 'object' && value !== null
 }
 
 function knownOf(error: unknown): ApiKeyError {
@@ -89,9 +109,13 @@ function knownOf(error: unknown): ApiKeyError {
 }
 
 function tell(listener: FailureListener, req: Request, known: ApiKeyError): void {
-  const status = statusOf(known.code)
-  if (status === 500) listener.report(known)
-  else if (status < 500) listener.denied(() => denialOf(req, known))
+  try {
+    const status = statusOf(known.code)
+    if (status === 500) listener.report(known)
+    else if (status < 500) listener.denied(() => denialOf(req, known))
+  } catch (cause) {
+    listener.report(new ApiKeyError('internal_error', 'A failure could not be told.', { cause }))
+  }
 }
 
 /** The error with the headers that fit this request. The application may know why; `cause`, `reason` and `keyId` are not enumerable. */
@@ -104,10 +128,8 @@ function forApplication(known: ApiKeyError, context: FailureContext): ApiKeyErro
  * Answers with a failure: status, challenge, `Retry-After`, `no-store`, and the body that `shape` gives it. Never throws: where the shape or the response
  * itself fails, the listener hears of it and the client gets a plain 500.
  */
-function respond(listener: FailureListener, req: Request, res: Response, error: unknown, context: FailureContext, shape: Shape): void {
-  const known = knownOf(error)
+function respond(listener: FailureListener, res: Response, known: ApiKeyError, context: FailureContext, shape: Shape): void {
   try {
-    tell(listener, req, known)
     if (res.headersSent) res.destroy()
     else send(res, composed(listener, forClient(known, context), context, shape))
   } catch (cause) {

@@ -3,7 +3,7 @@ import type { Request } from 'express'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject } from '../store/store.js'
-import type { FailureContext, Telling } from './problem.js'
+import { type FailureContext, STDERR, type Telling } from './problem.js'
 
 /**
  * Returns the key that let this request in. By its type, `req.apiKey` may be undefined; this cannot. `Metadata` is the type that
@@ -13,7 +13,7 @@ import type { FailureContext, Telling } from './problem.js'
  */
 export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly apiKey?: ApiKey | undefined }): ApiKey<Metadata> {
   if (req.apiKey !== undefined) return req.apiKey as ApiKey<object> as ApiKey<Metadata>
-  throw new ApiKeyError('internal_error', 'This request has no API key: no bearerAuth stands before this handler.')
+  throw unguarded('this handler').missing()
 }
 
 /** What a middleware of ours left at a request: the key, and what a refusal later on needs to know. */
@@ -29,6 +29,18 @@ export interface Guard {
   readonly context: FailureContext
   /** The failure of a request without a credential. */
   missing(): ApiKeyError
+  /** Whether this request passed as a CORS preflight, which never has a key. */
+  letsPreflight(req: Request): boolean
+}
+
+/** For requests that came by no `bearerAuth`; `who` asks for their key all the same. */
+export function unguarded(who: string): Guard {
+  return {
+    telling: { listener: STDERR },
+    context: {},
+    missing: () => new ApiKeyError('internal_error', `This request has no API key: no bearerAuth stands before ${who}.`),
+    letsPreflight: () => false,
+  }
 }
 
 /** What each request was let in with, by its `identityOf`. */

@@ -1,15 +1,14 @@
 import type { RequestHandler } from 'express'
-import { logError } from '../core/report.js'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
 import { ADMISSION, type AdmissionOptions, admission } from './admission.js'
 import { refuse } from './problem.js'
-import { guardOf } from './req-api-key.js'
+import { guardOf, unguarded } from './req-api-key.js'
 
 /**
  * Asks more of the key behind a `bearerAuth` that stands before it: one scope, a list of scopes of which it must have all, or
  * `{ scope, anyScope, environment }`. Answers 403 to a key that lacks them, as that `bearerAuth` answers: its realm, its `onFailure`. Answers 401 where it let a request
- * without a key pass, and 500 where there is none. The key is not looked up again: it was good when the request came in.
+ * without a key pass, unless that was a CORS preflight, and 500 where there is none. The key is not looked up again: it was good when the request came in.
  *
  * @throws ApiKeyError `invalid_option` for anything that would ask for nothing.
  */
@@ -31,22 +30,14 @@ export function requireScope(wanted: string | readonly string[] | AdmissionOptio
   const { scope, check } = admission(options)
 
   return function requireScope(req, res, next) {
-    const guard = guardOf(req)
+    const { telling, context, missing, letsPreflight } = guardOf(req) ?? unguarded('requireScope')
     try {
-      if (req.apiKey === undefined) throw guard === undefined ? unguarded() : guard.missing()
-      check(req.apiKey)
+      if (req.apiKey !== undefined) check(req.apiKey)
+      else if (!letsPreflight(req)) throw missing()
     } catch (error) {
-      const { telling, context } = guard ?? { telling: STDERR, context: {} }
       refuse(telling, { req, res, next }, error, { ...context, scope })
       return
     }
     next()
   }
-}
-
-/** Where no `bearerAuth` stands before it, there is no `onError` either. */
-const STDERR = { listener: { report: logError, denied: () => {} } }
-
-function unguarded(): ApiKeyError {
-  return new ApiKeyError('internal_error', 'requireScope stands behind no bearerAuth, so there is no key to look at.')
 }

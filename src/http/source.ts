@@ -19,18 +19,24 @@ export interface Source {
   readonly example?: string
 }
 
+/** A source that can also read what is longer than a key. */
+interface SizedSource extends Source {
+  read(req: IncomingMessage, maxLength?: number): string | undefined
+}
+
 /** A secret has some 60 characters. A longer header is not worth a look. */
 const MAX_LENGTH = 1_024
 /** The JWT of an operator has a few thousand. */
-const MAX_TOKEN_LENGTH = 8_192
+export const MAX_TOKEN_LENGTH = 8_192
 /** @see RFC 6750 §2.1 */
 const B64TOKEN = String.raw`[A-Za-z0-9\-._~+/]+=*`
 const BARE = new RegExp(`^${B64TOKEN}$`)
 /** @see RFC 9110 §5.6.2 */
-const TOKEN = /^[\w!#$%&'*+.^`|~-]+$/
+const NAME = "[\\w!#$%&'*+.^`|~-]+"
+const TOKEN = new RegExp(`^${NAME}$`)
+const PARAMETER = String.raw`${NAME}="[\x20\x21\x23-\x5b\x5d-\x7e]*"`
 /** A scheme, and parameters as RFC 9110 §11.2 has them. */
-const CHALLENGE =
-  /^[\w!#$%&'*+.^`|~-]+(?: [\w!#$%&'*+.^`|~-]+="[\x20\x21\x23-\x5b\x5d-\x7e]*"(?:, [\w!#$%&'*+.^`|~-]+="[\x20\x21\x23-\x5b\x5d-\x7e]*")*)?$/
+const CHALLENGE = new RegExp(`^${NAME}(?: ${PARAMETER}(?:, ${PARAMETER})*)?$`)
 
 /** `Authorization: Bearer <key>`. @see RFC 6750 §2.1 */
 export function bearer(): Source {
@@ -45,14 +51,14 @@ export function scheme(name: string): Source {
 /** Where the JWT of an operator is, wherever keys are. */
 export const OPERATORS_TOKEN: Source = schemeOf('Bearer', MAX_TOKEN_LENGTH)
 
-function schemeOf(name: string, maxLength: number): Source {
+function schemeOf(name: string, longest: number): SizedSource {
   if (typeof name !== 'string' || !TOKEN.test(name)) throw invalidOption('scheme takes the name of a scheme, such as "ApiKey".')
   const [escaped, example] = [name.replaceAll(/[.*+?^$|]/g, String.raw`\$&`), `Authorization: ${name} <key>`]
   const whole = new RegExp(`^${escaped} +(${B64TOKEN})$`, 'i')
   const begun = new RegExp(`^${escaped}(?: |$)`, 'i')
   return {
     ...{ challenge: name, header: 'authorization', example },
-    read(req) {
+    read(req, maxLength = longest) {
       const value = authorization(req, maxLength)
       if (value === undefined) return undefined
       const secret = whole.exec(value)?.[1]
@@ -70,16 +76,17 @@ export function header(name: string): Source {
     )
   }
   const lower = name.toLowerCase()
-  return {
+  const source: SizedSource = {
     // No scheme is registered for this. The name tells people where the key goes.
     ...{ challenge: `ApiKey header="${name.replaceAll(/["\\]/g, '')}"`, header: lower, example: `${name}: <key>` },
-    read(req) {
-      const value = only(req, lower, name)
+    read(req, maxLength) {
+      const value = only(req, lower, name, maxLength)
       if (value === undefined) return undefined
       if (!BARE.test(value)) throw malformed(`Send one API key as: ${name}: <key>.`)
       return value
     },
   }
+  return source
 }
 
 /** `Authorization: Basic <base64 of "<key>:">`: the key is the user name, and the password is empty, as `curl -u <key>:` sends it. @see RFC 7617 §2 */
@@ -87,8 +94,8 @@ export function basic(): Source {
   const example = 'Authorization: Basic, with the API key as the user name and an empty password'
   return {
     ...{ challenge: 'Basic charset="UTF-8"', header: 'authorization', example },
-    read(req) {
-      const value = authorization(req)
+    read(req, maxLength?: number) {
+      const value = authorization(req, maxLength)
       if (value === undefined || !/^basic(?: |$)/i.test(value)) return undefined
       const userPass = decoded(/^basic +([A-Za-z0-9+/]+={0,2})$/i.exec(value)?.[1])
       const secret = userPass?.endsWith(':') === true ? userPass.slice(0, -1) : ''
@@ -100,14 +107,15 @@ export function basic(): Source {
 
 /** `Authorization: <key>`, without a scheme. */
 export function bare(): Source {
-  return {
+  const source: SizedSource = {
     // A 401 needs a challenge, and of the registered schemes this is the nearest.
     ...{ challenge: 'Bearer', header: 'authorization', example: 'Authorization: <key>' },
-    read(req) {
-      const value = authorization(req)
+    read(req, maxLength) {
+      const value = authorization(req, maxLength)
       return value !== undefined && BARE.test(value) && !/^(?:basic|bearer)$/i.test(value) ? value : undefined
     },
   }
+  return source
 }
 
 /** The option `from`, checked. Throws `invalid_option`. */
@@ -133,10 +141,10 @@ export function sourcesOption(from: Source | readonly Source[] | undefined, stan
  *
  * @throws ApiKeyError `credential_malformed` where there are two different ones, and what a source throws.
  */
-export function credentialOf(req: IncomingMessage, sources: readonly Source[]): string | undefined {
+export function credentialOf(req: IncomingMessage, sources: readonly Source[], maxLength?: number): string | undefined {
   let found: string | undefined
-  for (const source of sources) {
-    const secret: unknown = synchronous(source.read(req), 'read() of a source')
+  for (const source of sources as readonly SizedSource[]) {
+    const secret: unknown = synchronous(source.read(req, maxLength), 'read() of a source')
     if (secret === undefined) continue
     if (typeof secret !== 'string' || secret === '') throw new TypeError('read() of a source must return the credential or undefined.')
     if (found !== undefined && found !== secret) throw malformed('Send one API key, not two different ones.')
@@ -145,8 +153,8 @@ export function credentialOf(req: IncomingMessage, sources: readonly Source[]): 
   return found
 }
 
-/** Refuses a header that is there and empty: a credential that got lost. Throws `credential_malformed`. */
-export function refuseEmptyHeaders(req: IncomingMessage, sources: readonly Source[]): void {
+/** Refuses a header of these sources that is there and empty: a credential that got lost. */
+export function refuseEmpty(req: IncomingMessage, sources: readonly Source[]): void {
   if (sources.some(({ header }) => header !== undefined && headerValues(req, header).includes(''))) {
     throw malformed('The header for the API key is empty.')
   }

@@ -73,6 +73,16 @@ export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
   const replication = await faultProxy(new URL(server.url))
   let offsetMs = 0
 
+  /** One at a time: a server that is being replaced can have its clock set before or after that. */
+  let before: Promise<unknown> = Promise.resolve()
+  const inTurn = <Args extends readonly unknown[]>(work: (...args: Args) => Promise<void>): ((...args: Args) => Promise<void>) => {
+    return (...args) => {
+      const mine = before.then(() => work(...args))
+      before = mine.catch(() => {})
+      return mine
+    }
+  }
+
   const setClock = async (byMs: number): Promise<void> => {
     offsetMs = byMs
     await pool.query('update clock.offset_ms set ms = $1', [byMs])
@@ -96,7 +106,7 @@ export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
       await pool.query(`alter system set synchronous_standby_names = '${away ? 'away' : ''}'`)
       await pool.query('select pg_reload_conf()')
     },
-    setClock,
+    setClock: inTurn(setClock),
     backUp: () => inTransaction(pool, 'repeatable read', backUp),
     async restore() {
       // Who is in the way of an administrator for long is thrown out.
@@ -126,7 +136,7 @@ export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
       await client.end()
       replication.refuse()
     },
-    async promote() {
+    promote: inTurn(async () => {
       if (standby === undefined) throw new Error('There is no standby left.')
       await Promise.all([pool.end(), server.stop('immediate')])
       server = standby
@@ -134,7 +144,7 @@ export async function ownDatabase(serverUrl: string): Promise<OwnDatabase> {
       pool = poolOf(server)
       await pool.query('select pg_promote()')
       await setClock(offsetMs)
-    },
+    }),
     async close() {
       await pool.end()
       await Promise.all([server.stop('immediate'), standby?.stop('immediate'), replication.close()])

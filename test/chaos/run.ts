@@ -12,7 +12,7 @@ import { type Counts, check, count, type Op, type Rule, type Violation } from '.
 import { type ClientKey, digestOf, startTraffic } from './clients.js'
 import { startNemesis, type Victim } from './nemesis.js'
 import { ownDatabase } from './own-database.js'
-import type { Plant } from './plants.js'
+import { areAsked, type Plant } from './plants.js'
 import { random } from './random.js'
 import { redisPair } from './redis-pair.js'
 import type { Ports } from './requests.js'
@@ -169,7 +169,7 @@ async function startServer(
     RECALL: recall ? '1' : '0',
   })
   let leaseMs = LEASE_MS
-  let recall = true
+  let recall = areAsked(plant)
   const server = child(() => ({
     command: process.execPath,
     args: [program],
@@ -192,7 +192,7 @@ async function startServer(
     leaseMs = ms
   }
   const setRecall = (on: boolean): void => {
-    recall = on
+    recall = on && areAsked(plant)
   }
   return { ...server, port: clients.port, losingPort: losing.port, postgres, redis, clients, steer, setLease, setRecall }
 }

@@ -22,6 +22,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/api-keys/self": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** Get the key that is calling */
+        get: operations["getSelf"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/api-keys/self/rotate": {
         parameters: {
             query?: never;
@@ -50,6 +67,23 @@ export interface paths {
         put?: never;
         /** Rotate a key */
         post: operations["rotate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/api-keys/self/revoke": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Revoke the key that is calling, for good */
+        post: operations["revokeSelf"];
         delete?: never;
         options?: never;
         head?: never;
@@ -757,6 +791,210 @@ export interface operations {
             };
         };
     };
+    getSelf: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Success. */
+            200: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
+                    "Api-Key-Expires-At"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "key": {
+                     *         "id": "0198c3f2-5e7a-7abc-9def-0123456789ab",
+                     *         "ownerId": "acme",
+                     *         "name": "Billing service",
+                     *         "environment": "live",
+                     *         "scopes": [
+                     *           "reports:read"
+                     *         ],
+                     *         "metadata": {
+                     *           "project_id": "p_1"
+                     *         },
+                     *         "generation": 2,
+                     *         "status": "active",
+                     *         "createdAt": "2026-01-31T12:00:00.000Z",
+                     *         "updatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "revokedAt": null,
+                     *         "revokedReason": null,
+                     *         "rotatedTo": null,
+                     *         "secretStart": "sk_live_",
+                     *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
+                     *         "lastUsedIp": "192.0.2.1",
+                     *         "lastUsedUserAgent": "curl/8.5.0"
+                     *       }
+                     *     }
+                     */
+                    "application/json": {
+                        key: {
+                            /** Format: uuid */
+                            id: string;
+                            ownerId: string;
+                            name: string;
+                            /** @enum {string} */
+                            environment: "live" | "test";
+                            scopes: string[];
+                            metadata: Record<string, never>;
+                            generation: number;
+                            /** @enum {string} */
+                            status: "active" | "revoked";
+                            /** Format: date-time */
+                            createdAt: string;
+                            /** Format: date-time */
+                            updatedAt: string;
+                            /** Format: date-time */
+                            expiresAt: string | null;
+                            /** Format: date-time */
+                            revokedAt: string | null;
+                            revokedReason: string | null;
+                            /** Format: uuid */
+                            rotatedTo: string | null;
+                            secretStart: string;
+                            secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
+                            lastUsedAt: string | null;
+                            lastUsedIp: string | null;
+                            lastUsedUserAgent: string | null;
+                        };
+                    };
+                };
+            };
+            /** @description credential_malformed, invalid_request */
+            400: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description credential_missing, invalid_key */
+            401: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description rate_limited */
+            429: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description internal_error */
+            500: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
+                    "Api-Key-Expires-At"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description store_unavailable, store_misconfigured */
+            503: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    /** @description Sent if the request came with a secret in its grace period: the end of that period. */
+                    "Api-Key-Expires-At"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+        };
+    };
     rotateSelf: {
         parameters: {
             query?: never;
@@ -1349,6 +1587,341 @@ export interface operations {
                 };
             };
             /** @description idempotency_key_spent, secret_in_grace, rotation_in_grace, rotation_superseded, key_expired, key_revoked */
+            409: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description body_too_large */
+            413: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description unsupported_media_type */
+            415: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description idempotency_key_mismatch */
+            422: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description rate_limited */
+            429: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description internal_error */
+            500: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description store_unavailable, store_misconfigured, outcome_unknown */
+            503: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+        };
+    };
+    revokeSelf: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    reason?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Success. */
+            200: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent if this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "key": {
+                     *         "id": "0198c3f2-5e7a-7abc-9def-0123456789ab",
+                     *         "ownerId": "acme",
+                     *         "name": "Billing service",
+                     *         "environment": "live",
+                     *         "scopes": [
+                     *           "reports:read"
+                     *         ],
+                     *         "metadata": {
+                     *           "project_id": "p_1"
+                     *         },
+                     *         "generation": 2,
+                     *         "status": "revoked",
+                     *         "createdAt": "2026-01-31T12:00:00.000Z",
+                     *         "updatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "revokedAt": "2026-06-30T12:00:00.000Z",
+                     *         "revokedReason": "No longer needed",
+                     *         "rotatedTo": null,
+                     *         "secretStart": "sk_live_",
+                     *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
+                     *         "lastUsedIp": "192.0.2.1",
+                     *         "lastUsedUserAgent": "curl/8.5.0"
+                     *       }
+                     *     }
+                     */
+                    "application/json": {
+                        key: {
+                            /** Format: uuid */
+                            id: string;
+                            ownerId: string;
+                            name: string;
+                            /** @enum {string} */
+                            environment: "live" | "test";
+                            scopes: string[];
+                            metadata: Record<string, never>;
+                            generation: number;
+                            /** @enum {string} */
+                            status: "active" | "revoked";
+                            /** Format: date-time */
+                            createdAt: string;
+                            /** Format: date-time */
+                            updatedAt: string;
+                            /** Format: date-time */
+                            expiresAt: string | null;
+                            /** Format: date-time */
+                            revokedAt: string | null;
+                            revokedReason: string | null;
+                            /** Format: uuid */
+                            rotatedTo: string | null;
+                            secretStart: string;
+                            secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
+                            lastUsedAt: string | null;
+                            lastUsedIp: string | null;
+                            lastUsedUserAgent: string | null;
+                        };
+                        /** Format: date-time */
+                        acceptedUntil?: string;
+                    };
+                };
+            };
+            /** @description credential_malformed, invalid_request, idempotency_key_invalid */
+            400: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description credential_missing, invalid_key */
+            401: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description idempotency_key_spent, secret_in_grace */
             409: {
                 headers: {
                     /** @description Answers must not be cached. */

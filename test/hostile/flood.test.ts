@@ -15,9 +15,14 @@ import { startRedis } from '../support/redis.js'
 const SHOWN = process.env.FLOOD_RATE !== undefined
 /** Unknown secrets a second, and how many of them have to be answered. */
 const RATE = Number(process.env.FLOOD_RATE ?? 2_000)
-const ANSWERED = SHOWN ? 2_000 : 500
-/** What 99 of 100 calls with the good key have to stay below. */
-const P99_MS = SHOWN ? 250 : 1_000
+const ANSWERED = SHOWN ? 2_000 : 200
+/** What 99 of 100 calls with the good key have to stay below, on a machine of one's own. */
+const P99_MS = SHOWN ? 250 : Number.POSITIVE_INFINITY
+/**
+ * By how much longer 9 of 10 calls with the good key may take than calls without a key to the same process at the same moment. A machine that halts delays
+ * both.
+ */
+const ADDED_MS = 100
 /** How long the good client is watched, and how often it calls. */
 const WATCHED_MS = SHOWN ? 15_000 : 3_000
 const CALLS_A_SECOND = 50
@@ -38,7 +43,7 @@ test.each([
   })
   const [good, rested] = [await issue(), await issue()]
   // Connections are there before the flood: Node accepts new ones one in each turn of the event loop, whoever knocks.
-  await Promise.all(Array.from({ length: CONNECTIONS }, () => timed(server.url, good)))
+  await Promise.all(Array.from({ length: CONNECTIONS }, () => [timed(server.url, good), timed(server.url)]).flat())
   expect((await timed(server.url, rested)).status).toBe(200)
   const calm = await watch(server.url, good, until(WATCHED_MS))
   const flood = startFlood(server.url, addresses)
@@ -56,11 +61,13 @@ test.each([
     [
       `flood from ${addresses}: ${Math.round(perSecond)} answers a second ${JSON.stringify(statuses)}`,
       `good key without: p50 ${calm.p50} ms, p99 ${calm.p99} ms; with: p50 ${flooded.p50} ms, p99 ${flooded.p99} ms, of ${flooded.count}`,
+      `a call without a key in the flood: p50 ${flooded.open.p50} ms, p99 ${flooded.open.p99} ms; the key adds at most ${flooded.added} ms to 9 of 10`,
       cold === undefined ? '' : `a key never met before: ${cold.ms.toFixed(1)} ms`,
     ].join('\n'),
   )
   expect([calm.statuses, flooded.statuses, back.status, rotated.status, cold?.status ?? 200]).toEqual([[200], [200], 200, 200, 200])
   expect(flooded.p99).toBeLessThan(P99_MS)
+  expect(flooded.added).toBeLessThan(ADDED_MS)
   expect(perSecond).toBeGreaterThan(ANSWERED)
   // Of strangers, from one address nearly all are told 429 without a look; of those from everywhere each is looked for, and none found.
   expect(Object.keys(statuses).sort()).toEqual(addresses === 'many' ? ['401'] : ['401', '429'])
@@ -68,23 +75,49 @@ test.each([
   await keys.close()
 })
 
-/** Calls with a key at a steady pace, whether or not answers have come, until something has happened. */
-async function watch(
-  url: string,
-  secret: string,
-  until: Promise<void>,
-): Promise<{ p50: number; p99: number; count: number; statuses: number[] }> {
+/** Calls with a key, and beside each without one, at a steady pace, whether or not answers have come, until something has happened. */
+async function watch(url: string, secret: string, until: Promise<void>): Promise<Watched> {
   const started = performance.now()
-  const calls: ReturnType<typeof timed>[] = []
+  const calls: Promise<[Timed, Timed]>[] = []
   const pace = setInterval(() => {
-    while (calls.length < ((performance.now() - started) / 1_000) * CALLS_A_SECOND) calls.push(timed(url, secret))
+    while (calls.length < ((performance.now() - started) / 1_000) * CALLS_A_SECOND) {
+      calls.push(Promise.all([timed(url, secret), timed(url)]))
+    }
   }, 5)
   await until
   clearInterval(pace)
   const answers = await Promise.all(calls)
-  const times = answers.map(({ ms }) => ms).sort((a, b) => a - b)
-  const at = (part: number): number => Number(times[Math.min(times.length - 1, Math.floor(times.length * part))]?.toFixed(1))
-  return { p50: at(0.5), p99: at(0.99), count: times.length, statuses: [...new Set(answers.map(({ status }) => status))] }
+  const [withKey, open] = [answers.map(([one]) => one.ms), answers.map(([, other]) => other.ms)]
+  const added = answers.map(([one, other]) => one.ms - other.ms)
+  return {
+    ...quantiles(withKey),
+    count: answers.length,
+    statuses: [...new Set(answers.map(([{ status }]) => status))],
+    open: quantiles(open),
+    added: quantile(added, 0.9),
+  }
+}
+
+interface Quantiles {
+  readonly p50: number
+  readonly p99: number
+}
+
+interface Watched extends Quantiles {
+  readonly count: number
+  readonly statuses: readonly number[]
+  readonly open: Quantiles
+  /** What the key adds to 9 of 10 calls at most. */
+  readonly added: number
+}
+
+function quantiles(times: readonly number[]): Quantiles {
+  return { p50: quantile(times, 0.5), p99: quantile(times, 0.99) }
+}
+
+function quantile(times: readonly number[], part: number): number {
+  const sorted = [...times].sort((a, b) => a - b)
+  return Number(sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * part))]?.toFixed(1))
 }
 
 function until(ms: number): Promise<void> {
@@ -92,13 +125,27 @@ function until(ms: number): Promise<void> {
 }
 
 const CONNECTIONS = 4
-const agent = new Agent({ keepAlive: true, maxSockets: CONNECTIONS })
-atEnd(async () => agent.destroy())
+const [agent, withoutKey] = [
+  new Agent({ keepAlive: true, maxSockets: CONNECTIONS }),
+  new Agent({ keepAlive: true, maxSockets: CONNECTIONS }),
+]
+atEnd(async () => {
+  agent.destroy()
+  withoutKey.destroy()
+})
 
-function timed(url: string, secret: string): Promise<{ status: number; ms: number }> {
+interface Timed {
+  readonly status: number
+  readonly ms: number
+}
+
+/** A call with a key, or to the route that asks for none, which has connections of its own. */
+function timed(url: string, secret?: string): Promise<Timed> {
   const started = performance.now()
+  const [path, how] =
+    secret === undefined ? ['/open', { agent: withoutKey }] : ['/data', { agent, headers: { authorization: `Bearer ${secret}` } }]
   return new Promise((resolve, reject) => {
-    request(`${url}/data`, { agent, headers: { authorization: `Bearer ${secret}` } }, (answer) => {
+    request(url + path, how, (answer) => {
       answer.resume().once('end', () => resolve({ status: answer.statusCode ?? 0, ms: performance.now() - started }))
     })
       .on('error', reject)

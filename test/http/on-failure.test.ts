@@ -133,6 +133,7 @@ describe.each([
       [400, 'invalid_request'],
       [400, 'idempotency_key_missing'],
     ])
+    expect(denials.map(({ code }) => code)).toEqual(['invalid_key', 'invalid_key', 'invalid_request'])
   })
 
   test('does not change what a rotation does: a lost answer can be asked for again', async () => {
@@ -176,18 +177,37 @@ test.each<[string, Exclude<OnFailure, string>]>([
   }
 })
 
-test.each([[undefined], [null], ['route'], ['router'], [0]])('a function that throws %j lets nobody pass', async (thrown) => {
-  const handler: ErrorRequestHandler = (error, _req, res, _next) => void res.status(error.status).json({ caught: error.code })
-  for (const onFailure of [
-    () => Promise.reject(thrown),
-    () => {
-      throw thrown
-    },
-  ]) {
-    const ask = await serve(onFailure, handler)
-    expect((await ask('GET', '/data')).body).toEqual({ caught: 'credential_missing' })
-  }
+test.each<[string, Exclude<OnFailure, string>]>([
+  ['throws undefined', () => throwing(undefined)],
+  ['throws null', () => throwing(null)],
+  ["throws 'route'", () => throwing('route')],
+  ["throws 'router'", () => throwing('router')],
+  ['throws 0', () => throwing(0)],
+  ['rejects with undefined', () => Promise.reject()],
+  ["rejects with 'route'", () => Promise.reject('route')],
+])('a function that %s lets nobody in', async (_what, onFailure) => {
+  const app = express5()
+  app.get('/data', bearerAuth(keys, { onFailure }), (_req, res) => void res.json({ in: true }))
+  app.get('/data', (_req, res) => void res.json({ in: true }))
+  app.use(byHttpErrors)
+  const { status, body } = await exchange(await listen(app), { method: 'GET', path: '/data' })
+  expect([status, body]).toEqual([500, { message: 'Internal Server Error' }])
 })
+
+test.each<[string, Exclude<OnFailure, string>, number, unknown]>([
+  ['has answered', (_error, _req, res) => throwing(new Error('a bug'), res.status(418).json({})), 418, {}],
+  ['has called next', (error, _req, _res, next) => throwing(new Error('a bug'), next(error)), 401, { message: expect.any(String) }],
+])('what a function throws after it %s is told to onError', async (_what, onFailure, status, body) => {
+  const ask = await serve(onFailure, byHttpErrors)
+  const answer = await ask('GET', '/data')
+  expect([answer.status, answer.body]).toEqual([status, body])
+  expect(errors.map(({ message, cause }) => [message, (cause as Error).message])).toEqual([['onFailure() has failed.', 'a bug']])
+})
+
+/** Throws, once whatever comes first is done. */
+function throwing(what: unknown, ..._first: unknown[]): never {
+  throw what
+}
 
 test('a function may let a request go on without a key', async () => {
   const app = express5()

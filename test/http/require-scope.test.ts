@@ -7,6 +7,7 @@ import {
   createApiKeys,
   type Denial,
   header,
+  keyLimit,
   memoryStore,
   requireScope,
 } from 'express-api-keys'
@@ -115,6 +116,56 @@ test('behind an optional bearerAuth a request without a key is asked for one', a
   expect((await ask('/a', await make(['a']))).status).toBe(200)
 })
 
+test('CORS preflights that bearerAuth lets pass are asked for no key by what stands behind it, and nothing else passes without one', async () => {
+  const app = express5()
+  app.use('/strict', bearerAuth(keys))
+  app.use('/open', bearerAuth(keys, { preflight: true, optional: true }))
+  const behind = [requireScope('a'), requireScope({ environment: 'live' }), keyLimit(keys, { windowMs: 60_000, limit: 0 })]
+  for (const [index, one] of behind.entries()) app.use([`/strict/${index}`, `/open/${index}`], one, (_req, res) => void res.json({}))
+  const url = await listen(app)
+  const headers = ['Origin', 'https://app.example', 'Access-Control-Request-Method', 'GET']
+  for (const index of behind.keys()) {
+    const ask = async (method: string, path: string, sent: string[] = headers): Promise<number> =>
+      (await exchange(url, { method, path: `${path}/${index}`, headers: sent })).status
+    expect(await ask('OPTIONS', '/open')).toBe(200)
+    expect([await ask('GET', '/open'), await ask('OPTIONS', '/open', headers.slice(2)), await ask('OPTIONS', '/strict')]).toEqual([
+      401, 401, 401,
+    ])
+    // Not even a preflight lets a key through that may not pass.
+    const [test, limited] = [await make([], 'test'), index === 2 ? 429 : 403]
+    expect(await ask('OPTIONS', '/open', [...headers, 'Authorization', `Bearer ${test}`])).toBe(limited)
+  }
+})
+
+test('a request that bearerAuth let in goes on when its key is revoked meanwhile, and the next one does not', async () => {
+  const app = express5()
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['a'] })
+  app.use(bearerAuth(keys))
+  app.use((_req, _res, next) => void keys.revoke({ as: 'application', id: key.id }).then(() => next(), next))
+  app.get('/a', requireScope('a'), (_req, res) => void res.json({}))
+  const ask = asker(await listen(app))
+  expect([(await ask('/a', secret)).status, (await ask('/a', secret)).status]).toEqual([200, 401])
+})
+
+test.each<[string, unknown]>([
+  ['a text', 'sk_live_x'],
+  ['a key without scopes', { id: 'x' }],
+  ['null', null],
+])('nobody passes where the application has set req.apiKey to %s', async (_what, apiKey) => {
+  const said = jest.spyOn(console, 'error').mockImplementation(() => {})
+  const app = express5()
+  app.use((req, _res, next) => {
+    req.apiKey = apiKey as never
+    next()
+  })
+  app.get('/scope', requireScope('a'), (_req, res) => void res.json({}))
+  app.get('/any', requireScope({ anyScope: ['a'] }), (_req, res) => void res.json({}))
+  app.get('/live', requireScope({ environment: 'live' }), (_req, res) => void res.json({}))
+  const ask = asker(await listen(app))
+  for (const path of ['/scope', '/any', '/live']) expect([403, 500]).toContain((await ask(path)).status)
+  said.mockRestore()
+})
+
 test('an optional bearerAuth leaves the key of one before it', async () => {
   const app = express5()
   app.use(bearerAuth(keys, { from: header('X-API-Key') }))
@@ -135,7 +186,7 @@ test('without a bearerAuth before it nobody passes: 500, and stderr says what is
   const said = jest.spyOn(console, 'error').mockImplementation(() => {})
   const app = express5().get('/a', requireScope('a'), (_req, res) => void res.json({}))
   expect((await asker(await listen(app))('/a', await make(['a']))).status).toBe(500)
-  expect(said).toHaveBeenCalledWith(expect.stringContaining('requireScope stands behind no bearerAuth'))
+  expect(said).toHaveBeenCalledWith(expect.stringContaining('no bearerAuth stands before requireScope'))
   said.mockRestore()
 })
 

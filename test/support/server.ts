@@ -35,6 +35,9 @@ app.use('/successors', keyRouter(keys, { contract: contracts.blendFi }))
 app.get('/data', bearerAuth(keys), (req, res) => {
   res.json({ id: req.apiKey?.id })
 })
+app.get('/open', (_req, res) => {
+  res.json({})
+})
 const server = app.listen(0, '127.0.0.1', () => {
   console.log(`ready ${(server.address() as AddressInfo).port}`)
 })

@@ -5,7 +5,9 @@ import {
   ApiKeyError,
   type ApiKeyErrorCode,
   type ApiKeys,
+  anyOf,
   apiKeyOf,
+  bearer,
   bearerAuth,
   contracts,
   createApiKeys,
@@ -13,6 +15,7 @@ import {
   idempotencyKey,
   type KeyHappening,
   keyRouter,
+  type Login,
   memoryStore,
   type Store,
 } from 'express-api-keys'
@@ -37,6 +40,8 @@ export const store: Store = memoryStore({ now: turnedClock().wallMs })
 const keys = createApiKeys({ store, serverSecret: secret, leaseMs: 500, clock: turnedClock() })
 const typed = createApiKeys<Plan>({ store, serverSecret: secret })
 export const handlers: RequestHandler[] = [bearerAuth(keys, { scope: ['a', 'b'] }), idempotencyKey({ required: true })]
+const login: Login = { from: bearer(), use: (_req, _res, next) => next(), signedIn: async (req) => req.headers.cookie !== undefined }
+export const mixed: RequestHandler = anyOf(bearerAuth(keys), login, { signedIn: () => false })
 export const typedHandlers: RequestHandler[] = [bearerAuth(typed), keyRouter(typed)]
 export const router: RequestHandler = keyRouter(keys, { contract: contracts.standard, retryWithoutKey: true })
 /** Options that an application may or may not have. */

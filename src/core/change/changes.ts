@@ -5,6 +5,7 @@ import type { KeyFields, NewKeyFields } from '../input.js'
 import { keyNotFound, keyRevoked } from '../refusals.js'
 import type { MintedSecret, SecretFormat } from '../secret.js'
 import type { Change, Effect } from './change.js'
+import { firstExpiry, type LifetimePolicy, refuseLonger } from './lifetime.js'
 import type { MintedRotationSecret } from './rotation-secret.js'
 
 /** Graces up to this long are counted from the commit: what a COMMIT may take is nothing beside longer ones. */
@@ -24,7 +25,13 @@ export interface RotationPlan {
 }
 
 /** Makes a key. */
-export function creation(format: SecretFormat, fields: NewKeyFields, rotationSecretStart: string | undefined): Change {
+export function creation(
+  settings: LifetimePolicy & { readonly format: SecretFormat },
+  { expiresAt: asked, ...rest }: NewKeyFields,
+  rotationSecretStart: string | undefined,
+): Change {
+  const { format } = settings
+  const fields = { ...rest, expiresAt: asked ?? null }
   return {
     name: 'create',
     target: null,
@@ -34,11 +41,12 @@ export function creation(format: SecretFormat, fields: NewKeyFields, rotationSec
     mintsRotationSecret: rotationSecretStart === undefined ? 'never' : { start: rotationSecretStart },
     fingerprint: { ...fields, ...(rotationSecretStart === undefined ? {} : { rotationSecret: true }) },
     async apply(tx, { caller, now, minted }) {
-      if (fields.expiresAt !== null && fields.expiresAt <= now) {
+      const expiresAt = firstExpiry(settings, asked, now)
+      if (expiresAt !== null && expiresAt <= now) {
         throw new ApiKeyError('invalid_request', 'expiresAt has passed; a key that has expired would never work.')
       }
       const secret = format.mint(format.startFor(fields.environment))
-      const key = newKey({ ...fields, ownerId: fields.ownerId ?? existing(caller).ownerId }, secret, now)
+      const key = newKey({ ...fields, expiresAt, ownerId: fields.ownerId ?? existing(caller).ownerId }, secret, now)
       await tx.insertKey(key)
       await tx.insertGeneration(generationRow(key, secret, now, minted?.hash ?? null))
       return { key, ...secretsOf(secret, minted), events: [{ type: 'key.created', key, details: {} }], waits: false }
@@ -217,7 +225,7 @@ export function revocation(target: string, reason: string | null): Change {
 }
 
 /** Changes what callers may choose about a key. */
-export function alteration(target: string, changes: Partial<KeyFields>): Change {
+export function alteration(policy: LifetimePolicy, target: string, changes: Partial<KeyFields>): Change {
   return {
     name: 'update',
     target,
@@ -227,6 +235,7 @@ export function alteration(target: string, changes: Partial<KeyFields>): Change 
     async apply(tx, { target: old, now }): Promise<Effect> {
       const current = existing(old)
       if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; nothing about it can change any more.')
+      if (changes.expiresAt !== undefined) refuseLonger(policy, changes.expiresAt, current.expiresAt, now)
       const key: KeyRow = { ...current, ...changes, updatedAt: updateTime(current, now) }
       await tx.updateKey(key)
       // The secret before the active one may be in its grace period, and then stands for the same key.

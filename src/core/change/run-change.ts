@@ -8,7 +8,7 @@ import { failureOf } from '../failures.js'
 import type { Recalls } from '../recall/recalls.js'
 import type { SecretFormat } from '../secret.js'
 import { semaphore } from '../semaphore.js'
-import { type Asked, batchedRead } from '../verify/batched-read.js'
+import { batchedRead } from '../verify/batched-read.js'
 import type { Verifier } from '../verify/verifier.js'
 import { type CommittedChange, finisher, graceEnder, unanswered } from './after-commit.js'
 import { authenticator } from './authenticate.js'
@@ -66,7 +66,7 @@ export function changeRunner(parts: RunParts): ChangeRunner {
   const behind = background(report)
   const audit = auditTrail({ ...parts, background: behind })
   const inTurn = semaphore(TRANSACTIONS_AT_ONCE, MAX_QUEUED, 'More commands are waiting for the store than it can carry out.')
-  const readRecord = batchedRead(clock, (ids) => store.replays(ids), { first: () => true, atOnce: REPLAY_READS_AT_ONCE })
+  const readRecord = batchedRead((ids) => store.replays(ids), { first: () => true, atOnce: REPLAY_READS_AT_ONCE })
   const { identify, prove } = authenticator({ ...parts, readRecord })
   const endGrace = graceEnder(parts)
   const { finish, settled } = finisher({ ...parts, background: behind })
@@ -157,13 +157,13 @@ async function untilBeat(clock: Clock, arrivedAt: number): Promise<void> {
 
 async function findRecord(
   clock: Clock,
-  readRecord: (id: string) => Promise<Asked<ReplayAnswer>>,
+  readRecord: (id: string) => Promise<ReplayAnswer>,
   plan: RecordPlan,
 ): Promise<RecordedAnswer | undefined> {
   const askedAt = clock.monotonicMs()
   const answers = await Promise.all(plan.ids.map(readRecord))
   for (const [index, id] of plan.ids.entries()) {
-    const read = answers[index]?.answer
+    const read = answers[index]
     const found = read?.found.find(({ record }) => record.id === id)
     if (read !== undefined && found !== undefined) return { ...found, read, askedAt }
   }

@@ -103,6 +103,11 @@ export class Recalls {
     else if (position.seq > known.position.seq) this.#authority = { ...known, position }
   }
 
+  /** Has the server be known from here on, so that changes two leases later need not wait for that. Never rejects. */
+  async meet(): Promise<void> {
+    await this.#members().catch(this.#parts.report)
+  }
+
   /** Listens for the recalls of others from here on. Whoever never joins is reached by nobody, and may be forgotten without being closed. */
   listen(): void {
     if (this.#closed) return

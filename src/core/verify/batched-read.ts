@@ -1,12 +1,5 @@
 import { ApiKeyError } from '../../errors.js'
 import { nextTurn } from '../../real-time.js'
-import { type Clock, type Instant, instant } from '../clock.js'
-
-/** An answer of the authority, and the instant before it was asked. */
-export interface Asked<Answer> {
-  readonly answer: Answer
-  readonly askedAt: Instant
-}
 
 /** One read of the authority answers for this many names. */
 const BATCH = 100
@@ -16,7 +9,7 @@ const MAX_WAITING = 20_000
 const ANSWERS_A_TURN = 10
 
 interface Waiting<Answer> {
-  resolve(outcome: Asked<Answer>): void
+  resolve(answer: Answer): void
   reject(error: unknown): void
 }
 
@@ -28,13 +21,12 @@ interface Lane<Answer> {
 
 /**
  * Puts names that are asked for at about the same time into one read, those that go `first` before the others: however many strangers are waiting, a client
- * goes with the next read. The instant that a lease counts from is taken right before the read is sent, after every request in it had come in.
+ * goes with the next read. A read is sent after every request in it has come in.
  */
 export function batchedRead<Answer>(
-  clock: Clock,
   read: (names: readonly string[]) => Promise<Answer>,
   { first, atOnce }: { readonly first: (name: string) => boolean; readonly atOnce: number },
-): (name: string) => Promise<Asked<Answer>> {
+): (name: string) => Promise<Answer> {
   const clients: Lane<Answer> = { names: new Map(), waiting: 0 }
   const strangers: Lane<Answer> = { names: new Map(), waiting: 0 }
   let reads = 0
@@ -80,11 +72,10 @@ export function batchedRead<Answer>(
   }
 
   async function send(batch: ReadonlyMap<string, readonly Waiting<Answer>[]>): Promise<void> {
-    const askedAt = instant(clock)
     let tell: (one: Waiting<Answer>) => void
     try {
       const answer = await read([...batch.keys()])
-      tell = ({ resolve }) => resolve({ answer, askedAt })
+      tell = ({ resolve }) => resolve(answer)
     } catch (error) {
       tell = ({ reject }) => reject(error)
     }

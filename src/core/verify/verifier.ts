@@ -64,7 +64,7 @@ export class Verifier {
   readonly #facts: Facts
   readonly #firstUses: FirstUses
   readonly #entries: ReturnType<typeof cacheEntryCodec>
-  readonly #ask: ReturnType<typeof batchedRead<Read>>
+  readonly #read: (digest: string) => Promise<Read>
   readonly #flights = new Map<string, Promise<Told>>()
   /** Which key each digest belongs to, of those that were good when last asked about: for telling a client from a flood. */
   readonly #met = new Map<string, string>()
@@ -98,7 +98,7 @@ export class Verifier {
       inBackground,
     })
     this.#firstUses = firstUses(store, parts.settled, inBackground)
-    this.#ask = batchedRead(clock, (digests) => this.follower.read(digests), {
+    this.#read = batchedRead((digests) => this.follower.read(digests), {
       first: (digest) => this.#met.has(digest),
       atOnce: READS_AT_ONCE,
     })
@@ -187,10 +187,6 @@ export class Verifier {
     if (!entry.used) this.#firstUses.note(digest)
     this.introduce(digest, entry.key.id)
     return this.#facts.hold(digest, entry.key, entry.grace, since, lifeMs)
-  }
-
-  async #read(digest: string): Promise<Read> {
-    return (await this.#ask(digest)).answer
   }
 
   /**

@@ -67,6 +67,15 @@ export const standard: Contract = {
       schema: object({ keys: { type: 'array', items: keySchema }, nextCursor: cursor }),
     },
     {
+      method: 'get',
+      path: '/self',
+      action: 'get',
+      status: 200,
+      success: (key) => ({ key }),
+      summary: 'Get the key that is calling',
+      schema: object({ key: keySchema }),
+    },
+    {
       method: 'post',
       path: '/self/rotate',
       action: 'rotate',
@@ -87,6 +96,16 @@ export const standard: Contract = {
       success: issued,
       summary: 'Rotate a key',
       schema: issuedSchema,
+    },
+    {
+      method: 'post',
+      path: '/self/revoke',
+      action: 'revoke',
+      fields: ['reason'],
+      status: 200,
+      success: changed,
+      summary: 'Revoke the key that is calling, for good',
+      schema: changedSchema,
     },
     {
       method: 'post',

@@ -2,15 +2,14 @@ import type { Request, RequestHandler, Response } from 'express'
 import type { AnyApiKeys } from '../../core/api-keys.js'
 import { type Internals, internalsOf } from '../../core/internals.js'
 import type { ApiKey } from '../../core/key.js'
-import { logError } from '../../core/report.js'
 import { dropOldest } from '../../drop-oldest.js'
-import { ApiKeyError } from '../../errors.js'
 import { integerOption, invalidOption, refuseUnknown } from '../../options.js'
 import { refuse } from '../problem.js'
-import { guardOf } from '../req-api-key.js'
+import { guardOf, unguarded } from '../req-api-key.js'
 import { synchronous } from '../synchronous.js'
 import { rateLimited } from '../verdict.js'
 import { type Bucket, bucketOf } from './route-limits.js'
+import { LONGEST_WINDOW_MS } from './window.js'
 
 /** How many requests a key may make in a stretch of time. */
 export interface KeyLimitOptions {
@@ -27,7 +26,6 @@ export interface KeyLimitOptions {
   name?: string | undefined
 }
 
-const LONGEST_WINDOW_MS = 86_400_000
 /** Counts that are kept: one for each window and limit. A function that returns any number of limits makes no more than these. */
 const MAX_BUCKETS = 1_000
 
@@ -45,9 +43,14 @@ export function keyLimit(keys: AnyApiKeys, limits: KeyLimitOptions | readonly Ke
   if (windows.length === 0) throw invalidOption('keyLimit takes a limit, or a list of at least one.')
 
   return function keyLimit(req, res, next) {
-    const guard = guardOf(req)
-    const { telling, context } = guard ?? { telling: { listener: { report: logError, denied: () => {} } }, context: {} }
-    withinAll(windows, req, res).then(
+    const { telling, context, missing, letsPreflight } = guardOf(req) ?? unguarded('keyLimit')
+    const key = req.apiKey
+    if (key === undefined) {
+      if (letsPreflight(req)) next()
+      else refuse(telling, { req, res, next }, missing(), context)
+      return
+    }
+    withinAll(windows, key, req, res).then(
       () => next(),
       (error: unknown) => refuse(telling, { req, res, next }, error, context),
     )
@@ -55,13 +58,7 @@ export function keyLimit(keys: AnyApiKeys, limits: KeyLimitOptions | readonly Ke
 }
 
 /** Counts a request in each window. Throws `rate_limited` where one has no room; the others then do not count it either. */
-async function withinAll(windows: readonly Window[], req: Request, res: Response): Promise<void> {
-  const key = req.apiKey
-  if (key === undefined) {
-    throw (
-      guardOf(req)?.missing() ?? new ApiKeyError('internal_error', 'keyLimit stands behind no bearerAuth, so there is no key to count for.')
-    )
-  }
+async function withinAll(windows: readonly Window[], key: ApiKey, req: Request, res: Response): Promise<void> {
   const buckets = windows.map((window) => window(key))
   const hits = await Promise.all(buckets.map((bucket) => bucket?.hit(req, res)))
   const refusals = hits.flatMap((hit) => (hit === undefined || hit.within ? [] : [hit.retryAfterSeconds]))

@@ -21,6 +21,8 @@ interface WindowLimit {
   readonly windowMs: number
 }
 
+/** A day. */
+export const LONGEST_WINDOW_MS = 86_400_000
 /** A window has at most this many slots, and one more for the oldest hits, of which some have slid out. */
 const SLOTS = 20
 

@@ -19,6 +19,22 @@ test('P2: an answer can be asked for again until the replay window ends, and not
   await expect(rotate()).rejects.toMatchObject({ code: 'invalid_key' })
 })
 
+test('P1: of two with one Idempotency-Key that both found no record the later one finds it under the lock', async () => {
+  const store = memoryStore()
+  const gate = new Gate()
+  const { replays } = store
+  store.replays = async (ids) => gate.pass(await replays(ids))
+  const keys = createApiKeys({ store, serverSecret: SECRET })
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+  gate.close()
+  const both = [1, 2].map(() => keys.rotate({ as: { secret }, idempotencyKey: 'k' }))
+  await gate.waiting(1)
+  gate.release()
+  const [first, second] = await Promise.all(both)
+  expect([first?.secret, first?.replayed, second?.replayed]).toEqual([second?.secret, false, true])
+  expect((await keys.get(key.id))?.generation).toBe(2)
+})
+
 test('P3: an answer waits for the lease in force and a margin, counted from after COMMIT', async () => {
   const clock = new TestClock()
   const { keys, rotate, commits } = await sharedStore(clock)

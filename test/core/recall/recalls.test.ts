@@ -366,6 +366,23 @@ describe('the store', () => {
     expect(world.data.revocations).toEqual([])
   })
 
+  test('may be met ahead of the first change, which then waits for others only', async () => {
+    const rotator = world.instance()
+    await rotator.recalls.meet()
+    await world.trusted()
+    const settling = rotator.retire()
+    await turns()
+    expect(settling.done).toBe(true)
+    expect(rotator.reported).toEqual([])
+  })
+
+  test('that cannot be met is told of, and hinders nothing', async () => {
+    const members = async () => Promise.reject(new Error('no connection'))
+    const rotator = world.instance({ store: { members } })
+    await rotator.recalls.meet()
+    expect(rotator.reported).toMatchObject([{ message: 'no connection' }])
+  })
+
   test.each([
     ['its identity cannot be read', () => Object.assign(world.data, { server: undefined })],
     ['it was started anew just now', () => Object.assign(world.data, { server: 'server two' })],

@@ -63,19 +63,22 @@ test('what another instance has said of a history that never came is forgotten a
   expect(feed.admits('a', 6)).toBe(true)
 })
 
-test('P3: an answer with a gap, beyond its own end, with another tag at its end, or with another tag where the instance has been is lost', () => {
-  for (const [wrong, from] of [
-    [answer(7, [change(7, 'a')]), 5],
-    [answer(6, [change(6, 'a'), change(7, 'b')]), 5],
-    [{ ...answer(6, [change(6, 'a')]), tag: 'another' }, 5],
-    [{ ...answer(5, []), tag: 'another' }, 5],
-    [answer(7, [{ ...change(6, 'a'), tag: 'another' }, change(7, 'b')]), 5],
-    [{ ...answer(6, []), tagAfter: undefined }, 6],
-  ] as const) {
-    const { feed } = begun(5)
-    feed.take(answer(6, [change(6, 'x')]), at(5), 0)
-    expect(feed.take(wrong, at(from), 0)).toBe('lost')
-  }
+test.each<[string, FeedAnswer, number]>([
+  ['with a gap', { ...answer(8, [change(8, 'a')]), tagAfter: 'tag 6' }, 6],
+  ['that begins with a gap', answer(7, [change(7, 'a')]), 5],
+  ['beyond its own end', answer(6, [change(6, 'a'), change(7, 'b')]), 5],
+  ['with another tag at its end', { ...answer(6, [change(6, 'a')]), tag: 'another' }, 5],
+  ['with another tag at its end, and no change', { ...answer(5, []), tag: 'another' }, 5],
+  ['with another tag where the instance has been', answer(7, [{ ...change(6, 'a'), tag: 'another' }, change(7, 'b')]), 5],
+  ['with another tag where its read was sent from', { ...answer(7, [change(7, 'a')]), tagAfter: 'another' }, 6],
+  ['whose change there was pruned', { ...answer(6, []), tagAfter: undefined }, 6],
+  ['whose change there was pruned, with later ones', { ...answer(7, [change(7, 'a')]), tagAfter: undefined }, 6],
+  ['of a feed that went back', { ...answer(4, []), tagAfter: undefined }, 6],
+  ['of a feed that went back, with the tag that was there', { ...answer(4, []), tagAfter: 'tag 6' }, 6],
+])('P3: an answer %s is lost', (_what, wrong, from) => {
+  const { feed } = begun(5)
+  feed.take(answer(6, [change(6, 'x')]), at(5), 0)
+  expect(feed.take(wrong, at(from), 0)).toBe('lost')
 })
 
 test('an answer that holds the first changes only moves on through them, and says that there is more', () => {

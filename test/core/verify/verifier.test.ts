@@ -58,6 +58,28 @@ test('P3: a wall clock that is set back does not make a lease longer', async () 
   expect(result.ok && result.live()).toBe(false)
 })
 
+test('P3: a wall clock that is set back while the authority answers does not make its answer any younger', async () => {
+  const { authority, table, clock } = await world()
+  authority.beforeAnswer = () => {
+    clock.setWall(-3_600_000)
+    clock.advance(LEASE)
+  }
+  await expect(table.verify(DIGEST)).rejects.toMatchObject({ code: 'store_unavailable', message: expect.stringContaining('too late') })
+})
+
+test('P3: an instance that is closed follows nothing, whatever it was granted', async () => {
+  const { table, clock } = await world()
+  expect(table.follower.isFollowed(clock.monotonicMs(), clock.wallMs())).toBe(true)
+  table.follower.close()
+  expect(table.follower.isFollowed(clock.monotonicMs(), clock.wallMs())).toBe(false)
+})
+
+test('P5: while the authority is away nobody is told that a secret is unknown', async () => {
+  const { authority, table } = await world()
+  authority.down = true
+  await expect(table.verify('a'.repeat(43))).rejects.toThrow('the authority is away')
+})
+
 test('a hundred requests for one cold secret make one read', async () => {
   const { authority, table } = await world()
   const results = await Promise.all(Array.from({ length: 100 }, () => table.verify(DIGEST)))
@@ -224,6 +246,18 @@ test('a lease never outlives its key', async () => {
   expect(await table.verify(DIGEST)).toMatchObject({ ok: true })
   clock.advance(300)
   expect(await table.verify(DIGEST)).toEqual({ ok: false, reason: 'expired' })
+})
+
+test('P3: a fact outlives its key no more where the clock of the store is set back meanwhile', async () => {
+  const { authority, table, clock } = await world()
+  authority.key = { ...authority.key, expiresAt: clock.wallMs() + 300 }
+  const result = await table.verify(DIGEST)
+  authority.offset = -3_600_000
+  await table.follower.poll()
+  clock.advance(299)
+  expect([result.ok && result.live(), table.peek(DIGEST)?.ok]).toEqual([true, true])
+  clock.advance(1)
+  expect([result.ok && result.live(), table.peek(DIGEST)]).toEqual([false, undefined])
 })
 
 test('a key whose expiry is moved is not refused any longer than one lease', async () => {
@@ -983,6 +1017,23 @@ describe('the feed', () => {
     expect(answer).toMatchObject({ ok: true })
     expect(authority.digests.filter((digest) => digest === DIGEST).length).toBeGreaterThan(1)
   })
+
+  test('P3: changes of an answer that was asked for before a start over are no part of the feed that is followed now', async () => {
+    const { authority, table } = await world()
+    authority.commit('x')
+    await table.follower.poll()
+    authority.commit('x')
+    const release = authority.hold()
+    const older = table.follower.read([])
+    await authority.asked()
+    Object.assign(authority, { storeId: 'the restored store' })
+    authority.restore(0)
+    await authority.unheld(() => table.follower.poll().then(() => table.follower.poll()))
+    expect(table.follower.hasSeen({ seq: 0, tag: 'other 0' })).toBe(true)
+    release()
+    expect((await older).continuous).toBe(false)
+    expect([table.follower.hasSeen({ seq: 0, tag: 'other 0' }), table.follower.hasSeen({ seq: 2, tag: 'tag 2' })]).toEqual([true, false])
+  })
 })
 
 describe('an instance that holds no lease', () => {
@@ -1329,6 +1380,14 @@ class FakeAuthority implements Pick<Store, Part> {
       this.#held = undefined
       release()
     }
+  }
+
+  /** Does something whose reads are answered at once, while those from before are still kept back. */
+  async unheld(doing: () => Promise<void>): Promise<void> {
+    const held = this.#held
+    this.#held = undefined
+    await doing()
+    this.#held = held
   }
 
   /** Resolves when a read is under way. */

@@ -146,7 +146,7 @@ test('without a key: 401 behind an optional bearerAuth, 500 where there is none'
   atEnd(() => keys.close())
   const url = await listen(express().get('/', keyLimit(keys, { windowMs: 1_000, limit: 1 }), (_req, res) => void res.json({})))
   expect((await exchange(url, { method: 'GET', path: '/' })).status).toBe(500)
-  expect(said).toHaveBeenCalledWith(expect.stringContaining('keyLimit stands behind no bearerAuth'))
+  expect(said).toHaveBeenCalledWith(expect.stringContaining('no bearerAuth stands before keyLimit'))
   said.mockRestore()
 })
 

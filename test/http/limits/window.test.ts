@@ -58,6 +58,13 @@ test('a window lets in what a log of every instant would, but for the error it s
   )
 })
 
+test('a slot that several hits share lasts until the last of them has slid out', () => {
+  const limit = { max: 21, windowMs: WINDOW_MS }
+  let window = withHit([], limit, 0)
+  window = withHit(slide(window, limit, 40), limit, 40)
+  expect([hitsIn(slide(window, limit, WINDOW_MS + 39)), hitsIn(slide(window, limit, WINDOW_MS + 40))]).toEqual([2, 0])
+})
+
 test('taking a hit back that has slid out takes none from a later window, and none is taken below zero', () => {
   const limit = { max: 3, windowMs: WINDOW_MS }
   let window = withHit([], limit, 0)

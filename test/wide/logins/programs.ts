@@ -1,0 +1,84 @@
+import { execFileSync } from 'node:child_process'
+import { mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { blocksOf, ROOT } from '../../support/documents.js'
+
+const PAGE = 'docs/guides/key-or-session.md'
+const FOLDER = join(ROOT, '.tmp/logins')
+
+/** What the blocks of the page take for granted: three logins, and who can use them. */
+const SCENE = `
+import { generateKeyPairSync } from 'node:crypto'
+import { once } from 'node:events'
+import type { AddressInfo } from 'node:net'
+import express, { type Express } from 'express'
+import { anyOf, type ApiKeys, bearer, bearerAuth, createApiKeys, type Login, memoryStore } from 'express-api-keys'
+import jwt from 'jsonwebtoken'
+import passport from 'passport'
+import { Strategy as BearerStrategy } from 'passport-http-bearer'
+import { Strategy as LocalStrategy } from 'passport-local'
+export { anyOf, bearer, bearerAuth }
+export type { Login }
+export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret: 'the-secret-of-the-documents-0123456789' })
+export const secret: string = (await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })).secret
+export const app: Express = express()
+export const sessionSecret: string = 'the-secret-of-the-sessions'
+const pair = generateKeyPairSync('rsa', { modulusLength: 2048 })
+export const publicKeyPem: string = pair.publicKey.export({ type: 'spki', format: 'pem' }).toString()
+export const token: string = jwt.sign({}, pair.privateKey, { algorithm: 'RS256', audience: 'reports', subject: 'bob', expiresIn: '5m' })
+passport.serializeUser((user, done) => done(null, user))
+passport.deserializeUser((user: string, done) => done(null, user))
+passport.use(new LocalStrategy((name, _password, done) => done(null, name)))
+passport.use(new BearerStrategy((token, done) => done(null, token === 'token-of-carol' && 'carol')))
+/** Listens, and says where. */
+export async function listening(): Promise<{ url: string; close(): void }> {
+  const server = app.use(express.json()).listen(0)
+  await once(server, 'listening')
+  return { url: \`http://127.0.0.1:\${(server.address() as AddressInfo).port}\`, close: () => server.close() }
+}
+/** The cookie of alice. */
+export async function signIn(url: string): Promise<string> {
+  const { headers } = await fetch(\`\${url}/login?username=alice&password=x\`, { method: 'POST' })
+  return headers.getSetCookie().map((cookie) => cookie.split(';')[0]).join('; ')
+}
+`
+const NAMES = ['anyOf', 'app', 'bearer', 'bearerAuth', 'keys', 'listening', 'publicKeyPem', 'secret', 'sessionSecret', 'signIn', 'token']
+
+/** As in an application: what is declared need not be used. */
+const RELAXED = { noUnusedLocals: false, isolatedDeclarations: false, declaration: false, types: ['node'] }
+
+/** What the programs of the page print, and what they say that they print. */
+export function ranPrograms(): { readonly prints: string; readonly says: string }[] {
+  rmSync(FOLDER, { recursive: true, force: true })
+  mkdirSync(FOLDER, { recursive: true })
+  symlinkSync(join(ROOT, 'test/wide/node_modules'), join(FOLDER, 'node_modules'))
+  writeFileSync(join(FOLDER, 'package.json'), '{ "type": "module" }')
+  writeFileSync(join(FOLDER, 'scene.ts'), SCENE)
+  const programs = blocksOf(PAGE).filter(({ language }) => language === 'ts')
+  programs.forEach(({ code }, index) => {
+    const given = NAMES.filter((name) => new RegExp(`\\b${name}\\b`).test(code))
+    writeFileSync(
+      join(FOLDER, `${index}.ts`),
+      `import { ${given.join(', ')}, type Login } from './scene.js'\n${code}\nprocess.exit()\nexport {}\n`,
+    )
+  })
+  writeFileSync(
+    join(FOLDER, 'tsconfig.json'),
+    JSON.stringify({ extends: '../../tsconfig.json', compilerOptions: RELAXED, include: ['*.ts'] }),
+  )
+  node([join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', FOLDER])
+  return programs.map(({ code }, index) => ({
+    prints: node(['--import', 'tsx', `${index}.ts`]).trimEnd(),
+    says: [...code.matchAll(/^.*console\.log\(.*\) \/\/ (.+)$/gm)].map(([, text]) => text).join('\n'),
+  }))
+}
+
+function node(args: string[]): string {
+  try {
+    const env = { ...process.env, TSX_TSCONFIG_PATH: join(FOLDER, 'tsconfig.json') }
+    return execFileSync(process.execPath, args, { cwd: FOLDER, encoding: 'utf8', env, stdio: ['ignore', 'pipe', 'pipe'] })
+  } catch (error) {
+    const { stdout, stderr } = error as { stdout?: string; stderr?: string }
+    throw new Error(`${args.join(' ')}: ${stdout}${stderr}`)
+  }
+}
