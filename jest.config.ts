@@ -38,8 +38,15 @@ const config: Config = {
     '<rootDir>/test/wide/',
     ...(asked || process.env.LONG_TESTS !== undefined ? [] : LONG.map((name) => `<rootDir>/test/${name}.test.ts`)),
   ],
+  // jose is published as modules only, which Jest does not load as they are.
+  transformIgnorePatterns: ['/node_modules/(?!jose/)'],
   // swc checks no types; `npm run typecheck` does.
-  transform: { '^.+\\.ts$': ['@swc/jest', { jsc: { target: 'es2023', parser: { syntax: 'typescript' } }, module: { type: 'commonjs' } }] },
+  transform: {
+    '^.+\\.ts$|/jose/.+\\.js$': [
+      '@swc/jest',
+      { jsc: { target: 'es2023', parser: { syntax: 'typescript' } }, module: { type: 'commonjs' } },
+    ],
+  },
   moduleNameMapper: {
     ...Object.fromEntries(Object.entries(tsconfig.compilerOptions.paths).map(([name, [file]]) => [`^${name}$`, `<rootDir>/${file}`])),
     '^(\\.{1,2}/.*)\\.js$': '$1',

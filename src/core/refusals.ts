@@ -16,3 +16,7 @@ export function keyNotFound(): ApiKeyError {
 export function keyRevoked(): ApiKeyError {
   return new ApiKeyError('key_revoked', 'The key is revoked; a revoked key cannot be rotated.')
 }
+
+export function operatorsUnavailable(cause: unknown): ApiKeyError {
+  return new ApiKeyError('operators_unavailable', 'At the moment it cannot be found out who is asking.', { cause })
+}

@@ -1,32 +1,18 @@
 import { createPublicKey, createSecretKey, KeyObject } from 'node:crypto'
+import type { JWTVerifyGetKey } from 'jose'
 import jwt, { type JwtHeader } from 'jsonwebtoken'
 import type { Operator } from '../core/api-keys.js'
+import { operatorsUnavailable } from '../core/refusals.js'
 import { ApiKeyError } from '../errors.js'
 import { integerOption, refuseUnknown } from '../options.js'
-import { verifiedEd25519 } from './ed25519.js'
-import { type IssuersKey, jwkSet, jwksUrlOption } from './jwk-set.js'
 import { type ClaimName, type ClaimsReading, claimOption, operatorOf } from './jwt-claims.js'
 
 export type { ClaimName } from './jwt-claims.js'
 
 /** Authenticates operators by their access tokens. */
 export interface Operators {
-  /**
-   * `tell` hears of trouble that did not keep the token from being checked, such as an issuer that is away for a while.
-   *
-   * @throws ApiKeyError `invalid_key` if the token is not good, and `operators_unavailable` if that cannot be found out. A promise rejects with them.
-   */
-  authenticate(token: string, tell?: (trouble: ApiKeyError) => void): Operator | Promise<Operator>
-}
-
-/** The same by keys that are at hand. */
-export interface KnownKeyOperators extends Operators {
-  authenticate(token: string): Operator
-}
-
-/** The same by keys that the issuer publishes. */
-export interface PublishedKeyOperators extends Operators {
-  authenticate(token: string, tell?: (trouble: ApiKeyError) => void): Promise<Operator>
+  /** @throws ApiKeyError `invalid_key` if the token is not good, and `operators_unavailable` if that cannot be found out. A promise rejects with them. */
+  authenticate(token: string): Operator | Promise<Operator>
 }
 
 export interface OperatorJwtOptions {
@@ -41,8 +27,8 @@ export interface OperatorJwtOptions {
   /** Keys by their `kid`, which every token must then name. Add the next key before it signs, and remove an old one once its tokens have expired. */
   keys?: { readonly [kid: string]: OperatorKey } | undefined
   /**
-   * Where the issuer publishes its public keys (RFC 7517 §5), `https:`. Every token must name one by its `kid`. They are kept for 10 minutes, read again for a
-   * `kid` that is not among them, and used for an hour at most while the issuer is away.
+   * Where the issuer publishes its public keys (RFC 7517 §5), `https:`. They are kept for 10 minutes, and read again for a `kid` that is not among them, at most
+   * once in 30 seconds. While they cannot be read, a token that needs them is answered with 503.
    */
   jwksUrl?: string | undefined
   /** The claim with the scopes: a text with spaces between them, or a list. Default `scope`. */
@@ -89,67 +75,89 @@ const OPTIONS: readonly (keyof OperatorJwtOptions)[] = [
  * @throws ApiKeyError `invalid_option` if a key does not fit the algorithms, or anything is missing or unknown.
  * @see RFC 8725 (JWT best current practices), RFC 9068 (the profile of access tokens)
  */
-export function operatorJwt(options: OperatorJwtOptions & { readonly jwksUrl: string }): PublishedKeyOperators
-export function operatorJwt(options: OperatorJwtOptions & { readonly jwksUrl?: undefined }): KnownKeyOperators
-export function operatorJwt(options: OperatorJwtOptions): Operators
 export function operatorJwt(options: OperatorJwtOptions): Operators {
   refuseUnknown(options, OPTIONS, 'operatorJwt')
   const given = [options.key, options.keys, options.jwksUrl].filter((one) => one !== undefined)
   if (given.length !== 1) throw badOption('Give either key, or keys by their kid, or jwksUrl.')
-  const check = checkOf(options)
-  if (options.jwksUrl !== undefined) {
-    const published = jwkSet(jwksUrlOption(options.jwksUrl))
-    return {
-      async authenticate(token, tell) {
-        const header = headerOf(token)
-        if (header === undefined || !check.takes(header.alg) || typeof header.kid !== 'string') throw unknownKey()
-        const fitting = (await published.named(header.kid, tell)).find((one) => fits(one, header.alg))
-        return check.operator(token, fitting?.key)
-      },
-    }
-  }
+  const checks = checksOf(options)
+  if (options.jwksUrl !== undefined) return throughJose(checks, publishedKeys(jwksUrlOption(options.jwksUrl)))
   const keyFor = keysOf(options)
+  if (familyOf(options.algorithms[0] ?? '')?.keyType === 'ed25519')
+    return throughJose(checks, async () => async (header) => held(keyFor(header)))
   return {
     authenticate(token) {
       const header = headerOf(token)
-      return check.operator(token, header && keyFor(header))
+      return operatorOf(verified(token, held(header && keyFor(header)), checks), checks.reading)
     },
   }
 }
 
 /** What is the same for every token, wherever its key is from. */
-interface Check {
-  takes(algorithm: string): boolean
-  operator(token: string, key: KeyObject | undefined): Operator
+interface Checks {
+  readonly reading: ClaimsReading
+  readonly audience: [string, ...string[]]
+  readonly algorithms: string[]
 }
 
-function checkOf(options: OperatorJwtOptions): Check {
-  const reading = readingOf(options)
-  const { issuer } = reading
-  const audience = audiencesOf(options.audience)
-  const algorithms = algorithmsOf(options)
-  const tolerance = reading.clockToleranceMs / 1_000
+function checksOf(options: OperatorJwtOptions): Checks {
+  return { reading: readingOf(options), audience: audiencesOf(options.audience), algorithms: algorithmsOf(options) }
+}
 
+function verified(token: string, key: KeyObject, { reading, audience, algorithms }: Checks): object {
+  const clockTolerance = reading.clockToleranceMs / 1_000
+  try {
+    const payload = jwt.verify(token, key, { algorithms: algorithms as jwt.Algorithm[], issuer: reading.issuer, audience, clockTolerance })
+    if (typeof payload === 'object') return payload
+  } catch {
+    // Neither the library's message nor its cause, since both quote the token.
+  }
+  throw notValid()
+}
+
+/** By jose, which knows published keys and Ed25519. It is loaded at the first token, by those who need it only. */
+function throughJose({ reading, audience, algorithms }: Checks, keysBy: () => Promise<JWTVerifyGetKey>): Operators {
+  let keys: Promise<JWTVerifyGetKey> | undefined
   return {
-    takes: (algorithm) => (algorithms as readonly string[]).includes(algorithm),
-    operator(token, key) {
-      if (key === undefined) throw unknownKey()
-      return operatorOf(verified(token, key), reading)
+    async authenticate(token) {
+      const { jwtVerify } = await import('jose')
+      keys ??= keysBy()
+      const how = { algorithms, issuer: reading.issuer, audience, clockTolerance: reading.clockToleranceMs / 1_000 }
+      const { payload } = await jwtVerify(token, await keys, how).catch((error: unknown) => {
+        if (error instanceof ApiKeyError) throw error
+        throw isOfToken(error) ? notValid() : operatorsUnavailable(error)
+      })
+      return operatorOf(payload, reading)
     },
   }
+}
 
-  function verified(token: string, key: KeyObject): object {
-    try {
-      const payload =
-        key.asymmetricKeyType === 'ed25519'
-          ? verifiedEd25519(token, key, { issuer, audience, algorithms, clockTolerance: tolerance })
-          : jwt.verify(token, key, { algorithms, issuer, audience, clockTolerance: tolerance })
-      if (typeof payload === 'object') return payload
-    } catch {
-      // Neither the library's message nor its cause, since both quote the token.
-    }
-    throw refused('The access token is not valid.')
+/** The issuer has this long to answer with its keys: less than `operators` may take. */
+const KEYS_TIMEOUT_MS = 4_000
+
+function publishedKeys(url: URL): () => Promise<JWTVerifyGetKey> {
+  return async () => (await import('jose')).createRemoteJWKSet(url, { timeoutDuration: KEYS_TIMEOUT_MS })
+}
+
+/** The option `jwksUrl`, checked. */
+function jwksUrlOption(address: unknown): URL {
+  const url = typeof address === 'string' && URL.canParse(address) ? new URL(address) : undefined
+  if (url === undefined || url.username !== '' || url.password !== '' || url.hash !== '') {
+    throw badOption('jwksUrl must be an address such as "https://id.example/.well-known/jwks.json".')
   }
+  // Whoever can change the keys on their way decides who is an operator.
+  const isLocal = ['localhost', '127.0.0.1', '[::1]'].includes(url.hostname)
+  if (url.protocol !== 'https:' && !(url.protocol === 'http:' && isLocal)) {
+    throw badOption('jwksUrl must be an https: address. http: is for this machine only.')
+  }
+  return url
+}
+
+const OF_TOKEN = ['ERR_JOSE_ALG_NOT_ALLOWED', 'ERR_JOSE_NOT_SUPPORTED', 'ERR_JWKS_NO_MATCHING_KEY', 'ERR_JWKS_MULTIPLE_MATCHING_KEYS']
+
+/** Whether an error of jose is about the token, and not about getting the keys. */
+function isOfToken(error: unknown): boolean {
+  const { code } = error as { code?: unknown }
+  return typeof code === 'string' && (/^ERR_JW[TS]_/.test(code) || OF_TOKEN.includes(code))
 }
 
 function readingOf(options: OperatorJwtOptions): ClaimsReading {
@@ -173,7 +181,7 @@ function audiencesOf(audience: OperatorJwtOptions['audience']): [string, ...stri
   return [first, ...more] as [string, ...string[]]
 }
 
-function algorithmsOf({ algorithms, jwksUrl }: OperatorJwtOptions): jwt.Algorithm[] {
+function algorithmsOf({ algorithms, jwksUrl }: OperatorJwtOptions): string[] {
   const families = new Set(Array.isArray(algorithms) ? algorithms.map(familyOf) : [])
   const one = families.size === 1 || (jwksUrl !== undefined && families.size > 1)
   if (!one || families.has(undefined)) {
@@ -182,8 +190,7 @@ function algorithmsOf({ algorithms, jwksUrl }: OperatorJwtOptions): jwt.Algorith
   if (jwksUrl !== undefined && [...families].some((family) => family?.keyType === 'secret')) {
     throw badOption('Nobody publishes a shared secret: with jwksUrl, algorithms must be those of public keys, such as RS256.')
   }
-  // The two of Ed25519 never reach jsonwebtoken.
-  return [...algorithms] as jwt.Algorithm[]
+  return [...algorithms]
 }
 
 function familyOf(algorithm: string): Family | undefined {
@@ -191,7 +198,7 @@ function familyOf(algorithm: string): Family | undefined {
 }
 
 /** Finds the key of a token among those that were given. */
-function keysOf(options: OperatorJwtOptions): (header: JwtHeader) => KeyObject | undefined {
+function keysOf(options: OperatorJwtOptions): (header: { readonly kid?: string | undefined }) => KeyObject | undefined {
   const keyType = familyOf(options.algorithms[0] ?? '')?.keyType ?? ''
   const only = options.key === undefined ? undefined : keyObject(options.key, keyType)
   const byKid = new Map(Object.entries(options.keys ?? {}).map(([kid, key]) => [kid, keyObject(key, keyType)]))
@@ -207,14 +214,6 @@ function headerOf(token: string): JwtHeader | undefined {
   } catch {
     return undefined
   }
-}
-
-/** Whether a published key is for this algorithm. */
-function fits({ key, alg }: IssuersKey, algorithm: string): boolean {
-  const family = familyOf(algorithm)
-  // Ed25519 has two names.
-  const named = alg === undefined || alg === algorithm || (family?.keyType === 'ed25519' && family.algorithms.includes(alg))
-  return named && key.asymmetricKeyType === family?.keyType
 }
 
 /** A key of the kind that the algorithms need: a public key must never pass for a shared secret. */
@@ -237,8 +236,13 @@ function keyObject(key: OperatorKey, keyType: string): KeyObject {
   return made
 }
 
-function unknownKey(): ApiKeyError {
-  return refused('The token does not name a known key.')
+function held(key: KeyObject | undefined): KeyObject {
+  if (key === undefined) throw refused('The token does not name a known key.')
+  return key
+}
+
+function notValid(): ApiKeyError {
+  return refused('The access token is not valid.')
 }
 
 function refused(message: string): ApiKeyError {

@@ -2,7 +2,7 @@ import type { Request } from 'express'
 import { isOperator } from '../core/actor.js'
 import type { Operator } from '../core/api-keys.js'
 import type { Internals } from '../core/internals.js'
-import { invalidKey } from '../core/refusals.js'
+import { invalidKey, operatorsUnavailable } from '../core/refusals.js'
 import { ApiKeyError } from '../errors.js'
 import { inTime } from '../in-time.js'
 import { invalidOption, refuseUnknown } from '../options.js'
@@ -71,7 +71,7 @@ function tokenDesk(operators: Operators, internals: Internals): OperatorDesk {
     ask(_req, token) {
       if (token === undefined) return undefined
       const missing = new TypeError('authenticate() must return an operator or throw.')
-      return named(internals, 'authenticate()', () => operators.authenticate(token, (trouble) => internals.report(trouble)), missing)
+      return named(internals, 'authenticate()', () => operators.authenticate(token), missing)
     },
   }
 }
@@ -105,14 +105,10 @@ function named(
 
   function failed(error: unknown): never {
     // Nothing of the application's own error goes to a client. A 500 is reported where it is answered.
-    const known = error instanceof ApiKeyError ? error : unavailable(error)
+    const known = error instanceof ApiKeyError ? error : operatorsUnavailable(error)
     if (known.status > 500) internals.report(known)
     throw known
   }
-}
-
-function unavailable(cause: unknown): ApiKeyError {
-  return new ApiKeyError('operators_unavailable', 'At the moment it cannot be found out who is asking.', { cause })
 }
 
 /** A copy of the operator that the application named, so that it is still the same when it is looked at again. Throws where it is none. */

@@ -1,5 +1,6 @@
 import { createHmac, generateKeyPairSync, sign as signBytes } from 'node:crypto'
-import { type OperatorJwtOptions, operatorJwt } from 'express-api-keys/jwt'
+import type { Operator } from 'express-api-keys'
+import { type OperatorJwtOptions, operatorJwt as operatorsBy } from 'express-api-keys/jwt'
 import jwt from 'jsonwebtoken'
 
 const ec = generateKeyPairSync('ec', { namedCurve: 'P-256' })
@@ -8,7 +9,7 @@ const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 })
 const pem = ec.publicKey.export({ type: 'spki', format: 'pem' }) as string
 const SHARED = 'a-shared-secret-of-at-least-32-bytes'
 
-const OPTIONS: OperatorJwtOptions & { jwksUrl?: undefined } = {
+const OPTIONS: OperatorJwtOptions = {
   issuer: 'https://id.example',
   audience: 'keys',
   algorithms: ['ES256'],
@@ -20,6 +21,11 @@ const now = (): number => Math.floor(Date.now() / 1_000)
 function sign(claims: object, options: jwt.SignOptions = {}, key: jwt.Secret = ec.privateKey): string {
   const given = Object.entries({ exp: now() + 300, ...CLAIMS, ...claims }).filter(([, value]) => value !== undefined)
   return jwt.sign(Object.fromEntries(given), key, { algorithm: 'ES256', keyid: 'a', ...options })
+}
+
+/** Operators by keys that are at hand, which are authenticated at once. */
+function operatorJwt(options: OperatorJwtOptions): { authenticate(token: string): Operator } {
+  return operatorsBy(options) as { authenticate(token: string): Operator }
 }
 
 /** A token put together by hand: header, claims, signature. */
