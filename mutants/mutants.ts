@@ -28,14 +28,10 @@ const GROUPS: { readonly [name: string]: Group } = {
     mutate: ['src/core/change/replay-seal.ts', 'src/core/keyed-hash.ts'],
     tests: ['test/core/change/replay-seal.test.ts', 'test/core/keyed-hash.test.ts'],
   },
-  feed: {
-    mutate: ['src/core/verify/feed.ts', 'src/core/verify/follower.ts', 'src/core/verify/membership.ts', 'src/core/clock.ts'],
-    tests: [
-      'test/core/verify/feed.test.ts',
-      'test/core/verify/verifier.test.ts',
-      'test/core/verify/watching.test.ts',
-      'test/core/clock.test.ts',
-    ],
+  feed: { mutate: ['src/core/verify/feed.ts'], tests: ['test/core/verify/feed.test.ts'] },
+  follower: {
+    mutate: ['src/core/verify/follower.ts', 'src/core/verify/membership.ts', 'src/core/clock.ts'],
+    tests: ['test/core/verify/verifier.test.ts', 'test/core/verify/watching.test.ts', 'test/core/clock.test.ts'],
   },
   facts: {
     mutate: [

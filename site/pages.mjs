@@ -27,6 +27,8 @@ export const sections = [
       ['Scopes and delegation', 'docs/guides/scopes.md'],
       ['Operators with a JWT', 'docs/guides/operators.md'],
       ['What a key can ask about itself', 'docs/guides/own-key.md'],
+      ['Users manage their keys', 'docs/guides/users-manage-their-keys.md'],
+      ['JWT from Auth0, Keycloak, …', 'docs/guides/jwt-issuers.md'],
       ['Typed metadata', 'docs/guides/metadata.md'],
       ['Check without HTTP', 'docs/guides/verify.md'],
       ['Events', 'docs/guides/events.md'],

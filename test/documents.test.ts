@@ -11,6 +11,7 @@ const FOLDER = join(ROOT, '.tmp/documents')
 const HELD_ELSEWHERE: { readonly [page: string]: string } = {
   'docs/clients.md': 'test/clients-page.test.ts',
   'docs/guides/key-or-session.md': 'test/wide/logins/programs.ts',
+  'docs/guides/users-manage-their-keys.md': 'test/wide/logins/programs.ts',
   'docs/guides/orms.md': 'test/wide/orms/application.ts',
 }
 

@@ -27,7 +27,7 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^core\//,
     /^(cache\/cache|store\/store)\.ts$/,
     /^(errors|options|real-time|in-time|drop-oldest)\.ts$/,
-    /^(express|express-rate-limit|jsonwebtoken)$/,
+    /^(express|express-rate-limit|jsonwebtoken|jose)$/,
     /^node:(http|net|crypto|util|zlib)$/,
   ],
   testing: [
@@ -58,6 +58,7 @@ test.each([
   ['ioredis', /^cache\/redis\//],
   ['express-rate-limit', /^http\/limits\//],
   ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
+  ['jose', /^http\/operator-jwt\.ts$/],
 ])('%s appears only where it belongs', (name, where) => {
   const users = files.filter((file) => importsOf(file).includes(name))
   expect(users.length).toBeGreaterThan(0)

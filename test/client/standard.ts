@@ -386,7 +386,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured */
+            /** @description store_unavailable, store_misconfigured, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -583,13 +583,13 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope */
+            /** @description insufficient_scope, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
-                    "WWW-Authenticate": string;
+                    "WWW-Authenticate"?: string;
                     /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
@@ -762,7 +762,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -968,7 +968,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured */
+            /** @description store_unavailable, store_misconfigured, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -1160,7 +1160,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description rotation_secret_not_configured, rotation_secret_required */
+            /** @description rotation_secret_not_configured, rotation_secret_required, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -1337,7 +1337,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -1534,7 +1534,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope, rotation_secret_not_configured, rotation_secret_required */
+            /** @description insufficient_scope, rotation_secret_not_configured, rotation_secret_required, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -1738,7 +1738,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -1921,6 +1921,31 @@ export interface operations {
                     };
                 };
             };
+            /** @description cross_origin */
+            403: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
             /** @description idempotency_key_spent, secret_in_grace */
             409: {
                 headers: {
@@ -2073,7 +2098,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -2259,13 +2284,13 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope */
+            /** @description insufficient_scope, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
-                    "WWW-Authenticate": string;
+                    "WWW-Authenticate"?: string;
                     /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
@@ -2463,7 +2488,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -2698,7 +2723,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured */
+            /** @description store_unavailable, store_misconfigured, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -2953,7 +2978,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured */
+            /** @description store_unavailable, store_misconfigured, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -3143,13 +3168,13 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope */
+            /** @description insufficient_scope, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
-                    "WWW-Authenticate": string;
+                    "WWW-Authenticate"?: string;
                     /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
                     RateLimit?: string;
                     /** @description The limit (`q`) and its window in seconds (`w`). */
@@ -3347,7 +3372,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description store_unavailable, store_misconfigured, outcome_unknown */
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
             503: {
                 headers: {
                     /** @description Answers must not be cached. */

@@ -116,6 +116,7 @@ test('contracts.standard answers with what its document describes, and its docum
     await send({ ...sent, path: `${sent.path}?x=1`, idempotencyKey })
     await send({ ...sent, idempotencyKey: '' })
     await send({ ...sent, secret: undefined })
+    await send({ ...sent, secret: undefined, headers: ['Sec-Fetch-Site', 'cross-site'] })
     await send({ ...sent, secret: 'a b' })
     await send({ ...sent, secret: sent.path === '/self/rotate' ? guarded.secret : id === 'self' ? (await create()).secret : weak.secret })
     await send({ ...sent, body: { name: 'x'.repeat(20_000) } })
@@ -174,7 +175,10 @@ test.each(['', '/', '/v2', '/v2/'])('a document for a router at "%s" has paths t
 /** A contract over a store that can be made to fail, and what was seen of it. */
 async function scene(contract: Contract, options: Partial<ApiKeysOptions> = {}, now: () => number = Date.now): Promise<Scene> {
   const store = memoryStore({ now })
-  const here = await serveContract(contract, store, { ...options, trustProxy: true, failuresPerMinute: 5 })
+  const here = await serveContract(contract, store, {
+    ...{ ...options, trustProxy: true, failuresPerMinute: 5 },
+    ...(contract.operators === true ? { operators: () => undefined } : {}),
+  })
   const elsewhere = await serveContract(contract, memoryStore(), options)
   const strangers: string[] = []
   for (let i = 0; i < 7; i++) strangers.push((await elsewhere.keys.create({ as: 'application', ownerId: 'other', name: 'n' })).secret)

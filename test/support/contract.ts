@@ -7,6 +7,7 @@ import {
   createApiKeys,
   keyRouter,
   memoryStore,
+  type OperatorOf,
   type Operators,
   openApiDocument,
   type Store,
@@ -65,7 +66,12 @@ export async function serveContract(
     failuresPerMinute = 300,
     trustProxy,
     ...options
-  }: Partial<ApiKeysOptions> & { operators?: Operators; limits?: boolean; failuresPerMinute?: number | false; trustProxy?: boolean } = {},
+  }: Partial<ApiKeysOptions> & {
+    operators?: Operators | OperatorOf
+    limits?: boolean
+    failuresPerMinute?: number | false
+    trustProxy?: boolean
+  } = {},
 ): Promise<Serving> {
   const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 60, onError: () => {}, ...options })
   await keys.migrate()

@@ -212,8 +212,8 @@ test('http-errors knows the errors that are handed to the application, and what 
   ])
 })
 
-test('every program of the page about logins prints what it says', () => {
+test('every program of the pages about logins prints what it says', () => {
   const programs = ranPrograms()
-  expect(programs.length).toBe(3)
+  expect(programs.length).toBe(5)
   for (const { prints, says } of programs) expect(prints).toBe(says)
 })

@@ -3,21 +3,21 @@ import { mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { blocksOf, ROOT } from '../../support/documents.js'
 
-const PAGE = 'docs/guides/key-or-session.md'
+const PAGES = ['docs/guides/key-or-session.md', 'docs/guides/users-manage-their-keys.md']
 const FOLDER = join(ROOT, '.tmp/logins')
 
-/** What the blocks of the page take for granted: three logins, and who can use them. */
+/** What the blocks of the pages take for granted: three logins, and who can use them. */
 const SCENE = `
 import { generateKeyPairSync } from 'node:crypto'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import express, { type Express } from 'express'
-import { anyOf, type ApiKeys, bearer, bearerAuth, createApiKeys, type Login, memoryStore } from 'express-api-keys'
+import { anyOf, type ApiKeys, bearer, bearerAuth, createApiKeys, keyRouter, type Login, memoryStore } from 'express-api-keys'
 import jwt from 'jsonwebtoken'
 import passport from 'passport'
 import { Strategy as BearerStrategy } from 'passport-http-bearer'
 import { Strategy as LocalStrategy } from 'passport-local'
-export { anyOf, bearer, bearerAuth }
+export { anyOf, bearer, bearerAuth, keyRouter }
 export type { Login }
 export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret: 'the-secret-of-the-documents-0123456789' })
 export const secret: string = (await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })).secret
@@ -42,19 +42,32 @@ export async function signIn(url: string): Promise<string> {
   return headers.getSetCookie().map((cookie) => cookie.split(';')[0]).join('; ')
 }
 `
-const NAMES = ['anyOf', 'app', 'bearer', 'bearerAuth', 'keys', 'listening', 'publicKeyPem', 'secret', 'sessionSecret', 'signIn', 'token']
+const NAMES = [
+  'anyOf',
+  'app',
+  'bearer',
+  'bearerAuth',
+  'keyRouter',
+  'keys',
+  'listening',
+  'publicKeyPem',
+  'secret',
+  'sessionSecret',
+  'signIn',
+  'token',
+]
 
 /** As in an application: what is declared need not be used. */
 const RELAXED = { noUnusedLocals: false, isolatedDeclarations: false, declaration: false, types: ['node'] }
 
-/** What the programs of the page print, and what they say that they print. */
+/** What the programs of the pages print, and what they say that they print. */
 export function ranPrograms(): { readonly prints: string; readonly says: string }[] {
   rmSync(FOLDER, { recursive: true, force: true })
   mkdirSync(FOLDER, { recursive: true })
   symlinkSync(join(ROOT, 'test/wide/node_modules'), join(FOLDER, 'node_modules'))
   writeFileSync(join(FOLDER, 'package.json'), '{ "type": "module" }')
   writeFileSync(join(FOLDER, 'scene.ts'), SCENE)
-  const programs = blocksOf(PAGE).filter(({ language }) => language === 'ts')
+  const programs = PAGES.flatMap(blocksOf).filter(({ language }) => language === 'ts')
   programs.forEach(({ code }, index) => {
     const given = NAMES.filter((name) => new RegExp(`\\b${name}\\b`).test(code))
     writeFileSync(
