@@ -41,6 +41,26 @@ export interface ApiKey<Metadata extends object = JsonObject> {
  */
 export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
 
+/** Which keys `list()` shows. Each filter narrows it further. */
+export interface KeyQuery {
+  /** The keys of one owner. Left out, of all owners; refused when it is there and undefined. */
+  ownerId?: string
+  /** `expired` is a key past its expiry that nobody revoked. */
+  status?: 'active' | 'expired' | 'revoked'
+  environment?: Environment
+  /** Keys that expire before this instant, or already have. Keys that never expire are not among them. */
+  expiresBefore?: string | Date
+  /** Keys last used before this instant. A key that was never used counts from when it was created. */
+  lastUsedBefore?: string | Date
+  /** Text anywhere in the name. The letters A to Z match in either case, and nothing is a wildcard. */
+  name?: string
+  /** The last four characters of the active secret. */
+  last4?: string
+  cursor?: string
+  /** 1 to 100, default 50. */
+  limit?: number
+}
+
 /** What may be given as metadata: any object of JSON, an interface too, unless the application named a type of its own. */
 export type MetadataInput<Metadata extends object> = JsonObject extends Metadata ? object : Metadata
 

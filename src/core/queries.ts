@@ -1,7 +1,7 @@
 import { refuseUnknown } from '../options.js'
 import type { KeyRow, Store } from '../store/store.js'
 import type { ApiKeys } from './api-keys.js'
-import { cursorOf, keyId, ownerText, pageLimit, positionOf } from './input.js'
+import { cursorOf, keyFilters, keyId, ownerText, pageLimit, positionOf } from './input.js'
 import { apiKey, keyEvent, type Page } from './key.js'
 
 /** Reads keys and their audit trails. Nothing here goes by a lease. */
@@ -13,9 +13,11 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
     },
 
     async list(query) {
-      refuseUnknown(query, ['ownerId', 'cursor', 'limit'], 'list', 'invalid_request')
-      const size = pageLimit(query.limit)
-      const rows = await store.keys({ ownerId: ownerText(query.ownerId), after: positionOf(query.cursor), limit: size + 1 })
+      const filters = keyFilters(query)
+      const { cursor, limit } = query
+      const size = pageLimit(limit)
+      const chosen = { ...ownerPart(query), ...filters }
+      const rows = await store.keys({ ...chosen, after: positionOf(cursor), limit: size + 1 })
       return page(rows, size, apiKey, ({ createdAt, id }) => ({ at: createdAt, id }))
     },
 
@@ -45,6 +47,11 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
 /** An `ownerId` that is present and undefined is refused: the boundary between owners must not depend on a value that was lost. */
 function ownerFilter(scope: { readonly ownerId?: string }): string | undefined {
   return 'ownerId' in scope ? ownerText(scope.ownerId) : undefined
+}
+
+function ownerPart(query: { readonly ownerId?: string }): { readonly ownerId?: string } {
+  const ownerId = ownerFilter(query)
+  return ownerId === undefined ? {} : { ownerId }
 }
 
 function page<Row, Item>(
