@@ -178,6 +178,18 @@ export interface operations {
                 limit?: number;
                 /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
+                /** @description Keys with this status. `expired` is past its expiry and not revoked. */
+                status?: "active" | "expired" | "revoked";
+                /** @description Keys of this environment. */
+                environment?: "live" | "test";
+                /** @description Keys that expire before this instant, or already have. Keys that never expire are left out. */
+                expiresBefore?: string;
+                /** @description Keys last used before this instant. A key that was never used counts from its creation. */
+                lastUsedBefore?: string;
+                /** @description Keys with this text in their name. A to Z match in either case; nothing is a wildcard. */
+                name?: string;
+                /** @description Keys whose active secret ends in these four characters. */
+                last4?: string;
                 /** @description For operators, whose token may name several owners. */
                 ownerId?: string;
             };
