@@ -93,6 +93,8 @@ export function digestOf(secret: string): string {
 export function startTraffic({ keys, admin, servers, random, now, record, lostAt }: TrafficParts): Traffic {
   const http = requests(servers)
   const loose = new Set<Promise<unknown>>()
+  /** Rotations that clients have asked for besides the one whose answer they have taken. */
+  const twins = new Map<ClientKey, Set<Promise<Rotated>>>()
   let rotating = true
   let reading = true
   let giveUpAt = Number.POSITIVE_INFINITY
@@ -178,6 +180,8 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
   async function findPlace(key: ClientKey): Promise<void> {
     const began = now()
     await pause(Math.max(0, lostAt() + LONGEST_LEASE_MS + marginMs(LONGEST_LEASE_MS) + ROUNDING_MS - began))
+    // One that was on its way may still be carried out on what is left of the data, and then its answer has the secret.
+    for (const { op, secret } of await Promise.all(twins.get(key) ?? [])) if (secret !== undefined) hold(key, secret, op.start)
     const held = key.held ?? [key.secret]
     for (const [index, secret] of held.entries()) {
       let tried = await read(key, secret, anyServer())
@@ -221,12 +225,12 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       const send = (): Promise<Rotated> => rotate(key, secret, idempotencyKey, how, early ? random.between(5, 600) : PATIENCE_MS)
       // Some clients ask twice at once.
       const twin = tries === 0 && !how.emergency && !early && random.chance(0.3) ? send() : undefined
-      if (twin !== undefined) inBackground(twin)
+      if (twin !== undefined) besides(key, twin)
       const answers = [await send()]
       if (answers[0]?.secret === undefined && twin !== undefined) answers.push(await twin)
       const good = answers.find((answer) => answer.secret !== undefined)
       if (good !== undefined) {
-        if (random.chance(0.3)) inBackground(send())
+        if (random.chance(0.3)) besides(key, send())
         return good
       }
       // It was carried out and its answer is lost for good: there has to be another.
@@ -238,6 +242,13 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       await backOff(tries)
     }
     return undefined
+  }
+
+  /** Lets a rotation go on whose answer is not waited for. */
+  function besides(key: ClientKey, rotation: Promise<Rotated>): void {
+    const its = twins.get(key) ?? new Set<Promise<Rotated>>()
+    twins.set(key, its.add(rotation))
+    inBackground(rotation.finally(() => its.delete(rotation)))
   }
 
   /** Loses every answer for a while, whether it asks again at once or not. */
