@@ -94,7 +94,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
   const http = requests(servers)
   const loose = new Set<Promise<unknown>>()
   /** Rotations that clients have asked for besides the one whose answer they have taken. */
-  const twins = new Map<ClientKey, Set<Promise<Rotated>>>()
+  const twins = new Map<ClientKey, Set<Promise<Rotated | undefined>>>()
   let rotating = true
   let reading = true
   let giveUpAt = Number.POSITIVE_INFINITY
@@ -161,7 +161,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       const inGrace = typeof how.retire === 'object' && graceEndsAt !== undefined
       how = nextWay(key)
       if (inGrace) await outlast(key, secret, graceEndsAt, how)
-      else if (random.chance(0.2)) inBackground(rotateWithTheDead(key, secret))
+      else if (random.chance(0.2)) besides(key, rotateWithTheDead(key, secret))
       await pause(random.between(0, 200))
     }
   }
@@ -181,7 +181,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
     const began = now()
     await pause(Math.max(0, lostAt() + LONGEST_LEASE_MS + marginMs(LONGEST_LEASE_MS) + ROUNDING_MS - began))
     // One that was on its way may still be carried out on what is left of the data, and then its answer has the secret.
-    for (const { op, secret } of await Promise.all(twins.get(key) ?? [])) if (secret !== undefined) hold(key, secret, op.start)
+    for (const late of await Promise.all(twins.get(key) ?? [])) if (late?.secret !== undefined) hold(key, late.secret, late.op.start)
     const held = key.held ?? [key.secret]
     for (const [index, secret] of held.entries()) {
       let tried = await read(key, secret, anyServer())
@@ -245,8 +245,8 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
   }
 
   /** Lets a rotation go on whose answer is not waited for. */
-  function besides(key: ClientKey, rotation: Promise<Rotated>): void {
-    const its = twins.get(key) ?? new Set<Promise<Rotated>>()
+  function besides(key: ClientKey, rotation: Promise<Rotated | undefined>): void {
+    const its = twins.get(key) ?? new Set<Promise<Rotated | undefined>>()
     twins.set(key, its.add(rotation))
     inBackground(rotation.finally(() => its.delete(rotation)))
   }
@@ -384,16 +384,16 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
     return readAt('whoami', key, secret, server)
   }
 
-  async function rotateWithTheDead(key: ClientKey, secret: string): Promise<void> {
+  async function rotateWithTheDead(key: ClientKey, secret: string): Promise<Rotated | undefined> {
     const idempotencyKey = randomUUID()
     const { type } = await readAt('rotate', key, secret, anyServer(), idempotencyKey)
     // It is alive again where its end was lost, and then this was a rotation like any other.
     for (let tries = 0; type !== 'fail' && isAdrift(key) && now() < giveUpAt; tries++) {
-      const { op, secret: made } = await rotate(key, secret, idempotencyKey, AT_ONCE, PATIENCE_MS)
-      if (made !== undefined) hold(key, made, op.start)
-      if (op.type !== 'info') return
+      const rotated = await rotate(key, secret, idempotencyKey, AT_ONCE, PATIENCE_MS)
+      if (rotated.op.type !== 'info') return rotated
       await backOff(tries)
     }
+    return undefined
   }
 
   async function readAt(route: Read['route'], key: ClientKey, secret: string, server: number, idempotencyKey = ''): Promise<Read> {
