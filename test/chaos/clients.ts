@@ -93,8 +93,8 @@ export function digestOf(secret: string): string {
 export function startTraffic({ keys, admin, servers, random, now, record, lostAt }: TrafficParts): Traffic {
   const http = requests(servers)
   const loose = new Set<Promise<unknown>>()
-  /** Rotations that clients have asked for besides the one whose answer they have taken. */
-  const twins = new Map<ClientKey, Set<Promise<Rotated | undefined>>>()
+  /** Rotations that clients have asked for besides the one whose answer they have taken, until they are answered. */
+  const twins = new Map<ClientKey, Set<Promise<void>>>()
   let rotating = true
   let reading = true
   let giveUpAt = Number.POSITIVE_INFINITY
@@ -141,7 +141,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       const { secret } = key
       const rotated = await rotateUntilAnswered(key, how)
       if (rotated?.secret === undefined) {
-        if (isAdrift(key) && now() < giveUpAt) continue
+        if ((isAdrift(key) || key.secret !== secret) && now() < giveUpAt) continue
         return
       }
       const fresh = rotated.secret
@@ -181,7 +181,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
     const began = now()
     await pause(Math.max(0, lostAt() + LONGEST_LEASE_MS + marginMs(LONGEST_LEASE_MS) + ROUNDING_MS - began))
     // One that was on its way may still be carried out on what is left of the data, and then its answer has the secret.
-    for (const late of await Promise.all(twins.get(key) ?? [])) if (late?.secret !== undefined) hold(key, late.secret, late.op.start)
+    await Promise.all(twins.get(key) ?? [])
     const held = key.held ?? [key.secret]
     for (const [index, secret] of held.entries()) {
       let tried = await read(key, secret, anyServer())
@@ -244,11 +244,16 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
     return undefined
   }
 
-  /** Lets a rotation go on whose answer is not waited for. */
+  /** Lets a rotation go on whose answer is not waited for. Where data were lost, it may be the one that was carried out. */
   function besides(key: ClientKey, rotation: Promise<Rotated | undefined>): void {
-    const its = twins.get(key) ?? new Set<Promise<Rotated | undefined>>()
-    twins.set(key, its.add(rotation))
-    inBackground(rotation.finally(() => its.delete(rotation)))
+    const its = twins.get(key) ?? new Set<Promise<void>>()
+    const taken = rotation
+      .then((late) => {
+        if (late?.secret !== undefined && isAdrift(key)) hold(key, late.secret, late.op.start)
+      })
+      .finally(() => its.delete(taken))
+    twins.set(key, its.add(taken))
+    inBackground(taken)
   }
 
   /** Loses every answer for a while, whether it asks again at once or not. */
