@@ -56,18 +56,24 @@ class Good implements Verified {
   readonly key: ApiKey
   declare readonly grace?: NonNullable<Verified['grace']>
   readonly live: () => boolean
-  readonly #signal: (verdict: Verified) => AbortSignal
+  readonly #makeSignal: (verdict: Verified) => AbortSignal
+  /** The one that this verdict gave, for as long as anybody has it: it stays the same after it has fired. Held weakly, since the verdicts on known keys live for long. */
+  #given: WeakRef<AbortSignal> | undefined
 
   constructor(key: ApiKey, grace: Verified['grace'], live: () => boolean, signal: (verdict: Verified) => AbortSignal) {
     this.key = key
     if (grace !== undefined) this.grace = grace
     this.live = live
-    this.#signal = signal
+    this.#makeSignal = signal
   }
 
   /** On the prototype, so that nothing that copies or prints a verdict begins to listen. */
   get signal(): AbortSignal {
-    return this.#signal(this)
+    const given = this.#given?.deref()
+    if (given !== undefined) return given
+    const made = this.#makeSignal(this)
+    this.#given = new WeakRef(made)
+    return made
   }
 }
 
