@@ -45,6 +45,7 @@ const GROUPS: { readonly [name: string]: Group } = {
     tests: [
       ...['test/core/recall/recalls.test.ts', 'test/core/recall/messages.test.ts', 'test/core/recall/neighbours.test.ts'],
       ...['test/core/recall/reaper.test.ts', 'test/core/recall/at-commit.test.ts'],
+      'test/core/recall/post.test.ts',
     ],
   },
   'rotation-secret': {

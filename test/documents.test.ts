@@ -10,9 +10,12 @@ const FOLDER = join(ROOT, '.tmp/documents')
 /** Pages whose blocks another test runs. */
 const HELD_ELSEWHERE: { readonly [page: string]: string } = {
   'docs/clients.md': 'test/clients-page.test.ts',
-  'docs/guides/key-or-session.md': 'test/wide/logins/programs.ts',
-  'docs/guides/users-manage-their-keys.md': 'test/wide/logins/programs.ts',
+  'docs/guides/graphql.md': 'test/wide/pages/programs.ts',
+  'docs/guides/key-or-session.md': 'test/wide/pages/programs.ts',
+  'docs/guides/nest.md': 'test/wide/pages/programs.ts',
+  'docs/guides/users-manage-their-keys.md': 'test/wide/pages/programs.ts',
   'docs/guides/orms.md': 'test/wide/orms/application.ts',
+  'docs/guides/websocket.md': 'test/wide/pages/programs.ts',
 }
 
 /** Files that a page shows, each in one block or several, by the places of these among its programs; tests of their own run the files. */
@@ -30,11 +33,11 @@ import { generateKeyPairSync, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import type { AddressInfo } from 'node:net'
 import express, { type Express } from 'express'
-import { type ApiKey, ApiKeyError, type ApiKeys, apiKeyOf, basic, bearer, bearerAuth, contracts, createApiKeys, header, keyRouter, memoryStore } from 'express-api-keys'
+import { type ApiKey, ApiKeyError, type ApiKeys, apiKeyOf, basic, bearer, bearerAuth, contracts, createApiKeys, hasScope, header, keyRouter, memoryStore } from 'express-api-keys'
 import { Redis } from 'ioredis'
 import { Pool } from 'pg'
 import { jsonApi } from '../../example-app/json-api.js'
-export { ApiKeyError, apiKeyOf, basic, bearer, bearerAuth, contracts, createApiKeys, header, jsonApi, keyRouter, memoryStore, randomUUID }
+export { ApiKeyError, apiKeyOf, basic, bearer, bearerAuth, contracts, createApiKeys, hasScope, header, jsonApi, keyRouter, memoryStore, randomUUID }
 export const serverSecret: string = 'the-secret-of-the-documents-0123456789'
 export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret })
 const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci', scopes: ['reports:read'] })

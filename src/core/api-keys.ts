@@ -188,6 +188,12 @@ export interface Verified<Metadata extends object = JsonObject> {
    * secret. Where nothing but this result could be had, the answer is yes once, and only in the turn of the event loop that `verify` resolved in.
    */
   live(): boolean
+  /**
+   * Fires when the key is not good any more, for what lasts longer than a request: it was rotated, revoked or has expired, its grace period is over, or what
+   * it may do was changed (any field but its name and expiry). At the latest one lease after the change was made, or 30 s where the store cannot be read; its `reason`
+   * is the `ApiKeyError`. Also at `close()`. All verdicts on a secret share one; whoever never asks for it pays nothing.
+   */
+  readonly signal: AbortSignal
 }
 export interface Rejected {
   readonly ok: false

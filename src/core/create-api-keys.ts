@@ -1,4 +1,5 @@
 import type { Cache, Counters } from '../cache/cache.js'
+import type { Channel } from '../channel.js'
 import { invalidOption } from '../options.js'
 import type { JsonObject, Store } from '../store/store.js'
 import { secretOf } from './actor.js'
@@ -10,6 +11,7 @@ import { type ChangeRunner, changeRunner } from './change/run-change.js'
 import { checkedCommand, presentedWith, rotationPlan, targetOf, withoutCommon } from './command.js'
 import { guardedStore } from './failures.js'
 import { guardedCache } from './guarded-cache.js'
+import { guardedChannel } from './guarded-channel.js'
 import { changedFields, createFields, reasonText } from './input.js'
 import { INTERNALS, type Internals } from './internals.js'
 import { changedKey, issuedKey } from './issued-key.js'
@@ -166,7 +168,9 @@ interface ReadPathParts {
 function readPath({ settings, store, cache, tell, report }: ReadPathParts): { readonly verifier: Verifier; readonly recalls: Recalls } {
   const { clock, serverSecrets, leaseMs, maxKnownSecrets, recall } = settings
   // A cache is the quicker way; the store's own is there without one.
-  const channels = recall ? [cache?.channel?.(), store.channel?.()].filter((channel) => channel !== undefined) : []
+  const make = store.channel
+  const ofStore = (): Channel | undefined => make && guardedChannel({ of: 'store', make, report })
+  const channels = recall ? [cache?.channel?.(), ofStore()].filter((channel) => channel !== undefined) : []
   const verifier: Verifier = new Verifier({
     ...{ store, cache, clock, serverSecrets, leaseMs, maxKnownSecrets, report },
     mode: recall ? 'recall' : 'feed',

@@ -37,7 +37,7 @@ export function guardedCache(cache: Cache, report: (error: unknown) => void): Ca
       ),
     ...(typeof cache.counters === 'function' ? { counters: (limit: Limit) => guardedCounters(cache, limit, attempt) } : {}),
     ...(typeof cache.channel === 'function'
-      ? { channel: () => guardedChannel(() => (cache as Required<Cache>).channel(), timeoutMs, report) }
+      ? { channel: () => guardedChannel({ of: 'cache', make: () => (cache as Required<Cache>).channel(), timeoutMs, report }) }
       : {}),
     close: () =>
       or(

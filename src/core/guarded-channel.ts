@@ -1,18 +1,27 @@
 import { type Channel, isMessage } from '../channel.js'
 import { reportingAttempt } from './reporting-attempt.js'
 
-/** A channel that takes this much longer than its cache does not open. Listening takes longer than a command: it connects first. */
+/** A channel that takes this much longer than its cache or store does not open. Listening takes longer than a command: it connects first. */
 const LISTEN_MS = 3_000
 
-/** The channel of a cache, where trouble reads as one that is not open: one of the application's own may throw, hang or hand on nonsense. */
-export function guardedChannel(make: () => Channel, timeoutMs: number, report: (error: unknown) => void): Channel {
-  const attempt = reportingAttempt('channel of the cache', LISTEN_MS + timeoutMs, report)
+interface GuardedParts {
+  /** Whose channel it is. */
+  readonly of: 'cache' | 'store'
+  readonly make: () => Channel
+  /** How long its owner itself takes at most. */
+  readonly timeoutMs?: number
+  readonly report: (error: unknown) => void
+}
+
+/** A channel of the cache or the store, where trouble reads as one that is not open: one of the application's own may throw, hang or hand on nonsense. */
+export function guardedChannel({ of, make, timeoutMs = 0, report }: GuardedParts): Channel {
+  const attempt = reportingAttempt(`channel of the ${of}`, LISTEN_MS + timeoutMs, report)
   const harmless = (method: string, work: () => unknown): Promise<void> =>
     attempt(method, work).then(
       () => {},
       () => {},
     )
-  const channel = made(make, report)
+  const channel = made(of, make, report)
   if (channel === undefined) return NONE
 
   return {
@@ -48,13 +57,13 @@ export function guardedChannel(make: () => Channel, timeoutMs: number, report: (
 /** Stands for one that cannot be made: nobody is reached by it. */
 const NONE: Channel = { name: 'none', listen: async () => undefined, send: async () => {}, isOpen: () => false, close: async () => {} }
 
-function made(make: () => Channel, report: (error: unknown) => void): Channel | undefined {
+function made(of: GuardedParts['of'], make: () => Channel, report: (error: unknown) => void): Channel | undefined {
   try {
     const channel = make()
     const { name }: { name: unknown } = channel
     // It goes into the store, in a list. Other members that are missing show where they are called.
     if (typeof name === 'string' && /^[a-z][a-z0-9-]{0,30}$/.test(name)) return channel
-    throw new Error('The cache gave a channel without a name such as "redis".')
+    throw new Error(`The ${of} gave a channel without a name such as "redis".`)
   } catch (error) {
     report(error)
     return undefined

@@ -5,7 +5,10 @@ export const WRITE_SCOPE = 'api_keys:write'
 /** The scope that lifts the bound on what such a key may hand out. It includes the two others. */
 export const ADMIN_SCOPE = 'api_keys:admin'
 
-/** Whether one of the scopes that are held covers the one that is wanted. */
+/**
+ * Whether one of the scopes that are held covers the one that is wanted: `hasScope(key.scopes, 'reports:read')`. `reports:*` covers `reports:read`, and `*` covers
+ * all but `api_keys:admin`.
+ */
 export function hasScope(held: readonly string[], wanted: string): boolean {
   return held.includes(wanted) || held.some((scope) => covers(scope, wanted))
 }

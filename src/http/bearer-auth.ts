@@ -146,9 +146,10 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
   }
 
   function enter(req: Request, res: Response, secret: string, result: VerifyResult): void {
-    const { key, grace } = accepted(internals, req, secret, result)
+    const verdict = accepted(internals, req, secret, result)
+    const { key, grace } = verdict
     admitted.check(key)
-    setApiKey(req, key, guardian)
+    setApiKey(req, verdict, guardian)
     if (grace !== undefined) announceEnd(res, grace, flag.deprecation)
     if (flag.hideCredential) hideCredentials(req, sources)
     internals.used(key.id, () => originOf(req))

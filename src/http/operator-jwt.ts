@@ -27,8 +27,8 @@ export interface OperatorJwtOptions {
   /** Keys by their `kid`, which every token must then name. Add the next key before it signs, and remove an old one once its tokens have expired. */
   keys?: { readonly [kid: string]: OperatorKey } | undefined
   /**
-   * Where the issuer publishes its public keys (RFC 7517 §5), `https:`. They are kept for 10 minutes, and read again for a `kid` that is not among them, at most
-   * once in 30 seconds. While they cannot be read, a token that needs them is answered with 503.
+   * Where the issuer publishes its public keys (RFC 7517 §5), `https:`. They are kept for 10 minutes, and read again for a `kid` that is not among them, no
+   * sooner than 30 seconds after they were read. While they cannot be read, a token that needs them is answered with 503, and each has them asked for again.
    */
   jwksUrl?: string | undefined
   /** The claim with the scopes: a text with spaces between them, or a list. Default `scope`. */

@@ -1,5 +1,6 @@
 import { IncomingMessage } from 'node:http'
 import type { Request } from 'express'
+import type { Verified } from '../core/api-keys.js'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject } from '../store/store.js'
@@ -16,11 +17,26 @@ export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly a
   throw unguarded('this handler').missing()
 }
 
+/**
+ * Returns the signal that fires when the key that let this request in is not good any more: ends a stream of events, say, whose client was let in an hour ago.
+ * See `signal` of what `verify` resolves with.
+ *
+ * @throws ApiKeyError `internal_error` if no `bearerAuth` has let this request in with a key.
+ */
+export function apiKeySignalOf(req: Request): AbortSignal {
+  const verdict = admissionOf(req)?.verdict
+  // Not where the application has put another key in its place.
+  if (verdict !== undefined && verdict.key === req.apiKey) return verdict.signal
+  throw unguarded('this handler').missing()
+}
+
 /** What a middleware of ours left at a request: the key, and what a refusal later on needs to know. */
 interface Admitted {
   readonly key: ApiKey | undefined
   /** Undefined where the application has set the key. */
   readonly by: Guard | undefined
+  /** Undefined there too, and where there was no key. */
+  readonly verdict?: Verified | undefined
 }
 
 /** How the `bearerAuth` that let a request in tells of failures. */
@@ -56,26 +72,31 @@ const extended = new WeakSet<object>()
  * `express.request`, the prototype of all requests, which Express documents as the place for additions. Assigning to it would still make V8 look
  * the property up for the hidden class of this request, and cache the result: so the key goes directly where the setter would put it.
  */
-export function setApiKey(req: Request, key: ApiKey | undefined, by: Guard): void {
+export function setApiKey(req: Request, verdict: Verified | undefined, by: Guard): void {
+  const key = verdict?.key
   const prototype: object = Object.getPrototypeOf(req)
   if (!prepared.has(prototype)) {
     prepared.add(prototype)
     extend(prototype)
   }
-  if (inherits(req)) admitted.set(identityOf(req) as object, { key, by })
+  if (inherits(req)) admitted.set(identityOf(req) as object, { key, by, verdict })
   else {
     req.apiKey = key
-    guards.set(req, by)
+    apart.set(req, { key, by, verdict })
   }
 }
 
-/** Who let in requests that have `apiKey` as a property of their own. */
-const guards = new WeakMap<object, Guard>()
+/** What requests were let in with that have `apiKey` as a property of their own. */
+const apart = new WeakMap<object, Admitted>()
 
 /** Who let this request in; undefined where no `bearerAuth` did. */
 export function guardOf(req: Request): Guard | undefined {
+  return admissionOf(req)?.by
+}
+
+function admissionOf(req: Request): Admitted | undefined {
   const identity = identityOf(req)
-  return guards.get(req) ?? (identity === undefined ? undefined : admitted.get(identity)?.by)
+  return apart.get(req) ?? (identity === undefined ? undefined : admitted.get(identity))
 }
 
 /**

@@ -93,6 +93,8 @@ export function digestOf(secret: string): string {
 export function startTraffic({ keys, admin, servers, random, now, record, lostAt }: TrafficParts): Traffic {
   const http = requests(servers)
   const loose = new Set<Promise<unknown>>()
+  /** Rotations that clients have asked for besides the one whose answer they have taken, until they are answered. */
+  const twins = new Map<ClientKey, Set<Promise<void>>>()
   let rotating = true
   let reading = true
   let giveUpAt = Number.POSITIVE_INFINITY
@@ -139,7 +141,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       const { secret } = key
       const rotated = await rotateUntilAnswered(key, how)
       if (rotated?.secret === undefined) {
-        if (isAdrift(key) && now() < giveUpAt) continue
+        if ((isAdrift(key) || key.secret !== secret) && now() < giveUpAt) continue
         return
       }
       const fresh = rotated.secret
@@ -159,7 +161,7 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       const inGrace = typeof how.retire === 'object' && graceEndsAt !== undefined
       how = nextWay(key)
       if (inGrace) await outlast(key, secret, graceEndsAt, how)
-      else if (random.chance(0.2)) inBackground(rotateWithTheDead(key, secret))
+      else if (random.chance(0.2)) besides(key, rotateWithTheDead(key, secret))
       await pause(random.between(0, 200))
     }
   }
@@ -178,6 +180,8 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
   async function findPlace(key: ClientKey): Promise<void> {
     const began = now()
     await pause(Math.max(0, lostAt() + LONGEST_LEASE_MS + marginMs(LONGEST_LEASE_MS) + ROUNDING_MS - began))
+    // One that was on its way may still be carried out on what is left of the data, and then its answer has the secret.
+    await Promise.all(twins.get(key) ?? [])
     const held = key.held ?? [key.secret]
     for (const [index, secret] of held.entries()) {
       let tried = await read(key, secret, anyServer())
@@ -221,12 +225,12 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       const send = (): Promise<Rotated> => rotate(key, secret, idempotencyKey, how, early ? random.between(5, 600) : PATIENCE_MS)
       // Some clients ask twice at once.
       const twin = tries === 0 && !how.emergency && !early && random.chance(0.3) ? send() : undefined
-      if (twin !== undefined) inBackground(twin)
+      if (twin !== undefined) besides(key, twin)
       const answers = [await send()]
       if (answers[0]?.secret === undefined && twin !== undefined) answers.push(await twin)
       const good = answers.find((answer) => answer.secret !== undefined)
       if (good !== undefined) {
-        if (random.chance(0.3)) inBackground(send())
+        if (random.chance(0.3)) besides(key, send())
         return good
       }
       // It was carried out and its answer is lost for good: there has to be another.
@@ -238,6 +242,18 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
       await backOff(tries)
     }
     return undefined
+  }
+
+  /** Lets a rotation go on whose answer is not waited for. Where data were lost, it may be the one that was carried out. */
+  function besides(key: ClientKey, rotation: Promise<Rotated | undefined>): void {
+    const its = twins.get(key) ?? new Set<Promise<void>>()
+    const taken = rotation
+      .then((late) => {
+        if (late?.secret !== undefined && isAdrift(key)) hold(key, late.secret, late.op.start)
+      })
+      .finally(() => its.delete(taken))
+    twins.set(key, its.add(taken))
+    inBackground(taken)
   }
 
   /** Loses every answer for a while, whether it asks again at once or not. */
@@ -373,16 +389,16 @@ export function startTraffic({ keys, admin, servers, random, now, record, lostAt
     return readAt('whoami', key, secret, server)
   }
 
-  async function rotateWithTheDead(key: ClientKey, secret: string): Promise<void> {
+  async function rotateWithTheDead(key: ClientKey, secret: string): Promise<Rotated | undefined> {
     const idempotencyKey = randomUUID()
     const { type } = await readAt('rotate', key, secret, anyServer(), idempotencyKey)
     // It is alive again where its end was lost, and then this was a rotation like any other.
     for (let tries = 0; type !== 'fail' && isAdrift(key) && now() < giveUpAt; tries++) {
-      const { op, secret: made } = await rotate(key, secret, idempotencyKey, AT_ONCE, PATIENCE_MS)
-      if (made !== undefined) hold(key, made, op.start)
-      if (op.type !== 'info') return
+      const rotated = await rotate(key, secret, idempotencyKey, AT_ONCE, PATIENCE_MS)
+      if (rotated.op.type !== 'info') return rotated
       await backOff(tries)
     }
+    return undefined
   }
 
   async function readAt(route: Read['route'], key: ClientKey, secret: string, server: number, idempotencyKey = ''): Promise<Read> {

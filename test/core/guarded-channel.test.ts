@@ -1,4 +1,5 @@
-import type { Cache, Channel } from 'express-api-keys'
+import { randomBytes } from 'node:crypto'
+import { type Cache, type Channel, createApiKeys, memoryStore, type Store } from 'express-api-keys'
 import { guardedCache } from '../../src/core/guarded-cache.js'
 import { channelContract } from '../support/channel-contract.js'
 import { MessageServer, memoryChannel } from '../support/memory-channel.js'
@@ -82,3 +83,15 @@ function channelOf(make: () => Channel): { channel: Channel; reported: unknown[]
   const cache = guardedCache({ channel: make } as unknown as Cache, (error) => reported.push(error)) as Required<Cache>
   return { channel: cache.channel(), reported }
 }
+
+test("the channel of a store of the application's own is guarded as well", async () => {
+  const reported: unknown[] = []
+  const report = (error: unknown): void => void reported.push(error)
+  const store = { ...memoryStore(), channel: throwing } as Store
+  const apiKeys = createApiKeys({ store, serverSecret: randomBytes(32), onError: report })
+  await apiKeys.migrate()
+  const { secret } = await apiKeys.create({ ownerId: 'someone', name: 'a key', as: 'application' })
+  expect(await apiKeys.verify(secret)).toMatchObject({ ok: true })
+  await apiKeys.close()
+  expect(reported).toEqual([expect.objectContaining({ code: 'internal_error', cause: new Error('broken') })])
+})

@@ -10,7 +10,6 @@ import { Strategy as BearerStrategy } from 'passport-http-bearer'
 import { Strategy as LocalStrategy } from 'passport-local'
 import { listen } from '../support/listen.js'
 import { SERVER_SECRET } from '../support/process.js'
-import { ranPrograms } from './logins/programs.js'
 
 type Framework = typeof express5
 type Ask = (headers?: Record<string, string>) => Promise<{ status: number; headers: Headers; body: { [name: string]: unknown } }>
@@ -210,10 +209,4 @@ test('http-errors knows the errors that are handed to the application, and what 
     'Bearer realm="api", error="invalid_token"',
     { message: 'The API key is not valid.' },
   ])
-})
-
-test('every program of the pages about logins prints what it says', () => {
-  const programs = ranPrograms()
-  expect(programs.length).toBe(5)
-  for (const { prints, says } of programs) expect(prints).toBe(says)
 })

@@ -8,16 +8,15 @@ interface Listening {
 }
 
 export interface PostParts {
-  /** The ways to reach other instances, the one that this one listens on first. */
+  /** The ways to reach other instances, the one that this one listens on first. Guarded: none throws, rejects or hangs. */
   readonly channels: readonly Channel[]
   readonly serverSecrets: readonly Uint8Array[]
   /** Where answers come to this instance. */
   readonly inbox: string
   readonly heard: (channel: Channel, message: Message) => void
-  readonly report: (error: unknown) => void
 }
 
-/** Carries messages between instances. Nothing here throws or rejects, not even where a channel of the application's own does. */
+/** Carries messages between instances. */
 export class Post {
   readonly channels: readonly Channel[]
   readonly #parts: PostParts
@@ -28,7 +27,7 @@ export class Post {
   constructor(parts: PostParts) {
     this.#parts = parts
     this.#codec = messageCodec(parts.serverSecrets)
-    this.channels = parts.channels.map((channel) => guardedChannel(channel, parts.report))
+    this.channels = parts.channels
   }
 
   /** Listens for what is said about some data, and for answers. A database that was put in the place of another has other addresses. */
@@ -63,39 +62,5 @@ export class Post {
     this.#closed = true
     for (const { end } of this.#listening.values()) end?.()
     this.#listening.clear()
-  }
-}
-
-/** The same channel, where trouble is reported and reads as "does not arrive". */
-function guardedChannel(channel: Channel, report: (error: unknown) => void): Channel {
-  return {
-    name: channel.name,
-    async listen(addresses, listener) {
-      try {
-        const end = await channel.listen(addresses, listener)
-        return typeof end === 'function' ? () => attempt(end, report) : undefined
-      } catch (error) {
-        report(error)
-        return undefined
-      }
-    },
-    async send(address, message) {
-      try {
-        await channel.send(address, message)
-      } catch (error) {
-        report(error)
-      }
-    },
-    isOpen: () => attempt(() => channel.isOpen(), report) === true,
-    close: () => channel.close(),
-  }
-}
-
-function attempt<T>(work: () => T, report: (error: unknown) => void): T | undefined {
-  try {
-    return work()
-  } catch (error) {
-    report(error)
-    return undefined
   }
 }

@@ -76,12 +76,11 @@ export class Recalls {
   #closed = false
 
   constructor(parts: RecallParts) {
-    const { channels, follower, report, serverSecrets } = parts
+    const { channels, follower, serverSecrets } = parts
     this.#parts = parts
     this.#post = new Post({
       channels,
       serverSecrets,
-      report,
       inbox: this.#inbox,
       heard: (channel, message) => this.#heard(channel, message),
     })

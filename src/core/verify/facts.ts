@@ -4,7 +4,8 @@ import type { KeyRow } from '../../store/store.js'
 import type { Rejected, Verified } from '../api-keys.js'
 import { type Clock, elapsedMs, type Instant, instant } from '../clock.js'
 import { apiKey } from '../key.js'
-import { type GracePeriod, REJECTED, verified } from './verdict.js'
+import type { Signals } from './signals.js'
+import { endOf, type GracePeriod, REJECTED, verified } from './verdict.js'
 
 /** A good verdict that this instance has read, and may act on for as long as it follows the feed. */
 interface Fact {
@@ -45,6 +46,7 @@ export interface FactsParts {
   readonly storeTime: (when: Instant) => number | undefined
   /** How often what is due is read again, in milliseconds. */
   readonly refreshEveryMs: () => number
+  readonly signals: Pick<Signals, 'of' | 'confirm' | 'end'>
 }
 
 /**
@@ -66,7 +68,7 @@ const RETIRED_MS = 600_000
 /** Refused digests are what a stranger can make us remember, so their table is small. */
 const MAX_REFUSED = 10_000
 
-export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: FactsParts): Facts {
+export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs, signals }: FactsParts): Facts {
   // In the order of reading: what was read first is due first, and is the first to go.
   const good = new Map<string, Fact>()
   const refused = refusals(clock)
@@ -80,40 +82,38 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
     refusal: refused.get,
 
     hold(digest, row, grace, since, lifeMs) {
-      const endsAt = Math.min(row.expiresAt ?? Number.POSITIVE_INFINITY, grace?.endsAt ?? Number.POSITIVE_INFINITY)
+      const end = endOf(row, grace)
+      const isKnown = (): boolean => good.get(digest) === fact
       const fact: Fact = {
-        result: verified(apiKey(row), grace, () => {
-          return good.get(digest) === fact && hasTime(fact, clock.monotonicMs(), clock.wallMs()) && isFollowed()
-        }),
+        result: verified(
+          apiKey(row),
+          grace,
+          () => isKnown() && hasTime(fact, clock.monotonicMs(), clock.wallMs()) && isFollowed(),
+          (verdict) => signals.of(digest, verdict, isKnown() ? end : undefined),
+        ),
         monotonicMs: since.monotonicMs,
         wallMs: since.wallMs,
         lifeMs,
-        endsAt,
+        endsAt: end.at,
         usedMs: good.get(digest)?.usedMs ?? since.monotonicMs,
       }
       drop(digest)
       good.set(digest, fact)
       dropOldest(good, max)
+      signals.confirm(digest, fact.result.key, end)
       return fact.result
     },
 
     refuse(digest, reason) {
       drop(digest)
-      return refused.set(digest, reason)
+      const result = refused.set(digest, reason)
+      signals.end(digest, reason)
+      return result
     },
 
     drop,
 
-    due() {
-      const digests: string[] = []
-      const now = instant(clock)
-      for (const [digest, fact] of good) {
-        if (digests.length >= REFRESHED_AT_ONCE || !isDue(fact, now)) break
-        if (!hasTime(fact, now.monotonicMs, now.wallMs) || now.monotonicMs - fact.usedMs > IDLE_MS) good.delete(digest)
-        else digests.push(digest)
-      }
-      return digests
-    },
+    due: () => dueIn(good, instant(clock), hasTime),
 
     isDue() {
       const [oldest] = good.values()
@@ -144,6 +144,20 @@ export function facts({ clock, max, isFollowed, storeTime, refreshEveryMs }: Fac
   function factMs(): number {
     return Math.max(FACT_MS, ((good.size / REFRESHED_AT_ONCE) * refreshEveryMs()) / REFRESH_AT)
   }
+}
+
+function dueIn(
+  good: Map<string, Fact>,
+  now: Instant,
+  hasTime: (fact: Fact, monotonicMs: number, wallMs: number) => boolean,
+): readonly string[] {
+  const digests: string[] = []
+  for (const [digest, fact] of good) {
+    if (digests.length >= REFRESHED_AT_ONCE || !isDue(fact, now)) break
+    if (!hasTime(fact, now.monotonicMs, now.wallMs) || now.monotonicMs - fact.usedMs > IDLE_MS) good.delete(digest)
+    else digests.push(digest)
+  }
+  return digests
 }
 
 function isDue(fact: Fact, now: Instant): boolean {

@@ -139,12 +139,13 @@ export class Feed {
 /** How far an answer reaches without a gap; undefined where it does not go on from where its read was sent. */
 function reachedBy({ seq, tag, tagAfter, changes }: FeedAnswer, sentFrom: FeedPosition): FeedPosition | undefined {
   // Both the newest row and the one that the reader stands on are never missing, unless the feed was pruned or another one took its place.
-  if (tagAfter !== sentFrom.tag || seq < sentFrom.seq) return undefined
+  if (tagAfter !== sentFrom.tag) return undefined
   let reached: FeedPosition = sentFrom
   for (const change of changes) {
     if (change.seq !== reached.seq + 1) return undefined
     reached = change
   }
+  // A feed that went back ends before it.
   if (reached.seq > seq || (reached.seq === seq && reached.tag !== tag)) return undefined
   return reached
 }

@@ -64,6 +64,8 @@ export class Follower {
   #storeId: string | undefined
   #storeClock: { readonly at: number; readonly askedAt: Instant } | undefined
   #leaseMs: number
+  /** When the latest read was sent that the feed goes on through to its end. */
+  #followedAt: Instant | undefined
   /** When the next poll is due, on the monotonic clock. */
   #dueMs = Number.NEGATIVE_INFINITY
   /** When to look next whether digests have to be read again. Only polls do that, and reads for requests put the next poll off. */
@@ -125,6 +127,17 @@ export class Follower {
     return Math.max(monotonicMs - granted.since.monotonicMs, wallMs - granted.since.wallMs) < granted.forMs
   }
 
+  /** When all changes were known for the last time; undefined before the first. */
+  followedAt(now: Instant): Instant | undefined {
+    return this.#watch !== undefined && this.isFollowed(now.monotonicMs, now.wallMs) ? now : this.#followedAt
+  }
+
+  /** In how many milliseconds the feed is to be read by whoever relies on it without any traffic. */
+  pollInMs({ monotonicMs, wallMs }: Instant): number {
+    if (this.#watch !== undefined) return this.isFollowed(monotonicMs, wallMs) ? this.pollEveryMs : 0
+    return Math.max(0, this.#dueMs - monotonicMs)
+  }
+
   /** Whether what was read about a digest at this position may still be taken. */
   admits(digest: string, seq: number): boolean {
     return this.#feed.admits(digest, seq)
@@ -179,6 +192,7 @@ export class Follower {
     this.#storeClock = { at: answer.at, askedAt }
     if (this.#watch === undefined) this.#takeMembership(answer, sent, state === 'followed' ? askedAt : undefined)
     this.#isBehind = state === 'more'
+    if (state === 'followed') this.#followedAt = askedAt
     if (this.#unrecalled.size > 0) this.#acknowledgeSoon()
     return true
   }

@@ -36,9 +36,51 @@ export const REJECTED: { readonly [reason in RejectionReason]: Rejected } = {
 
 export const malformed: Rejected = REJECTED.malformed
 
-export function verified(key: ApiKey, grace: GracePeriod | undefined, live: () => boolean): Verified {
-  if (grace === undefined) return Object.freeze({ ok: true, key, live })
-  return Object.freeze({ ok: true, key, grace: { replacedAt: iso(grace.replacedAt), expiresAt: iso(grace.endsAt) }, live })
+/** @param signal asked only where somebody wants to hear of the end */
+export function verified(
+  key: ApiKey,
+  grace: GracePeriod | undefined,
+  live: () => boolean,
+  signal: (verdict: Verified) => AbortSignal,
+): Verified {
+  return Object.freeze(new Good(key, grace && { replacedAt: iso(grace.replacedAt), expiresAt: iso(grace.endsAt) }, live, signal))
+}
+
+/** The same verdict, which counts as long as `live` says. */
+export function limited(verdict: Verified, live: () => boolean): Verified {
+  return Object.freeze(new Good(verdict.key, verdict.grace, live, () => verdict.signal))
+}
+
+class Good implements Verified {
+  readonly ok = true
+  readonly key: ApiKey
+  declare readonly grace?: NonNullable<Verified['grace']>
+  readonly live: () => boolean
+  readonly #makeSignal: (verdict: Verified) => AbortSignal
+  /** The one that this verdict gave, for as long as anybody has it: it stays the same after it has fired. Held weakly, since the verdicts on known keys live for long. */
+  #given: WeakRef<AbortSignal> | undefined
+
+  constructor(key: ApiKey, grace: Verified['grace'], live: () => boolean, signal: (verdict: Verified) => AbortSignal) {
+    this.key = key
+    if (grace !== undefined) this.grace = grace
+    this.live = live
+    this.#makeSignal = signal
+  }
+
+  /** On the prototype, so that nothing that copies or prints a verdict begins to listen. */
+  get signal(): AbortSignal {
+    const given = this.#given?.deref()
+    if (given !== undefined) return given
+    const made = this.#makeSignal(this)
+    this.#given = new WeakRef(made)
+    return made
+  }
+}
+
+/** When a verdict ends by itself, on the authority's clock, and why. */
+export function endOf(key: KeyRow, grace: GracePeriod | undefined): { readonly at: number; readonly as: 'expired' | 'rotated' } {
+  const expiresAt = key.expiresAt ?? Number.POSITIVE_INFINITY
+  return grace !== undefined && grace.endsAt < expiresAt ? { at: grace.endsAt, as: 'rotated' } : { at: expiresAt, as: 'expired' }
 }
 
 /** For how much of `leaseMs` a verdict may be relied on: it outlives neither its key nor a grace period. */

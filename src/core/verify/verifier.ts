@@ -11,7 +11,8 @@ import { type CacheEntry, cacheEntryCodec } from './cache-entry.js'
 import { FACT_MS, type Facts, facts } from './facts.js'
 import { type FirstUses, firstUses } from './first-use.js'
 import { Follower, type Read } from './follower.js'
-import { endedBecause, gracePeriod, lifeMsOf, REJECTED, verified } from './verdict.js'
+import { Signals } from './signals.js'
+import { endedBecause, gracePeriod, lifeMsOf, limited, REJECTED, verified } from './verdict.js'
 
 export interface VerifierParts {
   readonly store: Store
@@ -54,6 +55,8 @@ export interface Contradiction {
 
 /** This many reads run at once: a flood of unknown secrets fills batches, not the pool. */
 const READS_AT_ONCE = 2
+/** A read takes no more digests than this. */
+const MOST_DIGESTS = 100
 /** Longest life of a tombstone in the cache. It saves reads; nothing depends on it. */
 const TOMBSTONE_MS = 60_000
 
@@ -62,6 +65,7 @@ export class Verifier {
   readonly follower: Follower
   readonly #parts: VerifierParts
   readonly #facts: Facts
+  readonly #signals: Signals
   readonly #firstUses: FirstUses
   readonly #entries: ReturnType<typeof cacheEntryCodec>
   readonly #read: (digest: string) => Promise<Read>
@@ -76,7 +80,16 @@ export class Verifier {
     const inBackground = (work: Promise<unknown>): void => this.inBackground(work)
     this.#parts = parts
     this.#entries = cacheEntryCodec(serverSecrets)
+    this.#signals = new Signals({
+      ...{ clock, inBackground, report: parts.report },
+      poll: () => this.follower.poll(),
+      pollInMs: (now) => this.follower.pollInMs(now),
+      pollEveryMs: () => this.follower.pollEveryMs,
+      followedAt: (now) => this.follower.followedAt(now),
+      storeTime: (when) => this.follower.storeTime(when),
+    })
     this.#facts = facts({
+      signals: this.#signals,
       clock,
       max: maxKnownSecrets,
       isFollowed: () => this.follower.isFollowed(clock.monotonicMs(), clock.wallMs()),
@@ -85,13 +98,17 @@ export class Verifier {
     })
     this.follower = new Follower({
       ...parts,
-      drop: (digest) => this.#facts.drop(digest),
+      drop: (digest) => {
+        this.#facts.drop(digest)
+        this.#signals.doubt(digest)
+      },
       dropAll: () => {
         this.#facts.clear()
+        this.#signals.doubtAll()
         this.#firstUses.startOver()
       },
-      due: () => this.#facts.due(),
-      isDue: () => this.#facts.isDue(),
+      due: () => [...new Set([...this.#signals.due(MOST_DIGESTS), ...this.#facts.due()])].slice(0, MOST_DIGESTS),
+      isDue: () => this.#facts.isDue() || this.#signals.isDue(),
       refresh: (digests, read) => {
         for (const digest of digests) this.#judge(digest, read)
       },
@@ -227,7 +244,12 @@ export class Verifier {
     const used = generation.firstUsedAt !== null
     if (!used) this.#firstUses.note(digest)
     if (!keeps || generation.retiresEarlier) {
-      const alone = verified(apiKey(key), grace, () => false)
+      const alone = verified(
+        apiKey(key),
+        grace,
+        () => false,
+        (verdict) => this.#signals.of(digest, verdict, undefined),
+      )
       return { result: this.#once(alone, askedAt, forMs), askedAt, forMs }
     }
     if (cacheTimeMs !== undefined) {
@@ -252,7 +274,7 @@ export class Verifier {
       spent = true
       return true
     }
-    return Object.freeze({ ...result, live })
+    return limited(result, live)
   }
 
   #meet(digest: string, keyId: string | undefined): void {
@@ -315,6 +337,7 @@ export class Verifier {
     this.#closed = true
     this.follower.close()
     this.#facts.clear()
+    this.#signals.close()
   }
 
   #fill(digest: string, entry: CacheEntry, expiresAtMs: number): void {

@@ -1,4 +1,5 @@
 import type { Channel } from '../../../src/channel.js'
+import { guardedChannel } from '../../../src/core/guarded-channel.js'
 import { messageCodec, type Recall } from '../../../src/core/recall/messages.js'
 import { ApiKeyError } from '../../../src/errors.js'
 import type { Store } from '../../../src/store/store.js'
@@ -844,7 +845,7 @@ describe('a channel', () => {
     ['throws at the end', { listen: async () => throws }],
     ['never answers', { listen: () => new Promise(() => {}), send: () => new Promise(() => {}) }],
   ])('that %s slows a change down, and does no other harm', async (_what, broken) => {
-    const channel: Channel = { ...world.hub.channel(), ...broken }
+    const channel = guardedChannel({ of: 'store', make: () => ({ ...world.hub.channel(), ...broken }), report: () => {} })
     const rotator = await world.member({ channels: [channel] })
     await world.trusted()
     world.data.ghost('silent')

@@ -100,6 +100,75 @@ test('two first answers that overlap are of one place, or the second is read aga
   expect(feed.position).toEqual(at(5))
 })
 
+test('answers that overlap are followed once, change by change', () => {
+  const { feed, dropped } = begun(5)
+  feed.take(answer(7, [change(6, 'a'), change(7, 'b')]), at(5), 0)
+  expect(feed.take(answer(9, [change(6, 'a'), change(7, 'b'), change(8, 'c'), change(9, 'd')]), at(5), 0)).toBe('followed')
+  expect([feed.position, dropped]).toEqual(
+    [at(9), ['a', 'b', 'c', 'd']].map((one) => (Array.isArray(one) ? one : expect.objectContaining(one))),
+  )
+  expect(feed.hasSeen(at(8))).toBe(true)
+})
+
+test('P3: what ends at a position that is forgotten, or before its own end, is read again', () => {
+  const { feed } = begun(5)
+  feed.take(answer(6, [change(6, 'a')]), at(5), 0)
+  feed.take(answer(7, [change(7, 'b')]), at(6), MEMORY_MS + 1)
+  // The first changes of two, while another answer has told of both.
+  expect(feed.take(answer(7, [change(7, 'b')]), at(6), MEMORY_MS + 1)).toBe('followed')
+  const { feed: other } = begun(5)
+  other.take(answer(7, [change(6, 'a'), change(7, 'b')]), at(5), 0)
+  expect(other.take(answer(7, [change(6, 'a')]), at(5), 0)).toBe('more')
+  expect(feed.take(answer(5, []), at(5), MEMORY_MS + 1)).toBe('more')
+})
+
+test('P3: where all changes are forgotten, the last of them is where the instance is', () => {
+  const { feed } = begun(5)
+  feed.take(answer(7, [change(6, 'a'), change(7, 'a')]), at(5), 0)
+  expect(feed.take(answer(7, []), at(7), MEMORY_MS + 1)).toBe('followed')
+  expect([feed.position, feed.admits('a', 6), feed.admits('c', 6), feed.admits('a', 7)]).toEqual([at(7), false, false, true])
+  expect([5, 6, 7].map((seq) => feed.hasSeen(at(seq)))).toEqual([false, false, true])
+})
+
+test('P3: of two changes of a digest the later one is remembered when the earlier one is forgotten', () => {
+  const { feed } = begun(5)
+  feed.take(answer(6, [change(6, 'a')]), at(5), 0)
+  feed.take(answer(7, [change(7, 'a')]), at(6), MEMORY_MS + 1)
+  expect([feed.admits('a', 6), feed.admits('c', 6), feed.admits('a', 7)]).toEqual([false, true, true])
+})
+
+test('what was heard is forgotten in the order of hearing, each by its own latest word, and no later because it was said twice', () => {
+  const { feed } = begun(5)
+  feed.hear(['a'], 7, 0)
+  feed.hear(['b'], 8, 0)
+  feed.hear(['a'], 9, MEMORY_MS)
+  feed.hear(['c'], 99, 1)
+  feed.hear(['c'], 99, MEMORY_MS)
+  expect(['a', 'b', 'c'].map((digest) => feed.admits(digest, 6))).toEqual([false, false, false])
+  feed.hear(['d'], 9, MEMORY_MS + 1)
+  expect(['a', 'b', 'd'].map((digest) => feed.admits(digest, 6))).toEqual([false, true, false])
+  feed.hear([], 0, MEMORY_MS + 2)
+  feed.take(answer(5, []), at(5), 2 * MEMORY_MS + 1)
+  expect(['a', 'c', 'd'].map((digest) => feed.admits(digest, 6))).toEqual([true, true, false])
+})
+
+test('what is heard before the first answer counts from then on', () => {
+  const dropped: string[] = []
+  const feed = new Feed((digest) => dropped.push(digest), MEMORY_MS)
+  expect([feed.hasSeen(at(5)), feed.admits('a', 5)]).toEqual([false, false])
+  feed.hear(['a'], 7, 0)
+  feed.take(answer(5, []), undefined, 0)
+  expect([feed.admits('a', 5), feed.admits('b', 5)]).toEqual([false, true])
+})
+
+test('after it has started over nothing of the history before counts', () => {
+  const { feed } = begun(5)
+  feed.take(answer(6, [change(6, 'a')]), at(5), 0)
+  feed.startOver()
+  feed.take(answer(3, []), undefined, 0)
+  expect([feed.admits('a', 3), feed.position]).toEqual([true, at(3)])
+})
+
 test('P3: after it has started over, an answer to an earlier read is lost, and nothing is admitted', () => {
   const { feed } = begun(5)
   feed.hear(['a'], 9, 0)

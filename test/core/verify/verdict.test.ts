@@ -39,11 +39,12 @@ test('P3: a verdict outlives neither its lease, nor its key, nor a grace period'
 
 test('verdicts are frozen, since requests share them', () => {
   const live = (): boolean => true
-  const good = verified({} as never, { replacedAt: 0, endsAt: 1_000 }, live)
+  const signal = (): AbortSignal => AbortSignal.abort()
+  const good = verified({} as never, { replacedAt: 0, endsAt: 1_000 }, live, signal)
   expect(good).toMatchObject({ ok: true, grace: { replacedAt: '1970-01-01T00:00:00.000Z', expiresAt: '1970-01-01T00:00:01.000Z' } })
-  expect(verified({} as never, undefined, live)).not.toHaveProperty('grace')
+  expect(verified({} as never, undefined, live, signal)).not.toHaveProperty('grace')
   expect(malformed).toEqual({ ok: false, reason: 'malformed' })
-  for (const verdict of [good, verified({} as never, undefined, live), ...Object.values(REJECTED)]) {
+  for (const verdict of [good, verified({} as never, undefined, live, signal), ...Object.values(REJECTED)]) {
     expect(Object.isFrozen(verdict)).toBe(true)
   }
 })

@@ -3,24 +3,31 @@ import { mkdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { blocksOf, ROOT } from '../../support/documents.js'
 
-const PAGES = ['docs/guides/key-or-session.md', 'docs/guides/users-manage-their-keys.md']
-const FOLDER = join(ROOT, '.tmp/logins')
+export const PAGES: readonly string[] = [
+  ...['docs/guides/key-or-session.md', 'docs/guides/users-manage-their-keys.md'],
+  ...['docs/guides/websocket.md', 'docs/guides/graphql.md', 'docs/guides/nest.md'],
+]
+const FOLDER = join(ROOT, '.tmp/pages')
 
-/** What the blocks of the pages take for granted: three logins, and who can use them. */
+/** What the blocks of the pages take for granted: three logins and who can use them, a key, and a source of events. */
 const SCENE = `
 import { generateKeyPairSync } from 'node:crypto'
-import { once } from 'node:events'
+import { EventEmitter, once } from 'node:events'
+import type { Server } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import express, { type Express } from 'express'
-import { anyOf, type ApiKeys, bearer, bearerAuth, createApiKeys, keyRouter, type Login, memoryStore } from 'express-api-keys'
+import { anyOf, type ApiKey, apiKeyOf, type ApiKeys, apiKeySignalOf, bearer, bearerAuth, createApiKeys, hasScope, keyRouter, type Login, memoryStore, requireScope } from 'express-api-keys'
 import jwt from 'jsonwebtoken'
 import passport from 'passport'
 import { Strategy as BearerStrategy } from 'passport-http-bearer'
 import { Strategy as LocalStrategy } from 'passport-local'
-export { anyOf, bearer, bearerAuth, keyRouter }
+export { anyOf, apiKeyOf, apiKeySignalOf, bearer, bearerAuth, hasScope, keyRouter, once, requireScope }
 export type { Login }
 export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret: 'the-secret-of-the-documents-0123456789' })
-export const secret: string = (await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })).secret
+const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci', scopes: ['reports:read'] })
+export const key: ApiKey = issued.key
+export const secret: string = issued.secret
+export const news: EventEmitter = new EventEmitter()
 export const app: Express = express()
 export const sessionSecret: string = 'the-secret-of-the-sessions'
 const pair = generateKeyPairSync('rsa', { modulusLength: 2048 })
@@ -36,38 +43,39 @@ export async function listening(): Promise<{ url: string; close(): void }> {
   await once(server, 'listening')
   return { url: \`http://127.0.0.1:\${(server.address() as AddressInfo).port}\`, close: () => server.close() }
 }
+export function urlOf(server: Server): string {
+  return \`http://127.0.0.1:\${(server.address() as AddressInfo).port}\`
+}
 /** The cookie of alice. */
 export async function signIn(url: string): Promise<string> {
   const { headers } = await fetch(\`\${url}/login?username=alice&password=x\`, { method: 'POST' })
   return headers.getSetCookie().map((cookie) => cookie.split(';')[0]).join('; ')
 }
 `
-const NAMES = [
-  'anyOf',
-  'app',
-  'bearer',
-  'bearerAuth',
-  'keyRouter',
-  'keys',
-  'listening',
-  'publicKeyPem',
-  'secret',
-  'sessionSecret',
-  'signIn',
-  'token',
-]
+const NAMES = [...SCENE.matchAll(/^export (?:const|(?:async )?function) (\w+)/gm)]
+  .map(([, name = '']) => name)
+  .concat((/^export \{ (.*) \}$/m.exec(SCENE)?.[1] ?? '').split(', '))
 
-/** As in an application: what is declared need not be used. */
-const RELAXED = { noUnusedLocals: false, isolatedDeclarations: false, declaration: false, types: ['node'] }
+/** As in an application: what is declared need not be used. Nest has decorators of the older kind. */
+const RELAXED = {
+  noUnusedLocals: false,
+  noUnusedParameters: false,
+  noImplicitReturns: false,
+  experimentalDecorators: true,
+  isolatedDeclarations: false,
+  declaration: false,
+  types: ['node'],
+}
 
 /** What the programs of the pages print, and what they say that they print. */
-export function ranPrograms(): { readonly prints: string; readonly says: string }[] {
+export function ranPrograms(): { readonly page: string; readonly prints: string; readonly says: string }[] {
   rmSync(FOLDER, { recursive: true, force: true })
   mkdirSync(FOLDER, { recursive: true })
   symlinkSync(join(ROOT, 'test/wide/node_modules'), join(FOLDER, 'node_modules'))
   writeFileSync(join(FOLDER, 'package.json'), '{ "type": "module" }')
   writeFileSync(join(FOLDER, 'scene.ts'), SCENE)
-  const programs = PAGES.flatMap(blocksOf).filter(({ language }) => language === 'ts')
+  const blocks = (page: string) => blocksOf(page).map((block) => ({ ...block, page }))
+  const programs = PAGES.flatMap(blocks).filter(({ language }) => language === 'ts')
   programs.forEach(({ code }, index) => {
     const given = NAMES.filter((name) => new RegExp(`\\b${name}\\b`).test(code))
     writeFileSync(
@@ -80,7 +88,8 @@ export function ranPrograms(): { readonly prints: string; readonly says: string 
     JSON.stringify({ extends: '../../tsconfig.json', compilerOptions: RELAXED, include: ['*.ts'] }),
   )
   node([join(ROOT, 'node_modules/typescript/bin/tsc'), '-p', FOLDER])
-  return programs.map(({ code }, index) => ({
+  return programs.map(({ code, page }, index) => ({
+    page,
     prints: node(['--import', 'tsx', `${index}.ts`]).trimEnd(),
     says: [...code.matchAll(/^.*console\.log\(.*\) \/\/ (.+)$/gm)].map(([, text]) => text).join('\n'),
   }))
