@@ -389,7 +389,7 @@ describe('plugins of the application', () => {
       'auth.app_express_api_key_replays_by_key',
       'auth.app_express_api_key_replays_pkey',
       'auth.app_express_api_key_settings_pkey',
-      'auth.app_express_api_keys_by_owner',
+      ...['creation', 'expiry', 'last4', 'owner'].map((suffix) => `auth.app_express_api_keys_by_${suffix}`),
       'auth.app_express_api_keys_pkey',
     ])
   })
