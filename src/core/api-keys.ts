@@ -3,7 +3,7 @@ import type { ApiKeyError, ApiKeyErrorCode, RejectionReason } from '../errors.js
 import type { Environment, JsonObject, Store } from '../store/store.js'
 import type { RequestShape } from './change/replay-seal.js'
 import type { Clock } from './clock.js'
-import type { ApiKey, CreateInput, KeyChanges, KeyEvent, Page, RetirePolicy } from './key.js'
+import type { ApiKey, CreateInput, KeyChanges, KeyEvent, KeyQuery, Page, RetirePolicy } from './key.js'
 
 /** What `createApiKeys` takes. */
 export interface ApiKeysOptions {
@@ -119,6 +119,11 @@ export interface RotateOptions {
    * for again. Default false.
    */
   emergency?: boolean | undefined
+  /**
+   * When the key expires from now on; null for never. Default: as before. A key that rotates itself may only come to an earlier end, unless it has
+   * `api_keys:admin`.
+   */
+  expiresAt?: string | Date | null | undefined
   /** `same`: the key keeps its id. `successor`: a new key with a new id takes its place, and the old one is revoked. Default `same`. */
   identity?: 'same' | 'successor' | undefined
   /** Whether a key needs `api_keys:write` even to rotate itself. Default false. */
@@ -274,8 +279,8 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   update(command: UpdateCommand<Metadata>): Promise<ChangeResult<Metadata>>
   /** Resolves with the key, or undefined; `ownerId` narrows it to that owner's, and is refused when it is there and undefined. */
   get(id: string, scope?: { ownerId?: string }): Promise<ApiKey<Metadata> | undefined>
-  /** Lists an owner's keys, newest first. `limit` 1 to 100, default 50. */
-  list(query: { ownerId: string; cursor?: string; limit?: number }): Promise<Page<ApiKey<Metadata>>>
+  /** Lists the keys that pass every filter, newest first; without `ownerId`, of all owners. */
+  list(query: KeyQuery): Promise<Page<ApiKey<Metadata>>>
   /** Lists a key's audit trail, newest first; undefined where there is no such key. `limit` 1 to 100, default 50. */
   events(query: { id: string; ownerId?: string; cursor?: string; limit?: number }): Promise<Page<KeyEvent> | undefined>
   /** Listens for what happens to keys, in this process. Returns a function that ends it. What a listener throws goes to `onError`. */

@@ -1,7 +1,7 @@
 import type { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
-import type { JsonObject, Position } from '../store/store.js'
-import { type CreateInput, isKeyId, type KeyChanges, type RetirePolicy } from './key.js'
+import type { JsonObject, KeyFilters, Position } from '../store/store.js'
+import { type CreateInput, isKeyId, type KeyChanges, type KeyQuery, type RetirePolicy } from './key.js'
 import { invalidRequest } from './refusals.js'
 import { holdsSecret } from './secret.js'
 
@@ -34,6 +34,10 @@ export const LONGEST_GRACE_MS: number = 7 * 86_400_000
 const MAX_INSTANT = 253_402_300_799_999
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it is for
 const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
+const LISTING: readonly (keyof KeyQuery)[] = [
+  ...(['ownerId', 'status', 'environment', 'expiresBefore', 'lastUsedBefore', 'name', 'last4', 'cursor', 'limit'] as const),
+]
+const KEY_STATUSES: readonly unknown[] = ['active', 'expired', 'revoked']
 const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
 /** The fields of a new key; without an owner it is the caller's, and without an expiry it is what the application has set. */
@@ -114,6 +118,31 @@ export function pageLimitInvalid(): ApiKeyError {
   return invalidRequest(`limit must be a whole number from 1 to ${FIELD_LIMITS.page}.`)
 }
 
+/** Checks what a listing is narrowed by, apart from the owner; throws `invalid_request` naming the filter. */
+export function keyFilters(query: KeyQuery): Omit<KeyFilters, 'ownerId'> {
+  refuseUnknown(query, LISTING, 'list', 'invalid_request')
+  const { status, environment, expiresBefore, lastUsedBefore, name, last4 } = query
+  if (status !== undefined && !KEY_STATUSES.includes(status)) throw invalidRequest('status must be "active", "expired" or "revoked".')
+  if (environment !== undefined && environment !== 'live' && environment !== 'test')
+    throw invalidRequest('environment must be "live" or "test".')
+  if (last4 !== undefined && (typeof last4 !== 'string' || !/^[0-9A-Za-z]{4}$/.test(last4)))
+    throw invalidRequest('last4 must be the last four characters of a secret, letters and digits.')
+  return {
+    ...(status === undefined ? {} : { status }),
+    ...(environment === undefined ? {} : { environment }),
+    ...(expiresBefore === undefined ? {} : { expiresBefore: filterInstant('expiresBefore', expiresBefore) }),
+    ...(lastUsedBefore === undefined ? {} : { lastUsedBefore: filterInstant('lastUsedBefore', lastUsedBefore) }),
+    ...(name === undefined ? {} : { name: text('name', name) }),
+    ...(last4 === undefined ? {} : { last4 }),
+  }
+}
+
+function filterInstant(name: string, value: unknown): number {
+  const ms = value === null ? null : instantOf(value, name)
+  if (ms === null) throw invalidRequest(`${name} must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z.`)
+  return ms
+}
+
 /** A cursor is a position in a listing, written so that nobody is tempted to build one. */
 export function cursorOf({ at, id }: Position): string {
   return Buffer.from(`${at}.${id}`).toString('base64url')
@@ -189,11 +218,12 @@ function refuseUnsafe(value: unknown, depth: number): void {
   }
 }
 
-function instantOf(value: unknown): number | null {
+/** Milliseconds since the epoch, or null. Throws `invalid_request`. */
+export function instantOf(value: unknown, name = 'expiresAt'): number | null {
   if (value === null) return null
   const ms = value instanceof Date ? value.getTime() : typeof value === 'string' ? rfc3339(value) : Number.NaN
   if (Number.isNaN(ms) || ms < 0 || ms > MAX_INSTANT)
-    throw invalidRequest('expiresAt must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z, or null.')
+    throw invalidRequest(`${name} must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z${name === 'expiresAt' ? ', or null' : ''}.`)
   return ms
 }
 

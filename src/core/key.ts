@@ -15,7 +15,8 @@ export interface ApiKey<Metadata extends object = JsonObject> {
   readonly metadata: Metadata
   /** 1 at creation, one more at each rotation. */
   readonly generation: number
-  readonly status: 'active' | 'revoked'
+  /** As of when it was read or changed: `expired` is past its expiry, and not revoked. */
+  readonly status: KeyStatus
   /** RFC 3339 instants in UTC, with milliseconds. */
   readonly createdAt: string
   readonly updatedAt: string
@@ -40,6 +41,29 @@ export interface ApiKey<Metadata extends object = JsonObject> {
  * after 7 days (604,800,000 ms), and never later than the key's own expiry. A grace period of at most 10 minutes counts from the commit.
  */
 export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
+
+/** What has become of a key. */
+export type KeyStatus = 'active' | 'expired' | 'revoked'
+
+/** Which keys `list()` shows. Each filter narrows it further. */
+export interface KeyQuery {
+  /** The keys of one owner. Left out, of all owners; refused when it is there and undefined. */
+  ownerId?: string
+  /** `expired` is a key past its expiry that nobody revoked. */
+  status?: KeyStatus
+  environment?: Environment
+  /** Keys that expire before this instant, or already have. Keys that never expire are not among them. */
+  expiresBefore?: string | Date
+  /** Keys last used before this instant. A key that was never used counts from when it was created. */
+  lastUsedBefore?: string | Date
+  /** Text anywhere in the name. The letters A to Z match in either case, and nothing is a wildcard. */
+  name?: string
+  /** The last four characters of the active secret. */
+  last4?: string
+  cursor?: string
+  /** 1 to 100, default 50. */
+  limit?: number
+}
 
 /** What may be given as metadata: any object of JSON, an interface too, unless the application named a type of its own. */
 export type MetadataInput<Metadata extends object> = JsonObject extends Metadata ? object : Metadata
@@ -96,7 +120,8 @@ export function isKeyId(id: string): boolean {
   return UUID.test(id)
 }
 
-export function apiKey(row: KeyRow): ApiKey {
+/** @param at when its status is looked at, in milliseconds since the epoch */
+export function apiKey(row: KeyRow, at: number = row.updatedAt): ApiKey {
   return deepFreeze({
     id: row.id,
     ownerId: row.ownerId,
@@ -105,7 +130,7 @@ export function apiKey(row: KeyRow): ApiKey {
     scopes: [...row.scopes],
     metadata: JSON.parse(JSON.stringify(row.metadata)) as JsonObject,
     generation: row.generation,
-    status: row.revokedAt === null ? 'active' : 'revoked',
+    status: statusOf(row, at),
     createdAt: iso(row.createdAt),
     updatedAt: iso(row.updatedAt),
     expiresAt: row.expiresAt === null ? null : iso(row.expiresAt),
@@ -119,6 +144,11 @@ export function apiKey(row: KeyRow): ApiKey {
     lastUsedIp: row.lastUsedIp,
     lastUsedUserAgent: row.lastUsedUserAgent,
   })
+}
+
+function statusOf({ revokedAt, expiresAt }: KeyRow, at: number): KeyStatus {
+  if (revokedAt !== null) return 'revoked'
+  return expiresAt !== null && expiresAt <= at ? 'expired' : 'active'
 }
 
 /** An event as the application sees it. */

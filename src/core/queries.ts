@@ -1,11 +1,12 @@
 import { refuseUnknown } from '../options.js'
 import type { KeyRow, Store } from '../store/store.js'
 import type { ApiKeys } from './api-keys.js'
-import { cursorOf, keyId, ownerText, pageLimit, positionOf } from './input.js'
+import type { Clock } from './clock.js'
+import { cursorOf, keyFilters, keyId, ownerText, pageLimit, positionOf } from './input.js'
 import { apiKey, keyEvent, type Page } from './key.js'
 
 /** Reads keys and their audit trails. Nothing here goes by a lease. */
-export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events'> {
+export function keyQueries(store: Store, clock: Pick<Clock, 'wallMs'>): Pick<ApiKeys, 'get' | 'list' | 'events'> {
   return {
     async get(id, scope = {}) {
       refuseUnknown(scope, ['ownerId'], 'get', 'invalid_request')
@@ -13,10 +14,12 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
     },
 
     async list(query) {
-      refuseUnknown(query, ['ownerId', 'cursor', 'limit'], 'list', 'invalid_request')
-      const size = pageLimit(query.limit)
-      const rows = await store.keys({ ownerId: ownerText(query.ownerId), after: positionOf(query.cursor), limit: size + 1 })
-      return page(rows, size, apiKey, ({ createdAt, id }) => ({ at: createdAt, id }))
+      const filters = keyFilters(query)
+      const { cursor, limit } = query
+      const size = pageLimit(limit)
+      const chosen = { ...ownerPart(query), ...filters }
+      const rows = await store.keys({ ...chosen, after: positionOf(cursor), limit: size + 1 })
+      return page(rows, size, shown, ({ createdAt, id }) => ({ at: createdAt, id }))
     },
 
     async events(query) {
@@ -30,6 +33,10 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
     },
   }
 
+  function shown(row: KeyRow): ReturnType<typeof apiKey> {
+    return apiKey(row, clock.wallMs())
+  }
+
   /** The key, where it is one of the owner that the query names. */
   async function keyOf(
     id: string,
@@ -38,13 +45,18 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
     const ownerId = ownerFilter(scope)
     const row = (await store.key(keyId(id)))?.key
     if (row === undefined || (ownerId !== undefined && row.ownerId !== ownerId)) return undefined
-    return { row, key: apiKey(row) }
+    return { row, key: shown(row) }
   }
 }
 
 /** An `ownerId` that is present and undefined is refused: the boundary between owners must not depend on a value that was lost. */
 function ownerFilter(scope: { readonly ownerId?: string }): string | undefined {
   return 'ownerId' in scope ? ownerText(scope.ownerId) : undefined
+}
+
+function ownerPart(query: { readonly ownerId?: string }): { readonly ownerId?: string } {
+  const ownerId = ownerFilter(query)
+  return ownerId === undefined ? {} : { ownerId }
 }
 
 function page<Row, Item>(

@@ -9,7 +9,7 @@ import { ApiKeyError } from '../errors.js'
 import { type Caller, mayActFor, ownerOf } from './caller.js'
 import type { Action, Answers, Route } from './contract.js'
 import { announceEnd } from './grace-headers.js'
-import { pageOf } from './query.js'
+import { listingOf, pageOf } from './query.js'
 import { accepted, verdictTooLate } from './verdict.js'
 
 /** A request that nothing speaks against, but for what only the store can tell. */
@@ -63,14 +63,14 @@ const ACTIONS: { readonly [A in Action]: (call: Call) => Promise<Answers[A]> } =
   get: (call) => (call.id === undefined ? ownKey(call) : visibleKey(call)),
 
   async list(call) {
-    const { ownerId, ...page } = pageOf(call.req, call.takesOwner)
+    const { ownerId, ...page } = listingOf(call.req, call.takesOwner)
     const reader = await readerOf(call)
     const named = ownerOf(call.caller, ownerId)
     return call.keys.list({ ownerId: reader ?? named ?? '', ...page })
   },
 
   async events(call) {
-    const page = pageOf(call.req, false)
+    const page = pageOf(call.req)
     const { id } = await visibleKey(call)
     return existing(await call.keys.events({ id, ...page }))
   },

@@ -3,6 +3,7 @@ import { checkContract } from './check-contract.js'
 import { type Contract, object, type Route } from './contract.js'
 import { SAMPLE_REQUEST_ID, SAMPLES, sampleFailure } from './samples.js'
 import {
+  FILTERS,
   fieldSchema,
   headerSchemas,
   IDEMPOTENCY_KEY,
@@ -123,6 +124,7 @@ function parametersOf({ requestId, operators }: Contract, { method, path, action
     ...(method === 'get' ? [] : [{ ...IDEMPOTENCY_KEY, required: requires.includes('idempotencyKey') }]),
     ...(requestId ? [REQUEST_ID] : []),
     ...(pages ? PAGE : []),
+    ...(action === 'list' ? FILTERS : []),
     ...(action === 'list' && operators ? [OWNER] : []),
   ]
 }

@@ -1,5 +1,6 @@
 import type { Request } from 'express'
 import { pageLimitInvalid } from '../core/input.js'
+import type { KeyQuery } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 
 /** What a listing may be asked for, as it was written. */
@@ -9,6 +10,9 @@ interface PageQuery {
   readonly ownerId?: string
 }
 
+/** Filters of a listing of keys, as they were written; the core checks them. */
+const FILTERS = ['status', 'environment', 'expiresBefore', 'lastUsedBefore', 'name', 'last4'] as const
+
 /** The URL as the client sent it. */
 export function urlOf(req: Request): { readonly path: string; readonly query?: string } {
   const at = req.originalUrl.indexOf('?')
@@ -16,8 +20,16 @@ export function urlOf(req: Request): { readonly path: string; readonly query?: s
 }
 
 /** From the URL itself: `req.query` depends on the application's query parser, which may leave everything out. Throws `invalid_request`. */
-export function pageOf(req: Request, takesOwner: boolean): PageQuery {
-  const known = ['limit', 'cursor', ...(takesOwner ? ['ownerId'] : [])]
+export function pageOf(req: Request): Omit<PageQuery, 'ownerId'> {
+  return queryOf(req, ['limit', 'cursor'])
+}
+
+/** The same for a listing of keys, with its filters. */
+export function listingOf(req: Request, takesOwner: boolean): KeyQuery {
+  return queryOf(req, ['limit', 'cursor', ...FILTERS, ...(takesOwner ? ['ownerId'] : [])])
+}
+
+function queryOf(req: Request, known: readonly string[]): PageQuery {
   const page: { limit?: string; cursor?: string; ownerId?: string } = {}
   for (const [name, value] of new URLSearchParams(urlOf(req).query)) {
     if (!known.includes(name) || Object.hasOwn(page, name)) {

@@ -83,6 +83,40 @@ export const PAGE: readonly Parameter[] = [
   { name: 'cursor', in: 'query', description: 'The `nextCursor` of the page before. Without it, the first page.', schema: text },
 ]
 
+export const FILTERS: readonly Parameter[] = [
+  {
+    name: 'status',
+    in: 'query',
+    description: 'Keys with this status. `expired` is past its expiry and not revoked.',
+    schema: { type: 'string', enum: ['active', 'expired', 'revoked'] },
+  },
+  { name: 'environment', in: 'query', description: 'Keys of this environment.', schema: { type: 'string', enum: ['live', 'test'] } },
+  {
+    name: 'expiresBefore',
+    in: 'query',
+    description: 'Keys that expire before this instant, or already have. Keys that never expire are left out.',
+    schema: { type: 'string', format: 'date-time' },
+  },
+  {
+    name: 'lastUsedBefore',
+    in: 'query',
+    description: 'Keys last used before this instant. A key that was never used counts from its creation.',
+    schema: { type: 'string', format: 'date-time' },
+  },
+  {
+    name: 'name',
+    in: 'query',
+    description: 'Keys with this text in their name. A to Z match in either case; nothing is a wildcard.',
+    schema: text,
+  },
+  {
+    name: 'last4',
+    in: 'query',
+    description: 'Keys whose active secret ends in these four characters.',
+    schema: { type: 'string', pattern: '^[0-9A-Za-z]{4}$' },
+  },
+]
+
 export const OWNER: Parameter = {
   name: 'ownerId',
   in: 'query',

@@ -3,7 +3,7 @@ import { ApiKeyError } from '../errors.js'
 import { wallMs } from '../real-time.js'
 import { digestsOf } from './feed.js'
 import { type MemoryFeed, memoryFeed } from './memory-feed.js'
-import type { EventRow, GenerationRow, KeyRow, Position, ReplayRow, Store, StoreTransaction } from './store.js'
+import type { EventRow, GenerationRow, KeyFilters, KeyRow, Position, ReplayRow, Store, StoreTransaction } from './store.js'
 
 export interface MemoryStoreOptions {
   /** The store's clock, in milliseconds since the epoch; for tests. Default `Date.now`. */
@@ -120,8 +120,9 @@ function reads(data: Data): Pick<Store, 'read' | 'members' | 'replays' | 'key' |
       return key && generation ? { key: jsonCopy(key), generation: { ...generation } } : undefined
     },
 
-    async keys({ ownerId, after, limit }) {
-      const rows = [...data.tables.keys.values()].filter((row) => row.ownerId === ownerId)
+    async keys({ after, limit, ...filters }) {
+      const at = data.now()
+      const rows = [...data.tables.keys.values()].filter((row) => passes(row, filters, at))
       return newestFirst(rows, ({ createdAt }) => createdAt, after, limit)
     },
 
@@ -130,6 +131,29 @@ function reads(data: Data): Pick<Store, 'read' | 'members' | 'replays' | 'key' |
       return newestFirst(rows, ({ at }) => at, after, limit)
     },
   }
+}
+
+function passes(row: KeyRow, filters: KeyFilters, at: number): boolean {
+  const { ownerId, status, environment, expiresBefore, lastUsedBefore, name, last4 } = filters
+  return (
+    (ownerId === undefined || row.ownerId === ownerId) &&
+    (status === undefined || statusOf(row, at) === status) &&
+    (environment === undefined || row.environment === environment) &&
+    (expiresBefore === undefined || (row.expiresAt !== null && row.expiresAt < expiresBefore)) &&
+    (lastUsedBefore === undefined || (row.lastUsedAt ?? row.createdAt) < lastUsedBefore) &&
+    (name === undefined || lowered(row.name).includes(lowered(name))) &&
+    (last4 === undefined || row.secretLast4 === last4)
+  )
+}
+
+function statusOf({ revokedAt, expiresAt }: KeyRow, at: number): NonNullable<KeyFilters['status']> {
+  if (revokedAt !== null) return 'revoked'
+  return expiresAt !== null && expiresAt <= at ? 'expired' : 'active'
+}
+
+/** A to Z only, as every database can do it alike. */
+function lowered(text: string): string {
+  return text.replaceAll(/[A-Z]/g, (letter) => letter.toLowerCase())
 }
 
 type Writes = Pick<Store, 'markFirstUse' | 'settleFirstUse' | 'recordUses' | 'settle' | 'eraseSeals' | 'setLease' | 'settleLease'>

@@ -234,6 +234,22 @@ export interface Position {
   readonly id: string
 }
 
+/** Which keys a listing shows. Each that is there narrows it further; without any it shows all. */
+export interface KeyFilters {
+  readonly ownerId?: string
+  /** By the store's clock. A revoked key is revoked, also once it would have expired. */
+  readonly status?: 'active' | 'expired' | 'revoked'
+  readonly environment?: Environment
+  /** Keys whose expiry is earlier. A key that never expires is not among them. */
+  readonly expiresBefore?: number
+  /** Keys whose last use is earlier; of a key that was never used, whose creation is. */
+  readonly lastUsedBefore?: number
+  /** Text somewhere in the name. A to Z stand for a to z too, and no character is a wildcard. */
+  readonly name?: string
+  /** The last four characters of the active secret. */
+  readonly last4?: string
+}
+
 /**
  * Where keys live: the authority. `storeContract` in `express-api-keys/testing` judges an implementation.
  *
@@ -300,8 +316,8 @@ export interface Store {
   /** Resolves with the key, whatever its state, and its newest generation. */
   key(id: string): Promise<{ key: KeyRow; generation: GenerationRow } | undefined>
 
-  /** Lists an owner's keys, newest first (by `createdAt`, then `id`, both descending). */
-  keys(query: { ownerId: string; after?: Position | undefined; limit: number }): Promise<readonly KeyRow[]>
+  /** Lists the keys that pass every filter, newest first (by `createdAt`, then `id`, both descending). */
+  keys(query: KeyFilters & { after?: Position | undefined; limit: number }): Promise<readonly KeyRow[]>
 
   /** Lists a key's events, newest first (by `at`, then `id`, both descending). */
   events(query: { keyId: string; after?: Position | undefined; limit: number }): Promise<readonly EventRow[]>

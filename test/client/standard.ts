@@ -178,6 +178,18 @@ export interface operations {
                 limit?: number;
                 /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
+                /** @description Keys with this status. `expired` is past its expiry and not revoked. */
+                status?: "active" | "expired" | "revoked";
+                /** @description Keys of this environment. */
+                environment?: "live" | "test";
+                /** @description Keys that expire before this instant, or already have. Keys that never expire are left out. */
+                expiresBefore?: string;
+                /** @description Keys last used before this instant. A key that was never used counts from its creation. */
+                lastUsedBefore?: string;
+                /** @description Keys with this text in their name. A to Z match in either case; nothing is a wildcard. */
+                name?: string;
+                /** @description Keys whose active secret ends in these four characters. */
+                last4?: string;
                 /** @description For operators, whose token may name several owners. */
                 ownerId?: string;
             };
@@ -242,7 +254,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -501,7 +513,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -852,7 +864,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -1016,6 +1028,8 @@ export interface operations {
                     };
                     /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
+                    /** Format: date-time */
+                    expiresAt?: string | null;
                 };
             };
         };
@@ -1078,7 +1092,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -1390,6 +1404,8 @@ export interface operations {
                     };
                     /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
+                    /** Format: date-time */
+                    expiresAt?: string | null;
                 };
             };
         };
@@ -1452,7 +1468,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -1841,7 +1857,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -2204,7 +2220,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -2814,7 +2830,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -3088,7 +3104,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */

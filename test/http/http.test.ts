@@ -452,6 +452,22 @@ describe.each([
     expect((await ask('/keys', { secret: worker.secret })).status).toBe(403)
   })
 
+  test('GET / finds keys of the owner by filters, never those of another owner', async () => {
+    await here.keys.create({ as: 'application', ownerId: 'rival', name: 'f' })
+    const found = async (query: string): Promise<unknown> =>
+      ((await ask(`/keys?${query}`)).body as { keys: { id: string }[] }).keys.map(({ id }) => id)
+    expect(await found('status=active&environment=live')).toEqual([worker.id, admin.id])
+    expect([await found('status=revoked'), await found('environment=test'), await found('name=f%25')]).toEqual([[], [], []])
+    expect(await found(`last4=${worker.secret.slice(-4)}`)).toEqual([worker.id])
+    expect(await found('lastUsedBefore=2999-01-01T00:00:00Z&limit=1')).toEqual([worker.id])
+    const wrong = ['status=dead', 'status=active&status=active', 'last4=%25%25%25%25', 'expiresBefore=soon', 'name=', 'ownerId=rival']
+    for (const query of wrong) {
+      const answer = await ask(`/keys?${query}`)
+      expect([answer.status, answer.body]).toMatchObject([400, { code: 'invalid_request' }])
+    }
+    expect((await ask('/keys?status=active', { secret: worker.secret })).status).toBe(403)
+  })
+
   test('PATCH /:id changes what it is told, with the scope only, and the next request sees it', async () => {
     expect((await call(`${here.url}/scoped`, { secret: worker.secret })).status).toBe(403)
     const answer = await ask(`/keys/${worker.id}`, { method: 'PATCH', body: { scopes: ['reports:read'], name: 'new', expiresAt: null } })

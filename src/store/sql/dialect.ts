@@ -23,6 +23,8 @@ export interface Dialect {
   readonly readClock: RawBuilder<number | null>
   /** The database's clock inside a statement that writes, as it is when that runs. Has no parameters. */
   clock(): RawBuilder<number>
+  /** The name of a key with a to z for A to Z, and every other character as it is, whatever the locale of the database. */
+  readonly loweredName: RawBuilder<string>
   /** 1 where a standby answers, else 0. As a number, since an application can have its driver hand out a boolean as text, which is always true. */
   readonly standby: RawBuilder<number>
   /** 1 where the session may show an older snapshot than that of the statement itself, else 0. */

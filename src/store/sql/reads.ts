@@ -3,7 +3,7 @@ import { ApiKeyError } from '../../errors.js'
 import { inTime } from '../../in-time.js'
 import { wallMs } from '../../real-time.js'
 import { dense } from '../feed.js'
-import type { AuthorityAnswer, FeedAnswer, FeedReader, ReplayAnswer, Store } from '../store.js'
+import type { AuthorityAnswer, FeedAnswer, FeedReader, KeyFilters, ReplayAnswer, Store } from '../store.js'
 import type { Database } from './database.js'
 import { insideTransaction, standbyAnswered, storeError } from './driver-errors.js'
 import { changesIn, refuseOtherProtocol } from './feed.js'
@@ -146,12 +146,12 @@ async function key(database: Database, id: string): ReturnType<Reads['key']> {
   return undefined
 }
 
-async function keys(database: Database, { ownerId, after, limit }: Parameters<Reads['keys']>[0]): ReturnType<Reads['keys']> {
+async function keys(database: Database, { after, limit, ...filters }: Parameters<Reads['keys']>[0]): ReturnType<Reads['keys']> {
   const rows = await database.db
     .selectFrom('express_api_keys')
     .selectAll()
     .select(madeAt)
-    .where('owner_id', '=', ownerId)
+    .where(sql.join([sql<boolean>`1 = 1`, ...conditions(database, filters)], sql` and `) as RawBuilder<boolean>)
     .$if(after !== undefined, (query) => query.where(sql<boolean>`(created_at, id) < (${after?.at}, ${after?.id})`))
     .orderBy('created_at', 'desc')
     .orderBy('id', 'desc')
@@ -159,6 +159,28 @@ async function keys(database: Database, { ownerId, after, limit }: Parameters<Re
     .execute()
   if (rows.length < limit) await refuseMissing(database)
   return rows.map((row) => keyRow(row, row.made_at))
+}
+
+function conditions({ dialect }: Database, filters: KeyFilters): readonly RawBuilder<unknown>[] {
+  const { ownerId, status, environment, expiresBefore, lastUsedBefore, name, last4 } = filters
+  const now = dialect.clock()
+  return [
+    ...(ownerId === undefined ? [] : [sql`owner_id = ${ownerId}`]),
+    ...(status === 'revoked' ? [sql`revoked_at is not null`] : []),
+    ...(status === 'expired' ? [sql`revoked_at is null and expires_at <= ${now}`] : []),
+    ...(status === 'active' ? [sql`revoked_at is null and (expires_at is null or expires_at > ${now})`] : []),
+    ...(environment === undefined ? [] : [sql`environment = ${environment}`]),
+    ...(expiresBefore === undefined ? [] : [sql`expires_at < ${expiresBefore}`]),
+    ...(lastUsedBefore === undefined ? [] : [sql`coalesce(last_used_at, created_at) < ${lastUsedBefore}`]),
+    ...(name === undefined ? [] : [sql`${dialect.loweredName} like ${patternOf(name)} escape '!'`]),
+    ...(last4 === undefined ? [] : [sql`secret_last4 = ${last4}`]),
+  ]
+}
+
+/** Finds a text anywhere, with nothing in it that is a wildcard. */
+function patternOf(text: string): string {
+  const lowered = text.replaceAll(/[A-Z]/g, (letter) => letter.toLowerCase())
+  return `%${lowered.replaceAll(/[!%_]/g, '!$&')}%`
 }
 
 async function events(database: Database, { keyId, after, limit }: Parameters<Reads['events']>[0]): ReturnType<Reads['events']> {

@@ -1,6 +1,6 @@
 import { ok, deepStrictEqual as same } from 'node:assert/strict'
 import { randomUUID } from 'node:crypto'
-import type { KeyRow } from '../../store/store.js'
+import type { KeyFilters, KeyRow } from '../../store/store.js'
 import { type Check, digest, eventOf, issue } from './samples.js'
 
 /** What a store answers outside of transactions. */
@@ -104,5 +104,55 @@ export function listings(check: Check): void {
     const all = order(events, ({ at }) => at)
     same(await store.events({ keyId: key.id, limit: 10 }), all)
     same(await store.events({ keyId: key.id, limit: 2, after: all[1] && { at: all[1].at, id: all[1].id } }), all.slice(2))
+  })
+
+  check('lists only the keys that pass every filter', async (store) => {
+    const ownerId = randomUUID()
+    const far = 253_402_300_799_999
+    const make = (fields: Partial<KeyRow>): Promise<{ key: KeyRow }> => issue(store, { ownerId, ...fields })
+    // Of another owner, and shown by no filter.
+    await issue(store, {
+      ownerId: randomUUID(),
+      createdAt: 6,
+      name: '100% reports Ä_b!',
+      expiresAt: 30,
+      revokedAt: 25,
+      secretLast4: 'aB3d',
+    })
+    const { key: plain } = await make({ createdAt: 10, name: '100% of Ä_b!', expiresAt: null, secretLast4: 'aB3d' })
+    const { key: late } = await make({ createdAt: 9, name: '100 x ä-b', environment: 'live', expiresAt: far, lastUsedAt: 20 })
+    const { key: over } = await make({ createdAt: 8, name: 'REPORTS', expiresAt: 30, lastUsedAt: 40, secretLast4: 'ab3d' })
+    const { key: gone } = await make({ createdAt: 7, name: 'reports', expiresAt: 30, revokedAt: 25 })
+    const found = async (filters: KeyFilters): Promise<unknown> =>
+      (await store.keys({ ownerId, ...filters, limit: 10 })).map(({ id }) => id)
+    const cases: readonly [KeyFilters, readonly KeyRow[]][] = [
+      [{}, [plain, late, over, gone]],
+      [{ status: 'active' }, [plain, late]],
+      [{ status: 'expired' }, [over]],
+      [{ status: 'revoked' }, [gone]],
+      [{ environment: 'live' }, [late]],
+      [{ expiresBefore: 30 }, []],
+      [{ expiresBefore: 31 }, [over, gone]],
+      [{ lastUsedBefore: 20 }, [plain, gone]],
+      [{ lastUsedBefore: 21 }, [plain, late, gone]],
+      [{ name: 'ePorT' }, [over, gone]],
+      [{ name: '0%' }, [plain]],
+      [{ name: '_b' }, [plain]],
+      [{ name: '!' }, [plain]],
+      [{ name: 'Ä' }, [plain]],
+      [{ last4: 'aB3d' }, [plain]],
+      [{ name: 'reports', status: 'revoked' }, [gone]],
+      [{ name: 'reports', environment: 'live' }, []],
+    ]
+    for (const [filters, keys] of cases) same([filters, await found(filters)], [filters, keys.map(({ id }) => id)])
+  })
+
+  check('lists the keys of all owners where none is named', async (store) => {
+    const [one, other] = [randomUUID(), randomUUID()]
+    const name = `found ${randomUUID()}`
+    const { key: older } = await issue(store, { ownerId: one, name, createdAt: 5 })
+    const { key: newer } = await issue(store, { ownerId: other, name, createdAt: 6 })
+    same(await store.keys({ name, limit: 10 }), [newer, older])
+    same(await store.keys({ name, limit: 10, after: { at: 6, id: newer.id } }), [older])
   })
 }

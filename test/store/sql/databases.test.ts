@@ -389,7 +389,7 @@ describe('plugins of the application', () => {
       'auth.app_express_api_key_replays_by_key',
       'auth.app_express_api_key_replays_pkey',
       'auth.app_express_api_key_settings_pkey',
-      'auth.app_express_api_keys_by_owner',
+      ...['creation', 'expiry', 'last4', 'owner'].map((suffix) => `auth.app_express_api_keys_by_${suffix}`),
       'auth.app_express_api_keys_pkey',
     ])
   })
@@ -493,6 +493,7 @@ describe('roles as people make them', () => {
         drop column window_ms, drop column grace_ms;
       alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version, drop column protocol;
       drop table keys.express_api_key_feed, keys.express_api_key_changes, keys.express_api_key_instances;
+      drop index keys.express_api_keys_by_creation, keys.express_api_keys_by_last4, keys.express_api_keys_by_expiry;
       alter table keys.express_api_keys drop column secret_created_at`)
     await worksWith(postgresStore(pool(url)))
     const { rows } = await admin.query("select schemaname from pg_tables where tablename like 'express%' group by 1")

@@ -14,6 +14,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     // As the release before left them.
     await query('delete from express_api_key_migrations where version >= 4')
     for (const table of ['feed', 'changes', 'instances']) await query(`drop table express_api_key_${table}`)
+    for (const index of ['creation', 'last4', 'expiry']) await query(`drop index express_api_keys_by_${index}`)
     await query('alter table express_api_key_settings drop column protocol')
     await query('alter table express_api_keys drop column secret_created_at')
     await keys.migrate()

@@ -83,6 +83,7 @@ export function postgresDialect({ together }: { readonly together: boolean }): M
       },
       clock: () => CLOCK,
       readClock: READ_CLOCK,
+      loweredName: sql`lower(name collate "C")`,
       standby: sql`case when pg_is_in_recovery() then 1 else 0 end`,
       outdated: OUTDATED,
       server: SERVER,

@@ -54,6 +54,7 @@ export const sqliteDialect: MakeDialect = (): Dialect => ({
   // All processes that share a file share a clock.
   readClock: sql`null`,
   clock: () => sql.lit(wallMs()),
+  loweredName: sql`lower(name)`,
   standby: sql`0`,
   outdated: sql`0`,
   // A file has one server: the file.
