@@ -56,7 +56,7 @@ export const plants = {
   },
   'body-after-await': {
     what: 'the router begins to read a body after something was awaited, and takes what is gone by then for empty',
-    breaks: 'live-refused',
+    breaks: 'locked-out',
   },
   'stays-down': { what: 'a server that once could not ask its store never asks it again', breaks: 'not-healed' },
 } as const
