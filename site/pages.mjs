@@ -27,6 +27,7 @@ export const sections = [
       ['Scopes and delegation', 'docs/guides/scopes.md'],
       ['Operators with a JWT', 'docs/guides/operators.md'],
       ['What a key can ask about itself', 'docs/guides/own-key.md'],
+      ['List and find keys', 'docs/guides/list-and-find.md'],
       ['End a stream when its key ends', 'docs/guides/streams.md'],
       ['Users manage their keys', 'docs/guides/users-manage-their-keys.md'],
       ['JWT from Auth0, Keycloak, …', 'docs/guides/jwt-issuers.md'],

@@ -119,6 +119,11 @@ export interface RotateOptions {
    * for again. Default false.
    */
   emergency?: boolean | undefined
+  /**
+   * When the key expires from now on; null for never. Default: as before. A key that rotates itself may only come to an earlier end, unless it has
+   * `api_keys:admin`.
+   */
+  expiresAt?: string | Date | null | undefined
   /** `same`: the key keeps its id. `successor`: a new key with a new id takes its place, and the old one is revoked. Default `same`. */
   identity?: 'same' | 'successor' | undefined
   /** Whether a key needs `api_keys:write` even to rotate itself. Default false. */

@@ -4,7 +4,7 @@ import { actorOption, secretOf } from './actor.js'
 import type { Actor, Command, Origin, RevokeCommand, RotateCommand, RotateOptions, UpdateCommand } from './api-keys.js'
 import type { RotationPlan } from './change/changes.js'
 import type { RequestShape } from './change/replay-seal.js'
-import { flag, graceOf, keyId } from './input.js'
+import { flag, graceOf, instantOf, keyId } from './input.js'
 import type { CreateInput } from './key.js'
 import { invalidRequest } from './refusals.js'
 
@@ -19,7 +19,7 @@ const FIELDS: {
   readonly update: readonly (keyof UpdateCommand)[]
 } = {
   create: ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt', 'rotationSecret'],
-  rotate: ['id', 'rotationSecret', 'retire', 'emergency', 'identity', 'scopeRequired', 'keepRotationSecret', 'retryFrom'],
+  rotate: ['id', 'rotationSecret', 'retire', 'emergency', 'identity', 'scopeRequired', 'keepRotationSecret', 'retryFrom', 'expiresAt'],
   revoke: ['id', 'reason'],
   update: ['id', 'changes'],
 }
@@ -67,13 +67,14 @@ export function targetOf(command: { readonly as: Actor; readonly id?: string | u
   return 'self'
 }
 
-export function rotationPlan({ retire, emergency, identity, scopeRequired, keepRotationSecret }: RotateOptions): RotationPlan {
+export function rotationPlan({ retire, emergency, identity, scopeRequired, keepRotationSecret, expiresAt }: RotateOptions): RotationPlan {
   const plan: RotationPlan = {
     ...graceOf(retire),
     emergency: flag('emergency', emergency),
     successor: identity === 'successor',
     scopeRequired: flag('scopeRequired', scopeRequired),
     keepRotationSecret: flag('keepRotationSecret', keepRotationSecret),
+    ...(expiresAt === undefined ? {} : { expiresAt: instantOf(expiresAt) }),
   }
   if (identity !== undefined && identity !== 'same' && identity !== 'successor')
     throw invalidRequest('identity must be "same" or "successor".')

@@ -43,7 +43,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const engine = engineOf(settings)
   const { store, verifier, recalls, listeners, life, internals } = engine
   const { command } = life
-  const queries = keyQueries(store)
+  const queries = keyQueries(store, settings.clock)
 
   const keys: ApiKeys & { readonly [INTERNALS]: Internals } = {
     migrate: () =>
@@ -215,7 +215,7 @@ function commandsOf(
       command(async () => {
         const checked = checkedCommand(asked, 'rotate')
         const presented = presentedWith(asked)
-        const change = rotation(settings.format, targetOf(asked), rotationPlan(asked))
+        const change = rotation(settings, targetOf(asked), rotationPlan(asked))
         return issuedKey(await runner.run(change, { ...checked, ...presented }))
       }),
 

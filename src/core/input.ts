@@ -34,6 +34,9 @@ export const LONGEST_GRACE_MS: number = 7 * 86_400_000
 const MAX_INSTANT = 253_402_300_799_999
 // biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it is for
 const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
+const LISTING: readonly (keyof KeyQuery)[] = [
+  ...(['ownerId', 'status', 'environment', 'expiresBefore', 'lastUsedBefore', 'name', 'last4', 'cursor', 'limit'] as const),
+]
 const KEY_STATUSES: readonly unknown[] = ['active', 'expired', 'revoked']
 const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
@@ -117,7 +120,7 @@ export function pageLimitInvalid(): ApiKeyError {
 
 /** Checks what a listing is narrowed by, apart from the owner; throws `invalid_request` naming the filter. */
 export function keyFilters(query: KeyQuery): Omit<KeyFilters, 'ownerId'> {
-  known(query, ['ownerId', 'status', 'environment', 'expiresBefore', 'lastUsedBefore', 'name', 'last4', 'cursor', 'limit'], 'A listing')
+  refuseUnknown(query, LISTING, 'list', 'invalid_request')
   const { status, environment, expiresBefore, lastUsedBefore, name, last4 } = query
   if (status !== undefined && !KEY_STATUSES.includes(status)) throw invalidRequest('status must be "active", "expired" or "revoked".')
   if (environment !== undefined && environment !== 'live' && environment !== 'test')
@@ -215,7 +218,8 @@ function refuseUnsafe(value: unknown, depth: number): void {
   }
 }
 
-function instantOf(value: unknown, name = 'expiresAt'): number | null {
+/** Milliseconds since the epoch, or null. Throws `invalid_request`. */
+export function instantOf(value: unknown, name = 'expiresAt'): number | null {
   if (value === null) return null
   const ms = value instanceof Date ? value.getTime() : typeof value === 'string' ? rfc3339(value) : Number.NaN
   if (Number.isNaN(ms) || ms < 0 || ms > MAX_INSTANT)

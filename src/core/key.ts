@@ -15,7 +15,8 @@ export interface ApiKey<Metadata extends object = JsonObject> {
   readonly metadata: Metadata
   /** 1 at creation, one more at each rotation. */
   readonly generation: number
-  readonly status: 'active' | 'revoked'
+  /** As of when it was read or changed: `expired` is past its expiry, and not revoked. */
+  readonly status: KeyStatus
   /** RFC 3339 instants in UTC, with milliseconds. */
   readonly createdAt: string
   readonly updatedAt: string
@@ -41,12 +42,15 @@ export interface ApiKey<Metadata extends object = JsonObject> {
  */
 export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
 
+/** What has become of a key. */
+export type KeyStatus = 'active' | 'expired' | 'revoked'
+
 /** Which keys `list()` shows. Each filter narrows it further. */
 export interface KeyQuery {
   /** The keys of one owner. Left out, of all owners; refused when it is there and undefined. */
   ownerId?: string
   /** `expired` is a key past its expiry that nobody revoked. */
-  status?: 'active' | 'expired' | 'revoked'
+  status?: KeyStatus
   environment?: Environment
   /** Keys that expire before this instant, or already have. Keys that never expire are not among them. */
   expiresBefore?: string | Date
@@ -116,7 +120,8 @@ export function isKeyId(id: string): boolean {
   return UUID.test(id)
 }
 
-export function apiKey(row: KeyRow): ApiKey {
+/** @param at when its status is looked at, in milliseconds since the epoch */
+export function apiKey(row: KeyRow, at: number = row.updatedAt): ApiKey {
   return deepFreeze({
     id: row.id,
     ownerId: row.ownerId,
@@ -125,7 +130,7 @@ export function apiKey(row: KeyRow): ApiKey {
     scopes: [...row.scopes],
     metadata: JSON.parse(JSON.stringify(row.metadata)) as JsonObject,
     generation: row.generation,
-    status: row.revokedAt === null ? 'active' : 'revoked',
+    status: statusOf(row, at),
     createdAt: iso(row.createdAt),
     updatedAt: iso(row.updatedAt),
     expiresAt: row.expiresAt === null ? null : iso(row.expiresAt),
@@ -139,6 +144,11 @@ export function apiKey(row: KeyRow): ApiKey {
     lastUsedIp: row.lastUsedIp,
     lastUsedUserAgent: row.lastUsedUserAgent,
   })
+}
+
+function statusOf({ revokedAt, expiresAt }: KeyRow, at: number): KeyStatus {
+  if (revokedAt !== null) return 'revoked'
+  return expiresAt !== null && expiresAt <= at ? 'expired' : 'active'
 }
 
 /** An event as the application sees it. */

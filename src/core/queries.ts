@@ -1,11 +1,12 @@
 import { refuseUnknown } from '../options.js'
 import type { KeyRow, Store } from '../store/store.js'
 import type { ApiKeys } from './api-keys.js'
+import type { Clock } from './clock.js'
 import { cursorOf, keyFilters, keyId, ownerText, pageLimit, positionOf } from './input.js'
 import { apiKey, keyEvent, type Page } from './key.js'
 
 /** Reads keys and their audit trails. Nothing here goes by a lease. */
-export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events'> {
+export function keyQueries(store: Store, clock: Pick<Clock, 'wallMs'>): Pick<ApiKeys, 'get' | 'list' | 'events'> {
   return {
     async get(id, scope = {}) {
       refuseUnknown(scope, ['ownerId'], 'get', 'invalid_request')
@@ -18,7 +19,7 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
       const size = pageLimit(limit)
       const chosen = { ...ownerPart(query), ...filters }
       const rows = await store.keys({ ...chosen, after: positionOf(cursor), limit: size + 1 })
-      return page(rows, size, apiKey, ({ createdAt, id }) => ({ at: createdAt, id }))
+      return page(rows, size, shown, ({ createdAt, id }) => ({ at: createdAt, id }))
     },
 
     async events(query) {
@@ -32,6 +33,10 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
     },
   }
 
+  function shown(row: KeyRow): ReturnType<typeof apiKey> {
+    return apiKey(row, clock.wallMs())
+  }
+
   /** The key, where it is one of the owner that the query names. */
   async function keyOf(
     id: string,
@@ -40,7 +45,7 @@ export function keyQueries(store: Store): Pick<ApiKeys, 'get' | 'list' | 'events
     const ownerId = ownerFilter(scope)
     const row = (await store.key(keyId(id)))?.key
     if (row === undefined || (ownerId !== undefined && row.ownerId !== ownerId)) return undefined
-    return { row, key: apiKey(row) }
+    return { row, key: shown(row) }
   }
 }
 

@@ -254,7 +254,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -513,7 +513,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -864,7 +864,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -1028,6 +1028,8 @@ export interface operations {
                     };
                     /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
+                    /** Format: date-time */
+                    expiresAt?: string | null;
                 };
             };
         };
@@ -1090,7 +1092,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -1402,6 +1404,8 @@ export interface operations {
                     };
                     /** @description Ends the grace period of an earlier secret too. Not together with a `retire` other than `now`. */
                     emergency?: boolean;
+                    /** Format: date-time */
+                    expiresAt?: string | null;
                 };
             };
         };
@@ -1464,7 +1468,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -1853,7 +1857,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -2216,7 +2220,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -2826,7 +2830,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
@@ -3100,7 +3104,7 @@ export interface operations {
                             metadata: Record<string, never>;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "revoked";
+                            status: "active" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */

@@ -38,6 +38,13 @@ test('a key shows its row, with instants in RFC 3339', () => {
   expect(apiKey({ ...ROW, ...never })).toMatchObject({ ...never, status: 'active' })
 })
 
+test('a key is expired from its expiry on, and revoked whatever its expiry is', () => {
+  const statusAt = (at: number, revokedAt: number | null = null): string => apiKey({ ...ROW, expiresAt: 3_000, revokedAt }, at).status
+  expect([statusAt(2_999), statusAt(3_000), statusAt(2_999, 1_000), statusAt(3_000, 1_000)]).toEqual([
+    ...['active', 'expired', 'revoked', 'revoked'],
+  ])
+})
+
 test('a key is frozen all the way down, and shares nothing with its row', () => {
   const key = apiKey(ROW)
   const list = key.metadata.list as { deep: null }[]

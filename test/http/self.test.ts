@@ -37,6 +37,25 @@ describe.each([
     expect(JSON.stringify(answer.body)).not.toContain(own.secret)
   })
 
+  test('POST /self/rotate brings the expiry forward where it is asked to, and never moves it back', async () => {
+    const rotate = (expiresAt: unknown): Promise<Answer> =>
+      call(`${here.url}/keys/self/rotate`, { method: 'POST', secret: own.secret, body: { expiresAt } })
+    for (const [expiresAt, status, code] of [
+      ['2091-01-01T00:00:00Z', 403, 'insufficient_scope'],
+      [null, 403, 'insufficient_scope'],
+      ['2001-01-01T00:00:00Z', 400, 'invalid_request'],
+      [5, 400, 'invalid_request'],
+    ] as const) {
+      const answer = await rotate(expiresAt)
+      expect([answer.status, (answer.body as { code: string }).code]).toEqual([status, code])
+    }
+    const { status, body } = await rotate('2080-01-01T00:00:00Z')
+    expect([status, body]).toEqual([
+      200,
+      expect.objectContaining({ key: expect.objectContaining({ expiresAt: '2080-01-01T00:00:00.000Z' }) }),
+    ])
+  })
+
   test('GET /self says in a grace period when that ends, and refuses a secret that is dead, unknown or missing', async () => {
     const later = { retire: { afterMs: 60_000 } }
     const { body } = await call(`${here.url}/keys/self/rotate`, { method: 'POST', secret: own.secret, body: later })

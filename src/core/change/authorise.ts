@@ -38,11 +38,21 @@ export function authorise(attempt: AuthorisationCase): ApiKeyError | undefined {
   if (!makes && (target === undefined || foreign)) return keyNotFound()
   const scopes = operator?.scopes ?? caller?.scopes
   if (scopes === undefined) return undefined
-  if (caller !== undefined && selfAllowed && target?.id === caller.id) return undefined
+  if (caller !== undefined && selfAllowed && target?.id === caller.id) return beyondItself(caller, attempt.after)
   if (!hasScope(scopes, WRITE_SCOPE)) return forbidden(`This needs the scope ${WRITE_SCOPE}.`)
   if (foreign)
     return forbidden(operator === undefined ? 'A key makes keys for its own owner only.' : 'This token does not name that owner.')
   return operator === undefined ? beyondCaller(attempt) : beyondGrants(attempt, operator.grants)
+}
+
+/** A key that may do something to itself without any scope cannot prolong its own life by that: whoever has stolen it would keep it for ever. */
+function beyondItself(caller: KeyRow, after: Reach | undefined): ApiKeyError | undefined {
+  if (after === undefined || caller.scopes.includes(ADMIN_SCOPE) || !outlives(after, caller)) return undefined
+  return forbidden(`A key does not prolong its own life; that needs ${ADMIN_SCOPE}.`)
+}
+
+function outlives(one: Pick<Reach, 'expiresAt'>, other: Pick<Reach, 'expiresAt'>): boolean {
+  return other.expiresAt !== null && (one.expiresAt === null || one.expiresAt > other.expiresAt)
 }
 
 /** A key hands out no more than it has itself, looked at before and after the change. */
@@ -58,7 +68,7 @@ function beyondCaller({ caller, target, after, delegation }: AuthorisationCase):
     if (delegation === 'open') continue
     const missing = reach.scopes.find((scope) => !hasScope(caller.scopes, scope))
     if (missing !== undefined) return forbidden(`A key hands out only scopes that it has; this needs ${missing}, or ${ADMIN_SCOPE}.`)
-    if (caller.expiresAt !== null && (reach.expiresAt === null || reach.expiresAt > caller.expiresAt)) {
+    if (outlives(reach, caller)) {
       return forbidden(`A key hands out nothing that outlives it; this needs an earlier expiry, or ${ADMIN_SCOPE}.`)
     }
   }

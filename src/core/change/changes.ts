@@ -22,6 +22,8 @@ export interface RotationPlan {
   readonly successor: boolean
   readonly scopeRequired: boolean
   readonly keepRotationSecret: boolean
+  /** When the key is to expire from now on; undefined for as before. */
+  readonly expiresAt?: number | null
 }
 
 /** Makes a key. */
@@ -42,9 +44,7 @@ export function creation(
     fingerprint: { ...fields, ...(rotationSecretStart === undefined ? {} : { rotationSecret: true }) },
     async apply(tx, { caller, now, minted }) {
       const expiresAt = firstExpiry(settings, asked, now)
-      if (expiresAt !== null && expiresAt <= now) {
-        throw new ApiKeyError('invalid_request', 'expiresAt has passed; a key that has expired would never work.')
-      }
+      if (hasPassed(expiresAt, now)) throw expiryPassed()
       const secret = format.mint(format.startFor(fields.environment))
       const key = newKey({ ...fields, expiresAt, ownerId: fields.ownerId ?? existing(caller).ownerId }, secret, now)
       await tx.insertKey(key)
@@ -55,25 +55,29 @@ export function creation(
 }
 
 /** Replaces the active secret of a key, and its rotation secret with it. */
-export function rotation(format: SecretFormat, target: string, plan: RotationPlan): Change {
-  const { graceMs, onFirstUse, emergency, successor, scopeRequired, keepRotationSecret } = plan
-  const usual = graceMs === 0 && !emergency && !successor
+export function rotation(settings: LifetimePolicy & { readonly format: SecretFormat }, target: string, plan: RotationPlan): Change {
+  const { graceMs, onFirstUse, emergency, successor, scopeRequired, keepRotationSecret, expiresAt } = plan
+  const { format } = settings
+  const moved = expiresAt === undefined ? {} : { expiresAt }
+  const usual = graceMs === 0 && !emergency && !successor && expiresAt === undefined
   return {
     name: 'rotate',
     target,
     selfAllowed: !scopeRequired,
-    reach: (target) => target,
+    reach: (target) => target && { ...target, ...moved },
     rotationSecretGuards: true,
     mintsRotationSecret: keepRotationSecret ? 'never' : 'like the target',
     ...(emergency ? { neverReplayed: true } : {}),
-    fingerprint: usual ? null : { graceMs, onFirstUse, emergency, successor },
+    fingerprint: usual ? null : { graceMs, onFirstUse, emergency, successor, ...moved },
     async apply(tx, { target: old, now, recordId, minted }): Promise<Effect> {
-      const current = existing(old)
+      const before = existing(old)
+      const current: KeyRow = { ...before, ...moved }
+      if (expiresAt !== undefined) refuseExpiry(settings, expiresAt, before.expiresAt, now)
       const active = await tx.generationOf(current.id, current.generation)
-      const before = await tx.generationOf(current.id, current.generation - 1)
+      const earlier = await tx.generationOf(current.id, current.generation - 1)
       const activeHash = active?.rotationSecretHash ?? null
       const hash = keepRotationSecret ? activeHash : (minted?.hash ?? null)
-      const refusal = refusalOfRotation({ plan, key: current, before, activeHash, hash, now })
+      const refusal = refusalOfRotation({ plan, key: current, before: earlier, activeHash, hash, now })
       if (refusal !== undefined) throw refusal
 
       // A key keeps the form that its clients and its other instances know.
@@ -84,7 +88,7 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       // Earlier answers hold secrets that are dead now.
       await tx.eraseReplays(current.id, emergency ? null : recordId)
       const next: NextSecret = { secret, hash, grace, now }
-      const effect = successor ? await succeed(tx, current, next) : await renew(tx, current, plan, next)
+      const effect = successor ? await succeed(tx, before, plan, next) : await renew(tx, current, plan, next)
       return {
         ...effect,
         ...secretsOf(secret, minted),
@@ -94,6 +98,19 @@ export function rotation(format: SecretFormat, target: string, plan: RotationPla
       }
     },
   }
+}
+
+function refuseExpiry(policy: LifetimePolicy, asked: number | null, before: number | null, now: number): void {
+  if (hasPassed(asked, now)) throw expiryPassed()
+  refuseLonger(policy, asked, before, now)
+}
+
+function hasPassed(expiresAt: number | null, now: number): boolean {
+  return expiresAt !== null && expiresAt <= now
+}
+
+function expiryPassed(): ApiKeyError {
+  return new ApiKeyError('invalid_request', 'expiresAt has passed; a key that has expired would never work.')
 }
 
 /** What a rotation is refused by, as read under the locks. */
@@ -112,7 +129,10 @@ export interface RotationCase {
 export function refusalOfRotation({ plan: { emergency }, key, before, activeHash, hash, now }: RotationCase): ApiKeyError | undefined {
   if (key.revokedAt !== null) return keyRevoked()
   if (key.expiresAt !== null && key.expiresAt <= now) {
-    return new ApiKeyError('key_expired', 'The key has expired, and a rotation keeps its expiry; move the expiry first.')
+    return new ApiKeyError(
+      'key_expired',
+      'The key has expired, and a rotation keeps its expiry unless it is given another: send expiresAt.',
+    )
   }
   const inGrace = before !== undefined && before.graceEndsAt !== null && before.graceEndsAt > now
   if (inGrace && !emergency) {
@@ -142,7 +162,7 @@ interface NextSecret {
 async function renew(
   tx: StoreTransaction,
   current: KeyRow,
-  { graceMs, onFirstUse, emergency }: RotationPlan,
+  { graceMs, onFirstUse, emergency, expiresAt }: RotationPlan,
   { secret, hash, grace, now }: NextSecret,
 ): Promise<Pick<Effect, 'key' | 'events'>> {
   const key: KeyRow = {
@@ -160,19 +180,25 @@ async function renew(
     ...(graceMs === 0 || grace.provisional ? {} : { oldSecretExpiresAt: new Date(grace.endsAt).toISOString() }),
     ...(onFirstUse ? { retire: 'on-first-use' } : graceMs === 0 ? {} : { retire: { afterMs: graceMs } }),
     ...(emergency ? { emergency } : {}),
+    ...movedTo(expiresAt),
   }
   return { key, events: [{ type: 'key.rotated', key, details }] }
 }
 
-/** Puts a new key in the place of a key, which is revoked. */
-async function succeed(tx: StoreTransaction, current: KeyRow, { secret, hash, now }: NextSecret): Promise<Pick<Effect, 'key' | 'events'>> {
-  const key = newKey(current, secret, now)
+/** Puts a new key in the place of a key, which is revoked and keeps its own expiry. */
+async function succeed(
+  tx: StoreTransaction,
+  before: KeyRow,
+  { expiresAt }: RotationPlan,
+  { secret, hash, now }: NextSecret,
+): Promise<Pick<Effect, 'key' | 'events'>> {
+  const key = newKey(expiresAt === undefined ? before : { ...before, expiresAt }, secret, now)
   const ended: KeyRow = {
-    ...current,
+    ...before,
     revokedAt: now,
     revokedReason: 'rotated',
     rotatedTo: key.id,
-    updatedAt: updateTime(current, now),
+    updatedAt: updateTime(before, now),
   }
   await tx.updateKey(ended)
   await tx.insertKey(key)
@@ -181,9 +207,15 @@ async function succeed(tx: StoreTransaction, current: KeyRow, { secret, hash, no
     key,
     events: [
       { type: 'key.rotated', key: ended, details: { rotatedTo: key.id } },
-      { type: 'key.created', key, details: { rotatedFrom: current.id } },
+      { type: 'key.created', key, details: { rotatedFrom: before.id, ...movedTo(expiresAt) } },
     ],
   }
+}
+
+/** What the trail tells of an expiry that a rotation has set. */
+function movedTo(expiresAt: number | null | undefined): { readonly expiresAt?: string | null } {
+  if (expiresAt === undefined) return {}
+  return { expiresAt: expiresAt === null ? null : new Date(expiresAt).toISOString() }
 }
 
 interface Grace {
