@@ -88,7 +88,7 @@ export function rotation(settings: LifetimePolicy & { readonly format: SecretFor
       // Earlier answers hold secrets that are dead now.
       await tx.eraseReplays(current.id, emergency ? null : recordId)
       const next: NextSecret = { secret, hash, grace, now }
-      const effect = successor ? await succeed(tx, current, next) : await renew(tx, current, plan, next)
+      const effect = successor ? await succeed(tx, before, plan, next) : await renew(tx, current, plan, next)
       return {
         ...effect,
         ...secretsOf(secret, minted),
@@ -180,20 +180,25 @@ async function renew(
     ...(graceMs === 0 || grace.provisional ? {} : { oldSecretExpiresAt: new Date(grace.endsAt).toISOString() }),
     ...(onFirstUse ? { retire: 'on-first-use' } : graceMs === 0 ? {} : { retire: { afterMs: graceMs } }),
     ...(emergency ? { emergency } : {}),
-    ...(expiresAt === undefined ? {} : { expiresAt: expiresAt === null ? null : new Date(expiresAt).toISOString() }),
+    ...movedTo(expiresAt),
   }
   return { key, events: [{ type: 'key.rotated', key, details }] }
 }
 
-/** Puts a new key in the place of a key, which is revoked. */
-async function succeed(tx: StoreTransaction, current: KeyRow, { secret, hash, now }: NextSecret): Promise<Pick<Effect, 'key' | 'events'>> {
-  const key = newKey(current, secret, now)
+/** Puts a new key in the place of a key, which is revoked and keeps its own expiry. */
+async function succeed(
+  tx: StoreTransaction,
+  before: KeyRow,
+  { expiresAt }: RotationPlan,
+  { secret, hash, now }: NextSecret,
+): Promise<Pick<Effect, 'key' | 'events'>> {
+  const key = newKey(expiresAt === undefined ? before : { ...before, expiresAt }, secret, now)
   const ended: KeyRow = {
-    ...current,
+    ...before,
     revokedAt: now,
     revokedReason: 'rotated',
     rotatedTo: key.id,
-    updatedAt: updateTime(current, now),
+    updatedAt: updateTime(before, now),
   }
   await tx.updateKey(ended)
   await tx.insertKey(key)
@@ -202,9 +207,15 @@ async function succeed(tx: StoreTransaction, current: KeyRow, { secret, hash, no
     key,
     events: [
       { type: 'key.rotated', key: ended, details: { rotatedTo: key.id } },
-      { type: 'key.created', key, details: { rotatedFrom: current.id } },
+      { type: 'key.created', key, details: { rotatedFrom: before.id, ...movedTo(expiresAt) } },
     ],
   }
+}
+
+/** What the trail tells of an expiry that a rotation has set. */
+function movedTo(expiresAt: number | null | undefined): { readonly expiresAt?: string | null } {
+  if (expiresAt === undefined) return {}
+  return { expiresAt: expiresAt === null ? null : new Date(expiresAt).toISOString() }
 }
 
 interface Grace {

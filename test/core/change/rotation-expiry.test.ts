@@ -35,6 +35,9 @@ test('a key that takes the place of another gets the new expiry, and the other k
   const { key } = await keys.create({ ...application, expiresAt: SOON })
   const next = await keys.rotate({ as: 'application', id: key.id, identity: 'successor', expiresAt: LATER })
   expect([next.key.expiresAt, next.key.id === key.id]).toEqual([LATER, false])
+  expect(await keys.get(key.id)).toMatchObject({ expiresAt: SOON, status: 'revoked', rotatedTo: next.key.id })
+  const { items = [] } = (await keys.events({ id: next.key.id })) ?? {}
+  expect(items.map(({ details }) => details)).toEqual([{ rotatedFrom: key.id, expiresAt: LATER }])
 })
 
 test('the old secret of a grace period does not outlive the new expiry', async () => {
