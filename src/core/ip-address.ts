@@ -7,6 +7,7 @@ const WITH_PORT = /^([\d.]+):(?:\d{1,5}|_[\w.-]+)$/
 const MAPPED = /^::ffff:([\da-f]{1,4}):([\da-f]{1,4})$/
 const MAPPED_BITS = 96
 const BITS = { 4: 32, 6: 128 } as const
+const TYPES = { 4: 'ipv4', 6: 'ipv6' } as const
 
 /**
  * A client's address in one form only: without port, brackets, quotes and zone; IPv4 in dots, even if it came as IPv6; IPv6 as RFC 5952 §4 has it.
@@ -101,12 +102,15 @@ function holds(outer: Network | undefined, inner: Network | undefined): boolean 
 
 /** Says of an address, in any form, whether it is in one of the networks. An address that is none is in no network. */
 export function networkMatcher(networks: readonly string[]): (address: string | undefined) => boolean {
-  const list = new BlockList()
+  // Apart: in one list, a network of IPv6 such as ::/64 would hold every IPv4 address, which it holds in the mapped form.
+  const lists = { 4: new BlockList(), 6: new BlockList() }
   for (const { family, address, prefix } of networks.map(networkIn).filter((network) => network !== undefined)) {
-    list.addSubnet(address, prefix, family === 4 ? 'ipv4' : 'ipv6')
+    lists[family].addSubnet(address, prefix, TYPES[family])
   }
   return (given) => {
     const address = typeof given === 'string' ? canonicalAddress(given) : undefined
-    return address !== undefined && list.check(address, isIP(address) === 4 ? 'ipv4' : 'ipv6')
+    if (address === undefined) return false
+    const family = isIP(address) === 4 ? 4 : 6
+    return lists[family].check(address, TYPES[family])
   }
 }
