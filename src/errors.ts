@@ -11,6 +11,7 @@ export type ApiKeyErrorCode =
   | 'invalid_key'
   | 'insufficient_scope'
   | 'wrong_environment'
+  | 'ip_not_allowed'
   | 'cross_origin'
   | 'rotation_secret_missing'
   | 'rotation_secret_required'
@@ -37,7 +38,7 @@ export type ApiKeyErrorCode =
   | 'internal_error'
 
 /** Why a secret is not accepted. */
-export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated'
+export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated' | 'ip_not_allowed'
 
 /**
  * Reports a failure with a stable `code`, one plain sentence and, where there is one, its `cause`.
@@ -152,6 +153,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   invalid_key: 401,
   insufficient_scope: 403,
   wrong_environment: 403,
+  ip_not_allowed: 403,
   cross_origin: 403,
   rotation_secret_required: 403,
   rotation_secret_not_configured: 403,
@@ -188,6 +190,7 @@ const TITLE: { readonly [code in ApiKeyErrorCode]: string } = {
   invalid_key: 'Invalid API key',
   insufficient_scope: 'Insufficient scope',
   wrong_environment: 'Wrong environment',
+  ip_not_allowed: 'Address not allowed',
   cross_origin: 'Cross-origin request',
   rotation_secret_required: 'Rotation secret required',
   rotation_secret_not_configured: 'Key without a rotation secret',

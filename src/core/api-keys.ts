@@ -265,10 +265,13 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   migrate(): Promise<void>
   /** Issues a key. A retry with the same Idempotency-Key makes one key. */
   create(command: CreateCommand<Metadata>): Promise<IssuedKey<Metadata>>
-  /** Says whether a secret is good. Rejects (`store_unavailable`) only when no trustworthy answer can be had. */
-  verify(secret: string): Promise<VerifyResult<Metadata>>
+  /**
+   * Says whether a secret is good. Rejects (`store_unavailable`) only when no trustworthy answer can be had. `from.ip` is the address of the client: without one, a key
+   * that has `allowedIps` is refused (`ip_not_allowed`).
+   */
+  verify(secret: string, from?: { ip?: string | undefined }): Promise<VerifyResult<Metadata>>
   /** The same without I/O and without a promise: undefined where only `verify` can tell. A `Verified` from here is live. */
-  peek(secret: string): VerifyResult<Metadata> | undefined
+  peek(secret: string, from?: { ip?: string | undefined }): VerifyResult<Metadata> | undefined
   /**
    * Replaces the active secret. Resolves once no instance accepts the old one. A retry with the same secret and Idempotency-Key
    * inside the replay window resolves with the same new secret, also when that very rotation retired the one presented.

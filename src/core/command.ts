@@ -18,7 +18,7 @@ const FIELDS: {
   readonly revoke: readonly (keyof RevokeCommand)[]
   readonly update: readonly (keyof UpdateCommand)[]
 } = {
-  create: ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt', 'rotationSecret'],
+  create: ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'allowedIps', 'expiresAt', 'rotationSecret'],
   rotate: ['id', 'rotationSecret', 'retire', 'emergency', 'identity', 'scopeRequired', 'keepRotationSecret', 'retryFrom', 'expiresAt'],
   revoke: ['id', 'reason'],
   update: ['id', 'changes'],

@@ -3,7 +3,8 @@ import type { Channel } from '../channel.js'
 import { invalidOption } from '../options.js'
 import type { JsonObject, Store } from '../store/store.js'
 import { secretOf } from './actor.js'
-import type { ApiKeys, ApiKeysOptions, Recalled } from './api-keys.js'
+import { isAllowedFrom } from './allowed-ips.js'
+import type { ApiKeys, ApiKeysOptions, Recalled, VerifyResult } from './api-keys.js'
 import { alteration, creation, revocation, rotation } from './change/changes.js'
 import { replaySeals } from './change/replay-seal.js'
 import { type RotationSecrets, rotationSecrets as rotationSecretsOf } from './change/rotation-secret.js'
@@ -26,7 +27,7 @@ import { invalidRequest } from './refusals.js'
 import { reports } from './report.js'
 import { digestOf } from './secret.js'
 import { type Settings, settingsFrom } from './settings.js'
-import { endedBecause, malformed } from './verify/verdict.js'
+import { endedBecause, malformed, REJECTED } from './verify/verdict.js'
 import { Verifier } from './verify/verifier.js'
 
 /**
@@ -53,12 +54,15 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
         await recalls.meet()
       }),
 
-    async verify(secret) {
+    async verify(secret, from) {
       if (!wellFormed(secret)) return malformed
-      return command(() => verifier.verify(digestOf(secret)))
+      return fromAddress(await command(() => verifier.verify(digestOf(secret))), from)
     },
 
-    peek: (secret) => (wellFormed(secret) ? verifier.peek(digestOf(secret)) : malformed),
+    peek(secret, from) {
+      const known = wellFormed(secret) ? verifier.peek(digestOf(secret)) : malformed
+      return known && fromAddress(known, from)
+    },
 
     ...commandsOf(settings, engine),
 
@@ -188,6 +192,11 @@ function readPath({ settings, store, cache, tell, report }: ReadPathParts): { re
     inBackground: (work) => verifier.inBackground(work),
   })
   return { verifier, recalls }
+}
+
+/** The same result, unless its key may not be used from there. Only for a key that has a list is the address looked at. */
+function fromAddress(result: VerifyResult, from: { readonly ip?: string | undefined } | undefined): VerifyResult {
+  return !result.ok || result.key.allowedIps === null || isAllowedFrom(result.key, from?.ip) ? result : REJECTED.ip_not_allowed
 }
 
 /** The id of the key of a digest that is good by the authority. From here on this instance has met it. */

@@ -1,6 +1,7 @@
 import type { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
 import type { JsonObject, KeyFilters, Position } from '../store/store.js'
+import { allowedIpsList } from './allowed-ips.js'
 import { type CreateInput, isKeyId, type KeyChanges, type KeyQuery, type RetirePolicy } from './key.js'
 import { invalidRequest } from './refusals.js'
 import { holdsSecret } from './secret.js'
@@ -12,6 +13,7 @@ export interface KeyFields {
   readonly environment: 'live' | 'test'
   readonly scopes: readonly string[]
   readonly metadata: JsonObject
+  readonly allowedIps: readonly string[] | null
   readonly expiresAt: number | null
 }
 
@@ -48,7 +50,7 @@ export type NewKeyFields = Omit<KeyFields, 'ownerId' | 'expiresAt'> & {
 
 /** Checks what `create()` was given; throws `invalid_request` naming the field. */
 export function createFields(input: Partial<CreateInput>): NewKeyFields {
-  known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'expiresAt', 'rotationSecret'], 'A new key')
+  known(input, ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'allowedIps', 'expiresAt', 'rotationSecret'], 'A new key')
   const environment = input.environment === undefined ? 'live' : input.environment
   if (environment !== 'live' && environment !== 'test') throw invalidRequest('environment must be "live" or "test".')
   flag('rotationSecret', input.rotationSecret)
@@ -58,20 +60,22 @@ export function createFields(input: Partial<CreateInput>): NewKeyFields {
     environment,
     scopes: input.scopes === undefined ? [] : scopeList(input.scopes),
     metadata: input.metadata === undefined ? {} : jsonObject(input.metadata),
+    allowedIps: input.allowedIps === undefined ? null : allowedIpsList(input.allowedIps),
     expiresAt: input.expiresAt === undefined ? undefined : instantOf(input.expiresAt),
   }
 }
 
 /** Checks what `update()` was given; at least one field must be there. */
 export function changedFields(changes: KeyChanges): Partial<KeyFields> {
-  known(changes, ['name', 'scopes', 'metadata', 'expiresAt'], 'A key')
+  known(changes, ['name', 'scopes', 'metadata', 'allowedIps', 'expiresAt'], 'A key')
   const fields = {
     ...(changes.name === undefined ? {} : { name: text('name', changes.name) }),
     ...(changes.scopes === undefined ? {} : { scopes: scopeList(changes.scopes) }),
     ...(changes.metadata === undefined ? {} : { metadata: jsonObject(changes.metadata) }),
+    ...(changes.allowedIps === undefined ? {} : { allowedIps: allowedIpsList(changes.allowedIps) }),
     ...(changes.expiresAt === undefined ? {} : { expiresAt: instantOf(changes.expiresAt) }),
   }
-  if (Object.keys(fields).length === 0) throw invalidRequest('Nothing to change: give name, scopes, metadata or expiresAt.')
+  if (Object.keys(fields).length === 0) throw invalidRequest('Nothing to change: give name, scopes, metadata, allowedIps or expiresAt.')
   return fields
 }
 

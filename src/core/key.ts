@@ -13,6 +13,8 @@ export interface ApiKey<Metadata extends object = JsonObject> {
   readonly environment: Environment
   readonly scopes: readonly string[]
   readonly metadata: Metadata
+  /** The addresses and networks that it may be used from, in one form only; null for any. */
+  readonly allowedIps: readonly string[] | null
   /** 1 at creation, one more at each rotation. */
   readonly generation: number
   /** As of when it was read or changed: `expired` is past its expiry, and not revoked. */
@@ -80,6 +82,11 @@ export interface CreateInput<Metadata extends object = JsonObject> {
   scopes?: readonly string[]
   /** A JSON object of at most 8 KiB as text. Default empty. */
   metadata?: MetadataInput<Metadata>
+  /**
+   * The addresses and networks that the key may be used from, at most 100: IPv4, IPv6, and both in CIDR notation. Default null, for any. It goes by `req.ip`, so
+   * `trust proxy` has to be right.
+   */
+  allowedIps?: readonly string[] | null
   /** When the key stops working; kept by rotation, never extended by it. An instant that has passed is refused. Default never, or as late as `maxLifetimeMs` allows. */
   expiresAt?: Date | string | null
   /** Whether the key gets a rotation secret: a second factor that it must then present to rotate itself. Default false. */
@@ -91,6 +98,7 @@ export interface KeyChanges<Metadata extends object = JsonObject> {
   name?: string
   scopes?: readonly string[]
   metadata?: MetadataInput<Metadata>
+  allowedIps?: readonly string[] | null
   expiresAt?: Date | string | null
 }
 
@@ -129,6 +137,7 @@ export function apiKey(row: KeyRow, at: number = row.updatedAt): ApiKey {
     environment: row.environment,
     scopes: [...row.scopes],
     metadata: JSON.parse(JSON.stringify(row.metadata)) as JsonObject,
+    allowedIps: row.allowedIps === null ? null : [...row.allowedIps],
     generation: row.generation,
     status: statusOf(row, at),
     createdAt: iso(row.createdAt),

@@ -9,6 +9,7 @@ import { ApiKeyError } from '../errors.js'
 import { type Caller, mayActFor, ownerOf } from './caller.js'
 import type { Action, Answers, Route } from './contract.js'
 import { announceEnd } from './grace-headers.js'
+import { ClientAddress } from './origin.js'
 import { listingOf, pageOf } from './query.js'
 import { accepted, verdictTooLate } from './verdict.js'
 
@@ -110,7 +111,7 @@ async function readerOf(call: Call): Promise<string | undefined> {
 
 /** The caller's own key, by its lease. */
 async function readingKey({ keys, internals, req, res }: Call, secret: string): Promise<ApiKey> {
-  const verdict = accepted(internals, req, secret, await keys.verify(secret))
+  const verdict = accepted(internals, req, secret, await keys.verify(secret, new ClientAddress(req)))
   if (verdict.grace !== undefined) announceEnd(res, verdict.grace, false)
   if (!verdict.live()) throw verdictTooLate()
   return verdict.key

@@ -7,7 +7,7 @@ import { refuseUnknown } from '../options.js'
 import { ADMISSION, type AdmissionOptions, admission } from './admission.js'
 import { announceEnd } from './grace-headers.js'
 import { failureGuard } from './limits/failure-guard.js'
-import { originOf } from './origin.js'
+import { ClientAddress, originOf } from './origin.js'
 import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
 import { type Guard, setApiKey } from './req-api-key.js'
 import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseEmpty, type Source, sourcesOption } from './source.js'
@@ -107,7 +107,7 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
         if (req.apiKey === undefined) setApiKey(req, undefined, guardian)
       } else {
         // The hot path: a live lease answers at once, and nothing is awaited between its check and next().
-        known = keys.peek(secret)
+        known = keys.peek(secret, new ClientAddress(req))
         if (known !== undefined) enter(req, res, secret, known)
       }
     } catch (error) {
@@ -122,11 +122,12 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
   async function askAndEnter(req: Request, res: Response, next: NextFunction, secret: string): Promise<void> {
     try {
       refuseFlood(internals, guard, maxFailures, req, secret)
-      let result = await keys.verify(secret)
+      const from = new ClientAddress(req)
+      let result = await keys.verify(secret, from)
       // Looked at right before next(), with no await between.
       for (let tries = 1; result.ok && !result.live(); tries++) {
         if (tries === 2) throw verdictTooLate()
-        result = await keys.verify(secret)
+        result = await keys.verify(secret, from)
       }
       if (!result.ok) guard.note(req)
       enter(req, res, secret, result)

@@ -45,6 +45,7 @@ const FIELDS: { readonly [field in Field]: true } = {
   environment: true,
   scopes: true,
   metadata: true,
+  allowedIps: true,
   expiresAt: true,
   ownerId: true,
   rotationSecret: true,

@@ -53,6 +53,7 @@ export type Field =
   | 'environment'
   | 'scopes'
   | 'metadata'
+  | 'allowedIps'
   | 'expiresAt'
   | 'ownerId'
   | 'rotationSecret'

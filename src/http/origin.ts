@@ -1,6 +1,6 @@
-import { isIP } from 'node:net'
 import type { Request } from 'express'
 import type { Origin } from '../core/api-keys.js'
+import { canonicalAddress } from '../core/ip-address.js'
 
 /** Where a request came from, for the audit trail and the last use. */
 export function originOf(req: Request): Origin {
@@ -15,10 +15,23 @@ export function originOf(req: Request): Origin {
 export function clientAddress(req: Request): string | undefined {
   try {
     const given: unknown = req.ip
-    return typeof given === 'string' ? addressIn(given) : undefined
+    return typeof given === 'string' ? canonicalAddress(given) : undefined
   } catch {
     // The application's `trust proxy` function may throw at what a client wrote, and a destroyed request has no socket.
     return undefined
+  }
+}
+
+/** Where a request came from, for a key that asks: most do not. */
+export class ClientAddress {
+  readonly req: Request
+
+  constructor(req: Request) {
+    this.req = req
+  }
+
+  get ip(): string | undefined {
+    return clientAddress(this.req)
   }
 }
 
@@ -51,29 +64,4 @@ export function addressIsDoubtful(req: Request): boolean {
   } catch {
     return true
   }
-}
-
-/** An address as proxies write it (RFC 7239 §6): with or without brackets, with or without a port, which may be hidden as `_name`. */
-const BRACKETED = /^\[([^\]]*)\](?::(?:\d{1,5}|_[\w.-]+))?$/
-const WITH_PORT = /^([\d.]+):(?:\d{1,5}|_[\w.-]+)$/
-/** The last two groups of an IPv4 address in IPv6. @see RFC 4291 §2.5.5.2 */
-const MAPPED = /^::ffff:([\da-f]{1,4}):([\da-f]{1,4})$/
-
-function addressIn(given: string): string | undefined {
-  if (isIP(given) === 4) return given
-  const bare = given
-    .trim()
-    .replace(/^"(.*)"$/, '$1')
-    .trim()
-  const text = (BRACKETED.exec(bare) ?? WITH_PORT.exec(bare))?.[1] ?? bare
-  const family = isIP(text)
-  if (family !== 6) return family === 4 ? text : undefined
-  // A URL writes IPv6 as RFC 5952 asks. It takes no zone, which means something on its own host only.
-  const canonical = new URL(`http://[${text.replace(/%.*$/, '')}]`).hostname.slice(1, -1)
-  const [, high, low] = MAPPED.exec(canonical) ?? []
-  return high === undefined || low === undefined ? canonical : dotted(Number.parseInt(high, 16), Number.parseInt(low, 16))
-}
-
-function dotted(high: number, low: number): string {
-  return [high >> 8, high & 0xff, low >> 8, low & 0xff].join('.')
 }

@@ -1,3 +1,4 @@
+import { MAX_ALLOWED_IPS } from '../core/allowed-ips.js'
 import { FIELD_LIMITS, LONGEST_GRACE_MS, SCOPE_TOKEN } from '../core/input.js'
 import { type Action, type Field, instant, object, oneOf, orNull, type Schema, text, uuid } from './contract.js'
 import { MAX_IDEMPOTENCY_KEY_LENGTH } from './idempotency-key.js'
@@ -20,6 +21,18 @@ const FIELDS: { readonly [field in Field]: Schema } = {
   metadata: {
     type: 'object',
     description: `At most ${FIELD_LIMITS.metadataBytes / 1_024} KiB of JSON, and at most ${FIELD_LIMITS.metadataDepth} levels deep.`,
+  },
+  allowedIps: {
+    description: 'The addresses and networks that the key may be used from: IPv4, IPv6, and both in CIDR notation. Null for any.',
+    oneOf: [
+      {
+        type: 'array',
+        minItems: 1,
+        maxItems: MAX_ALLOWED_IPS,
+        items: { type: 'string', maxLength: 64, description: 'Such as 192.0.2.0/24.' },
+      },
+      { type: 'null' },
+    ],
   },
   expiresAt: orNull(instant),
   ownerId: { ...LINE, description: 'For operators, whose token may name several owners.' },

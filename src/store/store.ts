@@ -15,6 +15,8 @@ export interface KeyRow {
   readonly environment: Environment
   readonly scopes: readonly string[]
   readonly metadata: JsonObject
+  /** The addresses and networks that it may be used from, in one form only; null for any. */
+  readonly allowedIps: readonly string[] | null
   /** The number of the active generation; 1 at creation, one more at each rotation. */
   readonly generation: number
   readonly createdAt: number
@@ -391,7 +393,7 @@ export interface StoreTransaction {
 
   insertKey(row: KeyRow): Promise<void>
   /**
-   * Writes the mutable fields of a locked key: `name`, `scopes`, `metadata`, `generation`, `updatedAt`, `expiresAt`, `revokedAt`, `revokedReason`,
+   * Writes the mutable fields of a locked key: `name`, `scopes`, `metadata`, `allowedIps`, `generation`, `updatedAt`, `expiresAt`, `revokedAt`, `revokedReason`,
    * `rotatedTo`, `secretStart`, `secretLast4`, `secretCreatedAt`. Leaves the last use alone: it is written behind, and what is in this row may be older.
    */
   updateKey(row: KeyRow): Promise<void>

@@ -223,6 +223,9 @@ export interface operations {
                      *           "metadata": {
                      *             "project_id": "p_1"
                      *           },
+                     *           "allowedIps": [
+                     *             "192.0.2.0/24"
+                     *           ],
                      *           "generation": 2,
                      *           "status": "active",
                      *           "createdAt": "2026-01-31T12:00:00.000Z",
@@ -252,6 +255,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -445,6 +449,8 @@ export interface operations {
                     scopes?: string[];
                     /** @description At most 8 KiB of JSON, and at most 16 levels deep. */
                     metadata?: Record<string, never>;
+                    /** @description The addresses and networks that the key may be used from: IPv4, IPv6, and both in CIDR notation. Null for any. */
+                    allowedIps?: string[] | null;
                     /** Format: date-time */
                     expiresAt?: string | null;
                     /** @description Whether the key gets a rotation secret. */
@@ -482,6 +488,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 1,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -511,6 +520,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -835,6 +845,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 2,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -862,6 +875,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -1061,6 +1075,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 2,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -1090,6 +1107,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -1437,6 +1455,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 2,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -1466,6 +1487,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -1828,6 +1850,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 2,
                      *         "status": "revoked",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -1855,6 +1880,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -2191,6 +2217,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 2,
                      *         "status": "revoked",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -2218,6 +2247,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -2801,6 +2831,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 2,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -2828,6 +2861,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";
@@ -3042,6 +3076,8 @@ export interface operations {
                     scopes?: string[];
                     /** @description At most 8 KiB of JSON, and at most 16 levels deep. */
                     metadata?: Record<string, never>;
+                    /** @description The addresses and networks that the key may be used from: IPv4, IPv6, and both in CIDR notation. Null for any. */
+                    allowedIps?: string[] | null;
                     /** Format: date-time */
                     expiresAt?: string | null;
                 };
@@ -3075,6 +3111,9 @@ export interface operations {
                      *         "metadata": {
                      *           "project_id": "p_1"
                      *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
                      *         "generation": 2,
                      *         "status": "active",
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
@@ -3102,6 +3141,7 @@ export interface operations {
                             environment: "live" | "test";
                             scopes: string[];
                             metadata: Record<string, never>;
+                            allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
                             status: "active" | "expired" | "revoked";

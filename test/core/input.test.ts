@@ -157,18 +157,18 @@ test('a change of a key is checked like a new one, and must change something', a
 })
 
 test('what is left out of a new key is nothing, and what is left out of a change stays', () => {
-  const all = { name: 'n', scopes: ['a'], metadata: { m: 1 }, expiresAt: '2030-01-31T12:00:00Z' }
+  const all = { name: 'n', scopes: ['a'], metadata: { m: 1 }, allowedIps: ['192.0.2.1'], expiresAt: '2030-01-31T12:00:00Z' }
   const read = { ...all, expiresAt: Date.parse(all.expiresAt) }
-  expect(createFields(named)).toEqual({ ...named, environment: 'live', scopes: [], metadata: {} })
+  expect(createFields(named)).toEqual({ ...named, environment: 'live', scopes: [], metadata: {}, allowedIps: null })
   expect(createFields({ ...all, ownerId: 'acme', environment: 'test', rotationSecret: false })).toEqual({
     ...read,
     ownerId: 'acme',
     environment: 'test',
   })
   expect(changedFields(all)).toEqual(read)
-  for (const name of ['name', 'scopes', 'metadata', 'expiresAt'] as const)
+  for (const name of ['name', 'scopes', 'metadata', 'allowedIps', 'expiresAt'] as const)
     expect(changedFields({ [name]: all[name] })).toEqual({ [name]: read[name] })
-  expect(changedFields({ expiresAt: null })).toEqual({ expiresAt: null })
+  expect(changedFields({ expiresAt: null, allowedIps: null })).toEqual({ expiresAt: null, allowedIps: null })
 })
 
 test('a grace period is none, seven days at most, or until the first use', () => {
@@ -201,7 +201,7 @@ test('a grace period is none, seven days at most, or until the first use', () =>
 })
 
 test.each<[told: string, check: () => unknown]>([
-  ['Nothing to change: give name, scopes, metadata or expiresAt.', () => changedFields({})],
+  ['Nothing to change: give name, scopes, metadata, allowedIps or expiresAt.', () => changedFields({})],
   ['name must be a string of 1 to 255 characters.', () => changedFields({ name: '' })],
   ['A key has no field "owner".', () => changedFields({ owner: 1 } as object)],
   ['A key is described by an object.', () => changedFields(null as never)],

@@ -7,6 +7,7 @@ const ROW: KeyRow = {
   name: 'n',
   environment: 'test',
   scopes: ['a', 'b'],
+  allowedIps: ['192.0.2.1'],
   metadata: { list: [{ deep: null }] },
   generation: 3,
   createdAt: 1_000,

@@ -10,18 +10,21 @@ export interface Sent {
   readonly secret?: string
   readonly idempotencyKey?: string
   readonly body?: unknown
+  /** The client's address, as a proxy tells it. */
+  readonly from?: string
   /** The step at which `server.ts` is killed. */
   readonly crash?: string
 }
 
 /** One request over real HTTP. */
-export async function call(url: string, { method = 'GET', secret, idempotencyKey, body, crash }: Sent = {}): Promise<Answer> {
+export async function call(url: string, { method = 'GET', secret, idempotencyKey, body, from, crash }: Sent = {}): Promise<Answer> {
   const response = await fetch(url, {
     method,
     headers: {
       ...(secret === undefined ? {} : { authorization: `Bearer ${secret}` }),
       ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
       ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+      ...(from === undefined ? {} : { 'x-forwarded-for': from }),
       ...(crash === undefined ? {} : { crash }),
     },
     ...(body === undefined ? {} : { body: JSON.stringify(body) }),

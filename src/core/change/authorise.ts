@@ -1,6 +1,7 @@
 import { ApiKeyError } from '../../errors.js'
 import type { Environment, KeyRow } from '../../store/store.js'
 import type { Grants, Operator } from '../api-keys.js'
+import { coversNetworks } from '../ip-address.js'
 import { keyNotFound } from '../refusals.js'
 import { ADMIN_SCOPE, hasScope, WRITE_SCOPE } from '../scope.js'
 
@@ -9,6 +10,7 @@ export interface Reach {
   readonly scopes: readonly string[]
   readonly environment: Environment
   readonly expiresAt: number | null
+  readonly allowedIps: readonly string[] | null
 }
 
 /** What is decided by: who asks, about whose key, and what the key is before and after. */
@@ -68,6 +70,9 @@ function beyondCaller({ caller, target, after, delegation }: AuthorisationCase):
     if (delegation === 'open') continue
     const missing = reach.scopes.find((scope) => !hasScope(caller.scopes, scope))
     if (missing !== undefined) return forbidden(`A key hands out only scopes that it has; this needs ${missing}, or ${ADMIN_SCOPE}.`)
+    if (!coversNetworks(caller.allowedIps, reach.allowedIps)) {
+      return forbidden(`A key hands out nothing that may be used from more addresses; this needs narrower allowedIps, or ${ADMIN_SCOPE}.`)
+    }
     if (outlives(reach, caller)) {
       return forbidden(`A key hands out nothing that outlives it; this needs an earlier expiry, or ${ADMIN_SCOPE}.`)
     }

@@ -282,9 +282,9 @@ export function alteration(policy: LifetimePolicy, target: string, changes: Part
 }
 
 function newKey(fields: KeyFields, secret: MintedSecret, now: number): KeyRow {
-  const { ownerId, name, environment, scopes, metadata, expiresAt } = fields
+  const { ownerId, name, environment, scopes, metadata, allowedIps, expiresAt } = fields
   return {
-    ...{ ownerId, name, environment, scopes, metadata, expiresAt },
+    ...{ ownerId, name, environment, scopes, metadata, allowedIps, expiresAt },
     ...shown(secret),
     secretCreatedAt: now,
     id: timeOrderedId(now),

@@ -79,11 +79,11 @@ function openedAnswer({ presented, record, made, now, sameRequest, allowanceMs, 
   return presented?.ended === undefined ? spent() : invalidKey()
 }
 
-/** An answer that was sealed before keys had `secretCreatedAt` gets it from its generation. */
+/** An answer that was sealed before keys had `secretCreatedAt` gets it from its generation; one from before `allowedIps` was about a key without. */
 function answerOf(opened: string, made: GenerationRow | undefined): SealedAnswer {
   const answer = JSON.parse(opened) as SealedAnswer
   const secretCreatedAt = answer.key.secretCreatedAt ?? made?.createdAt ?? answer.key.createdAt
-  return { ...answer, key: { ...answer.key, secretCreatedAt } }
+  return { ...answer, key: { ...answer.key, secretCreatedAt, allowedIps: answer.key.allowedIps ?? null } }
 }
 
 /** The one thing that a dead secret is still good for is the answer of the very change that retired it, and not once its key has expired. */

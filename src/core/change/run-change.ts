@@ -1,11 +1,13 @@
 import { ApiKeyError } from '../../errors.js'
 import type { EventRow, KeyRow, ReplayAnswer, Store } from '../../store/store.js'
+import { ipNotAllowed, isAllowedFrom } from '../allowed-ips.js'
 import type { Origin } from '../api-keys.js'
 import { auditTrail } from '../audit.js'
 import { background } from '../background.js'
 import type { Clock } from '../clock.js'
 import { failureOf } from '../failures.js'
 import type { Recalls } from '../recall/recalls.js'
+import { invalidKey } from '../refusals.js'
 import type { SecretFormat } from '../secret.js'
 import { semaphore } from '../semaphore.js'
 import { batchedRead } from '../verify/batched-read.js'
@@ -95,6 +97,7 @@ export function changeRunner(parts: RunParts): ChangeRunner {
       const planned: PlannedChange = { change, command, presented, plan: recordPlan(parts, change, command, presented) }
       await settled(planned.plan.ids)
       const recorded = await findRecord(clock, readRecord, planned.plan)
+      refuseAddress(planned, recorded !== undefined)
       const replayed = recorded === undefined ? undefined : await replay(planned, recorded)
       if (replayed !== undefined) return replayed
       const prepared = await prepare(planned)
@@ -133,6 +136,15 @@ export function changeRunner(parts: RunParts): ChangeRunner {
       throw known.code === 'internal_error' ? unanswered(known) : known
     }
   }
+}
+
+/**
+ * Refuses a key that may not be used from where its caller is, for a replay too. A secret that is dead is told so as everywhere, unless it comes for an answer of its own:
+ * a client deletes its key on that word.
+ */
+function refuseAddress({ command, presented }: PlannedChange, hasRecord: boolean): void {
+  if (presented === undefined || isAllowedFrom(presented.key, command.origin?.ip)) return
+  throw presented.ended === undefined || hasRecord ? ipNotAllowed(presented.key) : invalidKey(presented.ended, presented.key.id)
 }
 
 interface DurableChange extends Omit<CommittedChange, 'contradicted' | 'change' | 'settled' | 'replayed'> {

@@ -31,7 +31,7 @@ export interface CacheEntryCodec {
 }
 
 /** Names the shape of an entry, as part of what its MAC depends on: a change of `CacheEntry` needs another name. */
-const SHAPE = 'cache entry 4'
+const SHAPE = 'cache entry 5'
 
 /**
  * Writes and reads cache entries: `a` or `r`, the MAC, the content. The MAC covers the store and the digest too, so that an entry cannot be

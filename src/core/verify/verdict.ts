@@ -32,6 +32,7 @@ export const REJECTED: { readonly [reason in RejectionReason]: Rejected } = {
   expired: Object.freeze({ ok: false, reason: 'expired' }),
   revoked: Object.freeze({ ok: false, reason: 'revoked' }),
   rotated: Object.freeze({ ok: false, reason: 'rotated' }),
+  ip_not_allowed: Object.freeze({ ok: false, reason: 'ip_not_allowed' }),
 }
 
 export const malformed: Rejected = REJECTED.malformed

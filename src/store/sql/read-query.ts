@@ -127,6 +127,7 @@ const KEY = [
   'environment',
   'scopes',
   'metadata',
+  'allowed_ips',
   'generation',
   'created_at',
   'updated_at',

@@ -39,6 +39,8 @@ export interface KeyTable {
   environment: string
   scopes: string
   metadata: string
+  /** JSON list of texts; null for any address. */
+  allowed_ips: string | null
   generation: number
   created_at: number
   updated_at: number
@@ -106,6 +108,7 @@ export function keyRow(row: KeyTable, madeAt?: number | null): KeyRow {
     environment: row.environment === 'test' ? 'test' : 'live',
     scopes: JSON.parse(row.scopes) as string[],
     metadata: JSON.parse(row.metadata) as JsonObject,
+    allowedIps: row.allowed_ips === null ? null : (JSON.parse(row.allowed_ips) as string[]),
     generation: Number(row.generation),
     createdAt: Number(row.created_at),
     updatedAt: Number(row.updated_at),
@@ -131,6 +134,7 @@ export function keyColumns(row: KeyRow): KeyTable {
     environment: row.environment,
     scopes: JSON.stringify(row.scopes),
     metadata: JSON.stringify(row.metadata),
+    allowed_ips: row.allowedIps === null ? null : JSON.stringify(row.allowedIps),
     generation: row.generation,
     created_at: row.createdAt,
     updated_at: row.updatedAt,

@@ -17,6 +17,7 @@ export async function issue(store: Store, fields: Partial<KeyRow> = {}): Promise
       generation: 1,
       createdAt: now,
       updatedAt: now,
+      allowedIps: null,
       expiresAt: null,
       revokedAt: null,
       revokedReason: null,

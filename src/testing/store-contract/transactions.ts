@@ -45,6 +45,7 @@ export function transactions(check: Check): void {
       name: 'other',
       scopes: ['x'],
       metadata: { y: 1 },
+      allowedIps: ['192.0.2.0/24', '2001:db8::1'],
       generation: 1,
       updatedAt: key.updatedAt + 5,
       expiresAt: key.createdAt + 9,

@@ -19,12 +19,32 @@ const WANTED = [
 ]
 const NAMED = ['a', 'a:b', 'a:b:c', 'b', 'api_keys:read', 'api_keys:write']
 const WILD = ['*', 'a:*', 'a:b:*', 'api_keys:*']
+/**
+ * Lists of addresses, and which of 10.0.0.1, 10.0.0.200, 10.0.1.1, 192.0.2.1, 2001:db8::1 and 2001:db8:0:1::1 are in each: every bound of a list lies between two of
+ * them.
+ */
+const LISTS: readonly (readonly [readonly string[] | null, readonly number[]])[] = [
+  [null, [0, 1, 2, 3, 4, 5]],
+  [['10.0.0.0/16'], [0, 1, 2]],
+  [['10.0.0.0/24'], [0, 1]],
+  [
+    ['10.0.0.0/25', '2001:db8::/64'],
+    [0, 4],
+  ],
+  [
+    ['2001:db8::/32', '10.0.0.0/24'],
+    [0, 1, 4, 5],
+  ],
+  [['0.0.0.0/0'], [0, 1, 2, 3]],
+]
+const HOME = '10.0.0.1'
 const INSTANTS = [null, Date.UTC(2090, 0), Date.UTC(2091, 0)]
 
 interface Reach {
   readonly scopes: readonly string[]
   readonly environment: Environment
   readonly expiresAt: number | null
+  readonly allowedIps: readonly string[] | null
 }
 
 /** What a list of scopes opens, said in another way than the code does. */
@@ -41,13 +61,17 @@ function isWithin(inner: Reach, outer: Reach): boolean {
   return (
     opened(inner.scopes).every((scope) => wide.includes(scope)) &&
     inner.environment === outer.environment &&
+    addressesOf(inner).every((address) => addressesOf(outer).includes(address)) &&
     (inner.expiresAt ?? Number.POSITIVE_INFINITY) <= (outer.expiresAt ?? Number.POSITIVE_INFINITY)
   )
 }
 
-const reachOf = ({ scopes, environment, expiresAt }: ApiKey): Reach => ({
-  scopes,
-  environment,
+function addressesOf({ allowedIps }: Pick<Reach, 'allowedIps'>): readonly number[] {
+  return LISTS.find(([list]) => JSON.stringify(list) === JSON.stringify(allowedIps))?.[1] ?? []
+}
+
+const reachOf = ({ scopes, environment, expiresAt, allowedIps }: ApiKey): Reach => ({
+  ...{ scopes, environment, allowedIps },
   expiresAt: expiresAt === null ? null : Date.parse(expiresAt),
 })
 const inputOf = ({ expiresAt, ...rest }: Reach): object => ({ ...rest, expiresAt: expiresAt === null ? null : new Date(expiresAt) })
@@ -55,19 +79,28 @@ const inputOf = ({ expiresAt, ...rest }: Reach): object => ({ ...rest, expiresAt
 const someScopes = fc.uniqueArray(fc.constantFrom(...NAMED, ...WILD, 'api_keys:admin'), { maxLength: 4 })
 const someEnvironment = fc.constantFrom<Environment>('live', 'live', 'live', 'test')
 const someInstant = fc.constantFrom(...INSTANTS)
-const someReach: fc.Arbitrary<Reach> = fc.record({ scopes: someScopes, environment: someEnvironment, expiresAt: someInstant })
+const someList = fc.constantFrom(...LISTS).map(([list]) => list)
+const someReach: fc.Arbitrary<Reach> = fc.record({
+  ...{ scopes: someScopes, environment: someEnvironment, expiresAt: someInstant, allowedIps: someList },
+})
 /** A key that may hand something out, within bounds. */
 const someWriter: fc.Arbitrary<Reach> = fc.record({
   scopes: fc.uniqueArray(fc.constantFrom(...NAMED, ...WILD), { maxLength: 4 }).map((scopes) => [...new Set([...scopes, 'api_keys:write'])]),
-  environment: someEnvironment,
-  expiresAt: someInstant,
+  ...{ environment: someEnvironment, expiresAt: someInstant },
+  // Most have none, or hardly anything could be made.
+  allowedIps: fc.oneof({ weight: 3, arbitrary: fc.constant(null) }, { weight: 1, arbitrary: someList }),
 })
 const someStep = fc.record({
   what: fc.constantFrom('create', 'create', 'rotate', 'update', 'update', 'revoke'),
   by: fc.nat(),
   to: fc.nat(),
   reach: someReach,
-  changes: fc.constantFrom<readonly ('scopes' | 'expiresAt')[]>(['scopes'], ['expiresAt'], ['scopes', 'expiresAt']),
+  changes: fc.constantFrom<readonly ('scopes' | 'expiresAt' | 'allowedIps')[]>(
+    ['scopes'],
+    ['expiresAt'],
+    ['allowedIps'],
+    ['scopes', 'expiresAt'],
+  ),
 })
 type Step = typeof someStep extends fc.Arbitrary<infer T> ? T : never
 
@@ -102,9 +135,9 @@ class Holdings {
   }: Step): Promise<{ actor: ApiKey; before?: ApiKey; after?: ApiKey; code: ApiKeyErrorCode | 'done' }> {
     const actor = this.held[by % this.held.length] as ApiKey
     const target = this.all[to % this.all.length] as ApiKey
-    const common = { as: { secret: this.#secrets.get(actor.id) ?? '' }, id: target.id }
+    const common = { as: { secret: this.#secrets.get(actor.id) ?? '' }, id: target.id, origin: { ip: HOME } }
     const { id: _, ...maker } = common
-    const asked = inputOf(reach) as { readonly scopes: readonly string[]; readonly expiresAt: Date | null }
+    const asked = inputOf(reach) as Pick<Reach, 'scopes' | 'allowedIps'> & { readonly expiresAt: Date | null }
     const work = {
       create: () => this.keys.create({ ...maker, name: 'made', ...asked }),
       rotate: () => this.keys.rotate(common),

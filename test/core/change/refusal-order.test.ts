@@ -36,7 +36,7 @@ const change: Change = {
   fingerprint: null,
   apply: () => Promise.reject(new Error('not here')),
 }
-const key = { id: 'key', ownerId: 'acme', environment: 'live', scopes: [], expiresAt: null } as unknown as KeyRow
+const key = { id: 'key', ownerId: 'acme', environment: 'live', scopes: [], allowedIps: null, expiresAt: null } as unknown as KeyRow
 const generation = { retiredAt: null, rotationSecretHash: null } as GenerationRow
 const secret: KnownSecret = { key, generation, ended: undefined, own: true }
 const inGrace: KnownSecret = { ...secret, generation: { ...generation, retiredAt: 1_000 } }

@@ -361,7 +361,15 @@ function tag(): string {
 }
 
 const key: KeyRow = {
-  ...{ id: '00000000-0000-7000-8000-000000000001', ownerId: 'acme', name: 'ci', environment: 'live', scopes: [], metadata: {} },
+  ...{
+    id: '00000000-0000-7000-8000-000000000001',
+    ownerId: 'acme',
+    name: 'ci',
+    environment: 'live',
+    scopes: [],
+    metadata: {},
+    allowedIps: null,
+  },
   ...{ generation: 1, createdAt: 1, updatedAt: 1, expiresAt: null, revokedAt: null, revokedReason: null, rotatedTo: null },
   ...{ secretStart: 'sk_live_', secretLast4: '1234', secretCreatedAt: 1 },
   ...{ lastUsedAt: null, lastUsedIp: null, lastUsedUserAgent: null },

@@ -1333,6 +1333,7 @@ class FakeAuthority implements Pick<Store, Part> {
       environment: 'live',
       scopes: ['reports:read'],
       metadata: { team: 'growth' },
+      allowedIps: null,
       generation: 1,
       createdAt: at,
       updatedAt: at,
