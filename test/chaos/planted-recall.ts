@@ -87,19 +87,6 @@ export function plantedRecall({ plant, serverSecret, storeId, leaseMs }: Planted
               return answer
             },
           })
-        case 'fail-over-unnoticed':
-          return broken({
-            read: async (...asked) => ({ ...(await store.read(...asked)), server: 'always the same' }),
-            async members(after) {
-              const found = await store.members(after)
-              see(found)
-              return {
-                ...found,
-                server: 'always the same',
-                tagAfter: after === undefined ? undefined : (tags.get(after) ?? found.tagAfter),
-              }
-            },
-          })
         case 'membership-not-looked-at':
           return broken({ read: async (...asked) => ({ ...(await store.read(...asked)), member: 'active' }) })
         default:

@@ -29,7 +29,6 @@ export const plants = {
   'one-step-reaping': { what: 'who is suspected is removed from the members at once', breaks: 'dead-accepted' },
   'membership-not-looked-at': { what: 'an instance takes leases that it is not granted any more', breaks: 'dead-accepted', unasked: true },
   'tag-not-compared': { what: 'an instance goes on from its position in the feed when the data are others', breaks: 'dead-accepted' },
-  'fail-over-unnoticed': { what: 'members that were lost with data are not waited for', breaks: 'dead-accepted' },
   'relay-from-ahead': { what: 'what Redis holds of a position that the instance has not seen is taken', breaks: 'dead-accepted' },
   'relay-of-any-position': { what: 'what Redis holds is taken, whatever has changed since', breaks: 'dead-accepted' },
   'wall-clock-lease': {
