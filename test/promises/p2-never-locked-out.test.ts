@@ -4,6 +4,7 @@ import { atEnd } from '../support/cleanup.js'
 import { serve } from '../support/instance.js'
 import { SERVER_SECRET, startServer } from '../support/process.js'
 import { faultProxy } from '../support/proxy.js'
+import { SOURCE } from '../support/source.js'
 import { stores } from '../support/stores.js'
 import { type Answer, call } from '../support/traffic.js'
 
@@ -14,9 +15,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'cut off' })
     const { port } = new URL(url)
     const socket = connect(Number(port), '127.0.0.1')
-    socket.write(
-      `POST /keys/self/rotate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${secret}\r\nIdempotency-Key: cut\r\nContent-Length: 0\r\n\r\n`,
-    )
+    socket.write(`POST /keys/self/rotate HTTP/1.1\r\nHost: x\r\n${carrying(secret)}\r\nIdempotency-Key: cut\r\nContent-Length: 0\r\n\r\n`)
     while ((await keys.get(key.id))?.generation !== 2) await new Promise(setImmediate)
     socket.destroy()
     await once(socket, 'close')
@@ -279,4 +278,11 @@ async function firstUseNoted(query: Rotated['query']): Promise<void> {
 
 function secretOf({ body }: Answer): string {
   return (body as { secret: string }).secret
+}
+
+/** The header that carries a key. */
+function carrying(secret: string): string {
+  return Object.entries(SOURCE.sent(secret))
+    .map((header) => header.join(': '))
+    .join('\r\n')
 }

@@ -14,6 +14,7 @@ import Database from 'libsql'
 import { atEnd } from '../support/cleanup.js'
 import { dumpDatabase, freshDatabase, logFile } from '../support/postgres.js'
 import { startRedis } from '../support/redis.js'
+import { SOURCE } from '../support/source.js'
 import { type Answer, call } from '../support/traffic.js'
 
 const SERVER_SECRET = 'the-server-secret-of-these-tests-0123456789'
@@ -92,8 +93,8 @@ async function wholeLife(store: Store, cache: ReturnType<typeof redisCache> | un
   })
   await keys.migrate()
   const app = express()
-  app.use('/keys', keyRouter(keys))
-  app.get('/data', bearerAuth(keys), (req, res) => {
+  app.use('/keys', keyRouter(keys, { from: SOURCE.source }))
+  app.get('/data', bearerAuth(keys, { from: SOURCE.source }), (req, res) => {
     console.log(req.apiKey)
     res.json({ ok: true })
   })

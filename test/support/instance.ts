@@ -4,6 +4,7 @@ import express from 'express'
 import { type ApiKeys, type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from 'express-api-keys'
 import { atEnd } from './cleanup.js'
 import { SERVER_SECRET } from './process.js'
+import { SOURCE } from './source.js'
 
 export interface Instance {
   readonly keys: ApiKeys
@@ -20,12 +21,12 @@ export async function serve(
   const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 250, onError: () => {}, ...options })
   await keys.migrate()
   const app = framework()
-  app.use('/keys', keyRouter(keys))
-  app.use('/successors', keyRouter(keys, { contract: contracts.blendFi }))
-  app.get('/data', bearerAuth(keys), (req, res) => {
+  app.use('/keys', keyRouter(keys, { from: SOURCE.source }))
+  app.use('/successors', keyRouter(keys, { contract: contracts.blendFi, from: SOURCE.source }))
+  app.get('/data', bearerAuth(keys, { from: SOURCE.source }), (req, res) => {
     res.json({ id: req.apiKey?.id })
   })
-  app.get('/scoped', bearerAuth(keys, { scope: 'reports:read' }), (_req, res) => {
+  app.get('/scoped', bearerAuth(keys, { from: SOURCE.source, scope: 'reports:read' }), (_req, res) => {
     res.json({ ok: true })
   })
   const server: Server = await new Promise((resolve) => {

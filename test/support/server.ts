@@ -12,6 +12,7 @@ import { systemClock } from '../../src/core/clock.js'
 import { type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from '../../src/index.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import { sqliteStore } from '../../src/store/sql/sqlite.js'
+import { SOURCE } from './source.js'
 
 const { STORE_URL = '', REDIS_URL, SERVER_SECRET = '', EXPRESS, CONTRACT = 'standard', OPTIONS = '{}', TRUST_PROXY } = process.env
 
@@ -30,9 +31,9 @@ await keys.migrate()
 const app = EXPRESS === '4' ? express4() : express()
 if (TRUST_PROXY !== undefined) app.set('trust proxy', Number(TRUST_PROXY))
 app.use(crashing)
-app.use('/keys', keyRouter(keys, { contract: contracts[CONTRACT as keyof typeof contracts] }))
-app.use('/successors', keyRouter(keys, { contract: contracts.blendFi }))
-app.get('/data', bearerAuth(keys), (req, res) => {
+app.use('/keys', keyRouter(keys, { contract: contracts[CONTRACT as keyof typeof contracts], from: SOURCE.source }))
+app.use('/successors', keyRouter(keys, { contract: contracts.blendFi, from: SOURCE.source }))
+app.get('/data', bearerAuth(keys, { from: SOURCE.source }), (req, res) => {
   res.json({ id: req.apiKey?.id })
 })
 app.get('/open', (_req, res) => {

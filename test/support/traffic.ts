@@ -1,3 +1,5 @@
+import { SOURCE } from './source.js'
+
 /** What an endpoint answered, with its body read. */
 export interface Answer {
   readonly status: number
@@ -21,7 +23,7 @@ export async function call(url: string, { method = 'GET', secret, idempotencyKey
   const response = await fetch(url, {
     method,
     headers: {
-      ...(secret === undefined ? {} : { authorization: `Bearer ${secret}` }),
+      ...(secret === undefined ? {} : SOURCE.sent(secret)),
       ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
       ...(body === undefined ? {} : { 'content-type': 'application/json' }),
       ...(from === undefined ? {} : { 'x-forwarded-for': from }),
