@@ -6,7 +6,7 @@ export interface SourceCase {
   sent(secret: string): { readonly [name: string]: string }
 }
 
-export const SOURCES: { readonly [name: string]: SourceCase } = {
+const SOURCES: { readonly [name: string]: SourceCase } = {
   bearer: { source: bearer(), sent: (secret) => ({ authorization: `Bearer ${secret}` }) },
   header: { source: header('X-API-Key'), sent: (secret) => ({ 'x-api-key': secret }) },
   scheme: { source: scheme('ApiKey'), sent: (secret) => ({ authorization: `ApiKey ${secret}` }) },
