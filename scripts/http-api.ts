@@ -22,6 +22,7 @@ Paths are those where a contract is usually mounted; \`app.use\` decides. Bodies
 | \`GET /self\` | the key itself | [what it is](../guides/own-key.md) |
 | \`POST /self/revoke\` | the key itself | ends itself for good |
 | \`POST /:id/revoke\` | \`api_keys:write\`, or the key itself | ends a key for good |
+| \`POST /:id/disable\`, \`/:id/enable\` | \`api_keys:write\` | [disables a key for a while](../guides/disable-a-key.md), and enables it again |
 | \`GET /:id/events\` | \`api_keys:read\` | the audit trail, newest first |
 | \`GET /openapi.json\` | anyone | OpenAPI 3.1 of these routes |
 

@@ -25,6 +25,7 @@ export const sections = [
       ['Your own error format', 'docs/guides/error-format.md'],
       ['Test keys and live routes', 'docs/guides/test-keys.md'],
       ['Keys that work from some addresses only', 'docs/guides/allow-lists.md'],
+      ['Disable a key for a while', 'docs/guides/disable-a-key.md'],
       ['Scopes and delegation', 'docs/guides/scopes.md'],
       ['Operators with a JWT', 'docs/guides/operators.md'],
       ['What a key can ask about itself', 'docs/guides/own-key.md'],

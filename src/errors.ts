@@ -20,6 +20,7 @@ export type ApiKeyErrorCode =
   | 'key_not_found'
   | 'key_revoked'
   | 'key_expired'
+  | 'key_disabled'
   | 'idempotency_key_missing'
   | 'idempotency_key_invalid'
   | 'idempotency_key_mismatch'
@@ -38,7 +39,7 @@ export type ApiKeyErrorCode =
   | 'internal_error'
 
 /** Why a secret is not accepted. */
-export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated' | 'ip_not_allowed'
+export type RejectionReason = 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated' | 'disabled' | 'ip_not_allowed'
 
 /**
  * Reports a failure with a stable `code`, one plain sentence and, where there is one, its `cause`.
@@ -154,6 +155,7 @@ const STATUS: { readonly [code in ApiKeyErrorCode]: number } = {
   insufficient_scope: 403,
   wrong_environment: 403,
   ip_not_allowed: 403,
+  key_disabled: 403,
   cross_origin: 403,
   rotation_secret_required: 403,
   rotation_secret_not_configured: 403,
@@ -196,6 +198,7 @@ const TITLE: { readonly [code in ApiKeyErrorCode]: string } = {
   rotation_secret_not_configured: 'Key without a rotation secret',
   key_not_found: 'Key not found',
   key_revoked: 'Key revoked',
+  key_disabled: 'Key disabled',
   key_expired: 'Key expired',
   idempotency_key_spent: 'Answer no longer available',
   rotation_superseded: 'Rotation superseded',

@@ -213,6 +213,8 @@ export interface KeyListeners {
   rotated: (happened: KeyHappening) => void
   replayed: (happened: KeyHappening) => void
   revoked: (happened: KeyHappening) => void
+  disabled: (happened: KeyHappening) => void
+  enabled: (happened: KeyHappening) => void
   /** A retired secret, a wrong rotation secret or a replay that does not open; `event.type` says which. */
   refused: (happened: KeyHappening) => void
   /** How long a change waited for other instances, and for which. */
@@ -280,6 +282,10 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   /** Ends a key for good. Revoking a revoked key changes nothing. */
   revoke(command: RevokeCommand): Promise<ChangeResult<Metadata>>
   update(command: UpdateCommand<Metadata>): Promise<ChangeResult<Metadata>>
+  /** Has a key refused (`disabled`) until it is enabled again. As strict as a revocation: resolves once no instance accepts it. Needs `api_keys:write`. */
+  disable(command: RevokeCommand): Promise<ChangeResult<Metadata>>
+  /** Ends that, and resolves once every instance accepts the key. A key cannot enable itself. */
+  enable(command: RevokeCommand): Promise<ChangeResult<Metadata>>
   /** Resolves with the key, or undefined; `ownerId` narrows it to that owner's, and is refused when it is there and undefined. */
   get(id: string, scope?: { ownerId?: string }): Promise<ApiKey<Metadata> | undefined>
   /** Lists the keys that pass every filter, newest first; without `ownerId`, of all owners. */

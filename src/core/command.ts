@@ -16,11 +16,15 @@ const FIELDS: {
   readonly create: readonly (keyof CreateInput)[]
   readonly rotate: readonly (keyof RotateCommand)[]
   readonly revoke: readonly (keyof RevokeCommand)[]
+  readonly disable: readonly (keyof RevokeCommand)[]
+  readonly enable: readonly (keyof RevokeCommand)[]
   readonly update: readonly (keyof UpdateCommand)[]
 } = {
   create: ['ownerId', 'name', 'environment', 'scopes', 'metadata', 'allowedIps', 'expiresAt', 'rotationSecret'],
   rotate: ['id', 'rotationSecret', 'retire', 'emergency', 'identity', 'scopeRequired', 'keepRotationSecret', 'retryFrom', 'expiresAt'],
   revoke: ['id', 'reason'],
+  disable: ['id', 'reason'],
+  enable: ['id', 'reason'],
   update: ['id', 'changes'],
 }
 

@@ -4,8 +4,9 @@ import { invalidOption } from '../options.js'
 import type { JsonObject, Store } from '../store/store.js'
 import { secretOf } from './actor.js'
 import { isAllowedFrom } from './allowed-ips.js'
-import type { ApiKeys, ApiKeysOptions, Recalled, VerifyResult } from './api-keys.js'
-import { alteration, creation, revocation, rotation } from './change/changes.js'
+import type { ApiKeys, ApiKeysOptions, ChangeResult, Recalled, RevokeCommand, VerifyResult } from './api-keys.js'
+import type { Change } from './change/change.js'
+import { alteration, creation, disabling, enabling, revocation, rotation } from './change/changes.js'
 import { replaySeals } from './change/replay-seal.js'
 import { type RotationSecrets, rotationSecrets as rotationSecretsOf } from './change/rotation-secret.js'
 import { type ChangeRunner, changeRunner } from './change/run-change.js'
@@ -208,7 +209,7 @@ async function metKey(verifier: Verifier, digest: string): Promise<string | unde
 function commandsOf(
   settings: Settings,
   { runner, rotationSecrets, life: { command } }: Engine,
-): Pick<ApiKeys, 'create' | 'rotate' | 'revoke' | 'update'> {
+): Pick<ApiKeys, 'create' | 'rotate' | 'revoke' | 'update' | 'disable' | 'enable'> {
   return {
     create: (asked) =>
       command(async () => {
@@ -228,12 +229,9 @@ function commandsOf(
         return issuedKey(await runner.run(change, { ...checked, ...presented }))
       }),
 
-    revoke: (asked) =>
-      command(async () => {
-        const checked = checkedCommand(asked, 'revoke')
-        const reason = asked.reason === undefined ? null : reasonText(asked.reason)
-        return changedKey(await runner.run(revocation(targetOf(asked), reason), checked))
-      }),
+    revoke: (asked) => command(() => ended(asked, 'revoke', revocation)),
+    disable: (asked) => command(() => ended(asked, 'disable', disabling)),
+    enable: (asked) => command(() => ended(asked, 'enable', enabling)),
 
     update: (asked) =>
       command(async () => {
@@ -241,6 +239,16 @@ function commandsOf(
         if (asked.changes === undefined) throw invalidRequest('update takes the changes as an object: { as, id, changes: { name } }.')
         return changedKey(await runner.run(alteration(settings, targetOf(asked), changedFields(asked.changes as KeyChanges)), checked))
       }),
+  }
+
+  async function ended(
+    asked: RevokeCommand,
+    name: 'revoke' | 'disable' | 'enable',
+    changeOf: (target: string, reason: string | null) => Change,
+  ): Promise<ChangeResult> {
+    const checked = checkedCommand(asked, name)
+    const reason = asked.reason === undefined ? null : reasonText(asked.reason)
+    return changedKey(await runner.run(changeOf(targetOf(asked), reason), checked))
   }
 }
 

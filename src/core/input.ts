@@ -39,7 +39,7 @@ const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
 const LISTING: readonly (keyof KeyQuery)[] = [
   ...(['ownerId', 'status', 'environment', 'expiresBefore', 'lastUsedBefore', 'name', 'last4', 'cursor', 'limit'] as const),
 ]
-const KEY_STATUSES: readonly unknown[] = ['active', 'expired', 'revoked']
+const KEY_STATUSES: readonly unknown[] = ['active', 'disabled', 'expired', 'revoked']
 const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ]([01]\d|2[0-3]):\d{2}:\d{2}(\.\d+)?([Zz]|[+-]\d{2}:\d{2})$/
 
 /** The fields of a new key; without an owner it is the caller's, and without an expiry it is what the application has set. */
@@ -126,7 +126,8 @@ export function pageLimitInvalid(): ApiKeyError {
 export function keyFilters(query: KeyQuery): Omit<KeyFilters, 'ownerId'> {
   refuseUnknown(query, LISTING, 'list', 'invalid_request')
   const { status, environment, expiresBefore, lastUsedBefore, name, last4 } = query
-  if (status !== undefined && !KEY_STATUSES.includes(status)) throw invalidRequest('status must be "active", "expired" or "revoked".')
+  if (status !== undefined && !KEY_STATUSES.includes(status))
+    throw invalidRequest('status must be "active", "disabled", "expired" or "revoked".')
   if (environment !== undefined && environment !== 'live' && environment !== 'test')
     throw invalidRequest('environment must be "live" or "test".')
   if (last4 !== undefined && (typeof last4 !== 'string' || !/^[0-9A-Za-z]{4}$/.test(last4)))

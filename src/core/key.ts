@@ -17,12 +17,13 @@ export interface ApiKey<Metadata extends object = JsonObject> {
   readonly allowedIps: readonly string[] | null
   /** 1 at creation, one more at each rotation. */
   readonly generation: number
-  /** As of when it was read or changed: `expired` is past its expiry, and not revoked. */
+  /** As of when it was read or changed: `expired` is past its expiry, and neither disabled nor revoked. */
   readonly status: KeyStatus
   /** RFC 3339 instants in UTC, with milliseconds. */
   readonly createdAt: string
   readonly updatedAt: string
   readonly expiresAt: string | null
+  readonly disabledAt: string | null
   readonly revokedAt: string | null
   readonly revokedReason: string | null
   /** The id of the key that took this one's place, where a rotation gave it a successor. */
@@ -45,13 +46,13 @@ export interface ApiKey<Metadata extends object = JsonObject> {
 export type RetirePolicy = 'now' | 'on-first-use' | { readonly afterMs: number }
 
 /** What has become of a key. */
-export type KeyStatus = 'active' | 'expired' | 'revoked'
+export type KeyStatus = 'active' | 'disabled' | 'expired' | 'revoked'
 
 /** Which keys `list()` shows. Each filter narrows it further. */
 export interface KeyQuery {
   /** The keys of one owner. Left out, of all owners; refused when it is there and undefined. */
   ownerId?: string
-  /** `expired` is a key past its expiry that nobody revoked. */
+  /** `expired` is a key past its expiry that nobody disabled or revoked. */
   status?: KeyStatus
   environment?: Environment
   /** Keys that expire before this instant, or already have. Keys that never expire are not among them. */
@@ -143,6 +144,7 @@ export function apiKey(row: KeyRow, at: number = row.updatedAt): ApiKey {
     createdAt: iso(row.createdAt),
     updatedAt: iso(row.updatedAt),
     expiresAt: row.expiresAt === null ? null : iso(row.expiresAt),
+    disabledAt: row.disabledAt === null ? null : iso(row.disabledAt),
     revokedAt: row.revokedAt === null ? null : iso(row.revokedAt),
     revokedReason: row.revokedReason,
     rotatedTo: row.rotatedTo,
@@ -155,8 +157,9 @@ export function apiKey(row: KeyRow, at: number = row.updatedAt): ApiKey {
   })
 }
 
-function statusOf({ revokedAt, expiresAt }: KeyRow, at: number): KeyStatus {
+function statusOf({ revokedAt, disabledAt, expiresAt }: KeyRow, at: number): KeyStatus {
   if (revokedAt !== null) return 'revoked'
+  if (disabledAt !== null) return 'disabled'
   return expiresAt !== null && expiresAt <= at ? 'expired' : 'active'
 }
 

@@ -9,6 +9,8 @@ const NAMES: { readonly [type in EventType]: Exclude<keyof KeyListeners, 'denied
   'key.rotated': 'rotated',
   'key.replayed': 'replayed',
   'key.revoked': 'revoked',
+  'key.disabled': 'disabled',
+  'key.enabled': 'enabled',
   'key.replay_refused': 'refused',
   'key.retired_secret_refused': 'refused',
   'key.rotation_secret_refused': 'refused',

@@ -20,3 +20,8 @@ export function keyRevoked(): ApiKeyError {
 export function operatorsUnavailable(cause: unknown): ApiKeyError {
   return new ApiKeyError('operators_unavailable', 'At the moment it cannot be found out who is asking.', { cause })
 }
+
+/** Not a 401, on which clients delete their key: this one may be enabled again. */
+export function keyDisabled(keyId?: string): ApiKeyError {
+  return new ApiKeyError('key_disabled', 'The key is disabled.', { keyId })
+}

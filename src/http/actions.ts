@@ -57,6 +57,14 @@ const ACTIONS: { readonly [A in Action]: (call: Call) => Promise<Answers[A]> } =
     return keys.revoke({ ...command, ...targetOf(call), ...(body as { reason?: string }) })
   },
 
+  async disable({ keys, body, command, ...call }) {
+    return keys.disable({ ...command, ...targetOf(call), ...(body as { reason?: string }) })
+  },
+
+  async enable({ keys, body, command, ...call }) {
+    return keys.enable({ ...command, ...targetOf(call), ...(body as { reason?: string }) })
+  },
+
   async update({ keys, body, command, ...call }) {
     return keys.update({ ...command, ...targetOf(call), changes: body as KeyChanges })
   },

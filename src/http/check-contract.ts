@@ -35,6 +35,8 @@ const METHODS: { readonly [action in Action]: readonly Route['method'][] } = {
   create: ['post'],
   rotate: ['post', 'patch'],
   revoke: ['post', 'patch'],
+  disable: ['post', 'patch'],
+  enable: ['post', 'patch'],
   update: ['post', 'patch'],
   get: ['get'],
   list: ['get'],

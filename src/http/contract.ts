@@ -8,6 +8,8 @@ export interface Answers {
   create: IssuedKey
   rotate: IssuedKey
   revoke: ChangeResult
+  disable: ChangeResult
+  enable: ChangeResult
   update: ChangeResult
   get: ApiKey
   list: Page<ApiKey>

@@ -1,6 +1,6 @@
 import { pageLimitInvalid } from '../core/input.js'
 import type { ApiKey, KeyEvent } from '../core/key.js'
-import { invalidKey, keyNotFound, keyRevoked } from '../core/refusals.js'
+import { invalidKey, keyDisabled, keyNotFound, keyRevoked } from '../core/refusals.js'
 import { ApiKeyError, type ApiKeyErrorCode } from '../errors.js'
 import type { Action, Answers } from './contract.js'
 
@@ -23,6 +23,7 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]: string } = {
   insufficient_scope: 'This needs the scope api_keys:write.',
   wrong_environment: 'This needs a live key, and the one presented is a test key.',
   ip_not_allowed: 'The API key may not be used from this address.',
+  key_disabled: keyDisabled().message,
   cross_origin: 'Without an API key, a change must come from a page of this origin.',
   rotation_secret_required: 'This key has a rotation secret, and needs it to rotate itself.',
   rotation_secret_not_configured: 'This key has no rotation secret; rotate it without one, or have it rotated for it.',
@@ -49,6 +50,8 @@ const MESSAGES: { readonly [code in ApiKeyErrorCode]: string } = {
 
 /** What another action would not say. */
 const MESSAGES_OF: { readonly [action in Action]?: { readonly [code in ApiKeyErrorCode]?: string } } = {
+  disable: { key_revoked: 'The key is revoked; nothing about it can change any more.' },
+  enable: { key_revoked: 'The key is revoked; nothing about it can change any more.' },
   update: { key_revoked: 'The key is revoked; nothing about it can change any more.' },
   get: { invalid_request: 'The path is not well-formed.', insufficient_scope: 'This needs the scope api_keys:read.' },
   list: { invalid_request: pageLimitInvalid().message, insufficient_scope: 'This needs the scope api_keys:read.' },
@@ -68,6 +71,7 @@ const KEY: ApiKey = {
   createdAt: '2026-01-31T12:00:00.000Z',
   updatedAt: '2026-06-30T12:00:00.000Z',
   expiresAt: '2030-01-31T12:00:00.000Z',
+  disabledAt: null,
   revokedAt: null,
   revokedReason: null,
   rotatedTo: null,
@@ -105,6 +109,8 @@ export const SAMPLES: Answers = {
   rotate: ISSUED,
   revoke: { key: { ...KEY, status: 'revoked', revokedAt: KEY.updatedAt, revokedReason: 'No longer needed' }, replayed: false },
   update: { key: KEY, replayed: false },
+  disable: { key: { ...KEY, status: 'disabled', disabledAt: KEY.updatedAt }, replayed: false },
+  enable: { key: KEY, replayed: false },
   get: KEY,
   list: { items: [KEY], nextCursor: null },
   events: { items: [EVENT], nextCursor: null },

@@ -100,8 +100,8 @@ export const FILTERS: readonly Parameter[] = [
   {
     name: 'status',
     in: 'query',
-    description: 'Keys with this status. `expired` is past its expiry and not revoked.',
-    schema: { type: 'string', enum: ['active', 'expired', 'revoked'] },
+    description: 'Keys with this status. `expired` is past its expiry, and neither disabled nor revoked.',
+    schema: { type: 'string', enum: ['active', 'disabled', 'expired', 'revoked'] },
   },
   { name: 'environment', in: 'query', description: 'Keys of this environment.', schema: { type: 'string', enum: ['live', 'test'] } },
   {

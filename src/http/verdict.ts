@@ -2,7 +2,7 @@ import type { Request } from 'express'
 import { ipNotAllowed } from '../core/allowed-ips.js'
 import type { Verified, VerifyResult } from '../core/api-keys.js'
 import type { Internals } from '../core/internals.js'
-import { invalidKey } from '../core/refusals.js'
+import { invalidKey, keyDisabled } from '../core/refusals.js'
 import { ApiKeyError, failureHeaders } from '../errors.js'
 import { integerOption } from '../options.js'
 import { DEFAULT_FAILURES_PER_MINUTE, type FailureGuard } from './limits/failure-guard.js'
@@ -32,6 +32,7 @@ export function verdictTooLate(): ApiKeyError {
 /** The verdict on a good secret. Throws `invalid_key` for a bad one, with one answer for all of them: nobody learns that it once was good. */
 export function accepted(internals: Internals, req: Request, secret: string, result: VerifyResult): Verified {
   if (result.ok) return result
+  if (result.reason === 'disabled') throw keyDisabled(internals.familiar(secret))
   if (result.reason === 'ip_not_allowed') throw ipNotAllowed({ id: internals.familiar(secret) })
   if (result.reason === 'rotated' || result.reason === 'revoked') internals.refused(secret, originOf(req))
   throw invalidKey(result.reason, internals.familiar(secret))

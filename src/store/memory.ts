@@ -146,8 +146,9 @@ function passes(row: KeyRow, filters: KeyFilters, at: number): boolean {
   )
 }
 
-function statusOf({ revokedAt, expiresAt }: KeyRow, at: number): NonNullable<KeyFilters['status']> {
+function statusOf({ revokedAt, disabledAt, expiresAt }: KeyRow, at: number): NonNullable<KeyFilters['status']> {
   if (revokedAt !== null) return 'revoked'
+  if (disabledAt !== null) return 'disabled'
   return expiresAt !== null && expiresAt <= at ? 'expired' : 'active'
 }
 

@@ -22,6 +22,8 @@ export interface KeyRow {
   readonly createdAt: number
   readonly updatedAt: number
   readonly expiresAt: number | null
+  /** Since when it is disabled; null while it is not. Unlike a revocation, that can be taken back. */
+  readonly disabledAt: number | null
   readonly revokedAt: number | null
   readonly revokedReason: string | null
   /** The id of the key that took this one's place; null unless a rotation gave it a successor. */
@@ -111,6 +113,8 @@ export type EventType =
   | 'key.updated'
   | 'key.rotated'
   | 'key.revoked'
+  | 'key.disabled'
+  | 'key.enabled'
   | 'key.replayed'
   | 'key.replay_refused'
   | 'key.retired_secret_refused'
@@ -239,8 +243,8 @@ export interface Position {
 /** Which keys a listing shows. Each that is there narrows it further; without any it shows all. */
 export interface KeyFilters {
   readonly ownerId?: string
-  /** By the store's clock. A revoked key is revoked, also once it would have expired. */
-  readonly status?: 'active' | 'expired' | 'revoked'
+  /** By the store's clock. A revoked key is revoked, also once it would have expired, and so is a disabled one. */
+  readonly status?: 'active' | 'disabled' | 'expired' | 'revoked'
   readonly environment?: Environment
   /** Keys whose expiry is earlier. A key that never expires is not among them. */
   readonly expiresBefore?: number
@@ -393,7 +397,7 @@ export interface StoreTransaction {
 
   insertKey(row: KeyRow): Promise<void>
   /**
-   * Writes the mutable fields of a locked key: `name`, `scopes`, `metadata`, `allowedIps`, `generation`, `updatedAt`, `expiresAt`, `revokedAt`, `revokedReason`,
+   * Writes the mutable fields of a locked key: `name`, `scopes`, `metadata`, `allowedIps`, `generation`, `updatedAt`, `expiresAt`, `disabledAt`, `revokedAt`, `revokedReason`,
    * `rotatedTo`, `secretStart`, `secretLast4`, `secretCreatedAt`. Leaves the last use alone: it is written behind, and what is in this row may be older.
    */
   updateKey(row: KeyRow): Promise<void>

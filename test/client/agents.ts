@@ -143,7 +143,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description rotation_secret_not_configured, key_revoked */
+            /** @description ip_not_allowed, key_disabled, rotation_secret_not_configured, key_revoked */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */

@@ -175,7 +175,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope, rotation_secret_required */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope, rotation_secret_required */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */

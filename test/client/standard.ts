@@ -107,6 +107,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/api-keys/{id}/disable": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Disable a key until it is enabled again */
+        post: operations["disable"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/api-keys/{id}/enable": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /** Enable a key that was disabled */
+        post: operations["enable"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/api-keys/{id}/events": {
         parameters: {
             query?: never;
@@ -178,8 +212,8 @@ export interface operations {
                 limit?: number;
                 /** @description The `nextCursor` of the page before. Without it, the first page. */
                 cursor?: string;
-                /** @description Keys with this status. `expired` is past its expiry and not revoked. */
-                status?: "active" | "expired" | "revoked";
+                /** @description Keys with this status. `expired` is past its expiry, and neither disabled nor revoked. */
+                status?: "active" | "disabled" | "expired" | "revoked";
                 /** @description Keys of this environment. */
                 environment?: "live" | "test";
                 /** @description Keys that expire before this instant, or already have. Keys that never expire are left out. */
@@ -231,6 +265,7 @@ export interface operations {
                      *           "createdAt": "2026-01-31T12:00:00.000Z",
                      *           "updatedAt": "2026-06-30T12:00:00.000Z",
                      *           "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *           "disabledAt": null,
                      *           "revokedAt": null,
                      *           "revokedReason": null,
                      *           "rotatedTo": null,
@@ -258,13 +293,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -331,13 +368,13 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
-                    "WWW-Authenticate": string;
+                    "WWW-Authenticate"?: string;
                     /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
@@ -496,6 +533,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-01-31T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
@@ -523,13 +561,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -605,7 +645,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope, cross_origin */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -853,6 +893,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
@@ -878,13 +919,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -932,6 +975,27 @@ export interface operations {
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
                     "WWW-Authenticate": string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description ip_not_allowed, key_disabled */
+            403: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
                     [name: string]: unknown;
                 };
                 content: {
@@ -1083,6 +1147,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
@@ -1110,13 +1175,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -1192,7 +1259,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description rotation_secret_not_configured, rotation_secret_required, cross_origin */
+            /** @description ip_not_allowed, key_disabled, rotation_secret_not_configured, rotation_secret_required, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -1463,6 +1530,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
@@ -1490,13 +1558,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -1572,7 +1642,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope, rotation_secret_not_configured, rotation_secret_required, cross_origin */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope, rotation_secret_not_configured, rotation_secret_required, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -1858,6 +1928,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": "2026-06-30T12:00:00.000Z",
                      *         "revokedReason": "No longer needed",
                      *         "rotatedTo": null,
@@ -1883,13 +1954,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -1963,7 +2036,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description cross_origin */
+            /** @description ip_not_allowed, key_disabled, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -2225,6 +2298,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": "2026-06-30T12:00:00.000Z",
                      *         "revokedReason": "No longer needed",
                      *         "rotatedTo": null,
@@ -2250,13 +2324,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -2330,7 +2406,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope, cross_origin */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -2383,6 +2459,800 @@ export interface operations {
                 };
             };
             /** @description idempotency_key_spent, secret_in_grace */
+            409: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description body_too_large */
+            413: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description unsupported_media_type */
+            415: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description idempotency_key_mismatch */
+            422: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description rate_limited */
+            429: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description internal_error */
+            500: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
+            503: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+        };
+    };
+    disable: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /** @description The id of the key. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    reason?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Success. */
+            200: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent if this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "key": {
+                     *         "id": "0198c3f2-5e7a-7abc-9def-0123456789ab",
+                     *         "ownerId": "acme",
+                     *         "name": "Billing service",
+                     *         "environment": "live",
+                     *         "scopes": [
+                     *           "reports:read"
+                     *         ],
+                     *         "metadata": {
+                     *           "project_id": "p_1"
+                     *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
+                     *         "generation": 2,
+                     *         "status": "disabled",
+                     *         "createdAt": "2026-01-31T12:00:00.000Z",
+                     *         "updatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": "2026-06-30T12:00:00.000Z",
+                     *         "revokedAt": null,
+                     *         "revokedReason": null,
+                     *         "rotatedTo": null,
+                     *         "secretStart": "sk_live_",
+                     *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
+                     *         "lastUsedIp": "192.0.2.1",
+                     *         "lastUsedUserAgent": "curl/8.5.0"
+                     *       }
+                     *     }
+                     */
+                    "application/json": {
+                        key: {
+                            /** Format: uuid */
+                            id: string;
+                            ownerId: string;
+                            name: string;
+                            /** @enum {string} */
+                            environment: "live" | "test";
+                            scopes: string[];
+                            metadata: Record<string, never>;
+                            allowedIps: string[] | null;
+                            generation: number;
+                            /** @enum {string} */
+                            status: "active" | "disabled" | "expired" | "revoked";
+                            /** Format: date-time */
+                            createdAt: string;
+                            /** Format: date-time */
+                            updatedAt: string;
+                            /** Format: date-time */
+                            expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
+                            /** Format: date-time */
+                            revokedAt: string | null;
+                            revokedReason: string | null;
+                            /** Format: uuid */
+                            rotatedTo: string | null;
+                            secretStart: string;
+                            secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
+                            lastUsedAt: string | null;
+                            lastUsedIp: string | null;
+                            lastUsedUserAgent: string | null;
+                        };
+                        /** Format: date-time */
+                        acceptedUntil?: string;
+                    };
+                };
+            };
+            /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
+            400: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description credential_missing, invalid_key */
+            401: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description ip_not_allowed, key_disabled, insufficient_scope, cross_origin */
+            403: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description key_not_found */
+            404: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description idempotency_key_spent, secret_in_grace, key_revoked */
+            409: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description body_too_large */
+            413: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description unsupported_media_type */
+            415: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description idempotency_key_mismatch */
+            422: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description rate_limited */
+            429: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description internal_error */
+            500: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description store_unavailable, store_misconfigured, outcome_unknown, operators_unavailable */
+            503: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Seconds to wait before the next try. */
+                    "Retry-After": number;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+        };
+    };
+    enable: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Makes a retry safe: the same request with the same value is carried out once, and gets the same answer. At most 255 characters of visible ASCII without commas and quotes, or a quoted string of RFC 9651. */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /** @description The id of the key. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": {
+                    reason?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Success. */
+            200: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description Sent if this is the answer to an earlier request. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "key": {
+                     *         "id": "0198c3f2-5e7a-7abc-9def-0123456789ab",
+                     *         "ownerId": "acme",
+                     *         "name": "Billing service",
+                     *         "environment": "live",
+                     *         "scopes": [
+                     *           "reports:read"
+                     *         ],
+                     *         "metadata": {
+                     *           "project_id": "p_1"
+                     *         },
+                     *         "allowedIps": [
+                     *           "192.0.2.0/24"
+                     *         ],
+                     *         "generation": 2,
+                     *         "status": "active",
+                     *         "createdAt": "2026-01-31T12:00:00.000Z",
+                     *         "updatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
+                     *         "revokedAt": null,
+                     *         "revokedReason": null,
+                     *         "rotatedTo": null,
+                     *         "secretStart": "sk_live_",
+                     *         "secretLast4": "0000",
+                     *         "secretCreatedAt": "2026-06-30T12:00:00.000Z",
+                     *         "lastUsedAt": "2026-06-30T11:59:00.000Z",
+                     *         "lastUsedIp": "192.0.2.1",
+                     *         "lastUsedUserAgent": "curl/8.5.0"
+                     *       }
+                     *     }
+                     */
+                    "application/json": {
+                        key: {
+                            /** Format: uuid */
+                            id: string;
+                            ownerId: string;
+                            name: string;
+                            /** @enum {string} */
+                            environment: "live" | "test";
+                            scopes: string[];
+                            metadata: Record<string, never>;
+                            allowedIps: string[] | null;
+                            generation: number;
+                            /** @enum {string} */
+                            status: "active" | "disabled" | "expired" | "revoked";
+                            /** Format: date-time */
+                            createdAt: string;
+                            /** Format: date-time */
+                            updatedAt: string;
+                            /** Format: date-time */
+                            expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
+                            /** Format: date-time */
+                            revokedAt: string | null;
+                            revokedReason: string | null;
+                            /** Format: uuid */
+                            rotatedTo: string | null;
+                            secretStart: string;
+                            secretLast4: string;
+                            /** Format: date-time */
+                            secretCreatedAt: string;
+                            /** Format: date-time */
+                            lastUsedAt: string | null;
+                            lastUsedIp: string | null;
+                            lastUsedUserAgent: string | null;
+                        };
+                        /** Format: date-time */
+                        acceptedUntil?: string;
+                    };
+                };
+            };
+            /** @description invalid_request, credential_malformed, key_id_invalid, idempotency_key_invalid */
+            400: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description credential_missing, invalid_key */
+            401: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate": string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description ip_not_allowed, key_disabled, insufficient_scope, cross_origin */
+            403: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description The challenge of RFC 6750 section 3. */
+                    "WWW-Authenticate"?: string;
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description key_not_found */
+            404: {
+                headers: {
+                    /** @description Answers must not be cached. */
+                    "Cache-Control": "no-store";
+                    /** @description What is left of the limit (`r`), and the seconds until it is reset (`t`). See draft-ietf-httpapi-ratelimit-headers-08. */
+                    RateLimit?: string;
+                    /** @description The limit (`q`) and its window in seconds (`w`). */
+                    "RateLimit-Policy"?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": {
+                        /** @description The address of what explains the code. */
+                        type: string;
+                        /** @description The same for every failure with this code. */
+                        title: string;
+                        status: number;
+                        /** @description Stable, for programs. */
+                        code: string;
+                        /** @description For people. */
+                        detail: string;
+                    };
+                };
+            };
+            /** @description idempotency_key_spent, secret_in_grace, key_revoked */
             409: {
                 headers: {
                     /** @description Answers must not be cached. */
@@ -2675,13 +3545,13 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
-                    "WWW-Authenticate": string;
+                    "WWW-Authenticate"?: string;
                     /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
@@ -2839,6 +3709,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
@@ -2864,13 +3735,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -2934,13 +3807,13 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */
                     "Cache-Control": "no-store";
                     /** @description The challenge of RFC 6750 section 3. */
-                    "WWW-Authenticate": string;
+                    "WWW-Authenticate"?: string;
                     /** @description Sent if the request came with a secret in its grace period: the end of that period. */
                     "Api-Key-Expires-At"?: string;
                     [name: string]: unknown;
@@ -3119,6 +3992,7 @@ export interface operations {
                      *         "createdAt": "2026-01-31T12:00:00.000Z",
                      *         "updatedAt": "2026-06-30T12:00:00.000Z",
                      *         "expiresAt": "2030-01-31T12:00:00.000Z",
+                     *         "disabledAt": null,
                      *         "revokedAt": null,
                      *         "revokedReason": null,
                      *         "rotatedTo": null,
@@ -3144,13 +4018,15 @@ export interface operations {
                             allowedIps: string[] | null;
                             generation: number;
                             /** @enum {string} */
-                            status: "active" | "expired" | "revoked";
+                            status: "active" | "disabled" | "expired" | "revoked";
                             /** Format: date-time */
                             createdAt: string;
                             /** Format: date-time */
                             updatedAt: string;
                             /** Format: date-time */
                             expiresAt: string | null;
+                            /** Format: date-time */
+                            disabledAt: string | null;
                             /** Format: date-time */
                             revokedAt: string | null;
                             revokedReason: string | null;
@@ -3224,7 +4100,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description insufficient_scope, cross_origin */
+            /** @description ip_not_allowed, key_disabled, insufficient_scope, cross_origin */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */

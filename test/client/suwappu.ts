@@ -131,7 +131,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description rotation_secret_required */
+            /** @description ip_not_allowed, key_disabled, rotation_secret_required */
             403: {
                 headers: {
                     /** @description Answers must not be cached. */

@@ -139,15 +139,17 @@ test('every network that is well formed is kept, in a form that is kept as it is
 })
 
 test('a network covers another where it holds the first and the last address of it', () => {
-  const ends = (one: Network): string[] =>
-    [one.bits, one.bits | ((1n << (sizeOf(one) - BigInt(one.prefix))) - 1n)].map((bits) => textOf({ ...one, bits }))
+  const ends = (one: Network): bigint[] => [one.bits, one.bits | ((1n << (sizeOf(one) - BigInt(one.prefix))) - 1n)]
+  // The mapped form of an IPv4 address is that address, and in no network of IPv6.
+  const isMapped = ({ four }: Network, bits: bigint): boolean => !four && bits >> 32n === 0xffffn
   const someOther = fc.tuple(someNetwork, someNetwork, fc.boolean(), fc.nat(8))
   let covered = 0
   fc.assert(
     fc.property(someOther, ([inner, other, near, less]) => {
       const outer = near ? network(inner.four, inner.bits, Math.max(0, inner.prefix - less)) : other
       const matches = networkMatcher([kept(outer)])
-      const holdsEnds = ends(inner).every(matches)
+      fc.pre(!ends(inner).some((bits) => isMapped(inner, bits)))
+      const holdsEnds = ends(inner).every((bits) => matches(textOf({ ...inner, bits })))
       expect([written(outer), written(inner), coversNetworks([kept(outer)], [kept(inner)])]).toEqual([
         written(outer),
         written(inner),

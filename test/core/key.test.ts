@@ -13,6 +13,7 @@ const ROW: KeyRow = {
   createdAt: 1_000,
   updatedAt: 2_000,
   expiresAt: 3_000,
+  disabledAt: 3_500,
   revokedAt: 4_000,
   revokedReason: 'left',
   rotatedTo: '01890000-0000-7000-8000-000000000002',
@@ -32,18 +33,21 @@ test('a key shows its row, with instants in RFC 3339', () => {
     updatedAt: '1970-01-01T00:00:02.000Z',
     secretCreatedAt: '1970-01-01T00:00:01.500Z',
     expiresAt: '1970-01-01T00:00:03.000Z',
+    disabledAt: '1970-01-01T00:00:03.500Z',
     revokedAt: '1970-01-01T00:00:04.000Z',
     lastUsedAt: '1970-01-01T00:00:05.000Z',
   })
-  const never = { expiresAt: null, revokedAt: null, lastUsedAt: null }
+  const never = { expiresAt: null, disabledAt: null, revokedAt: null, lastUsedAt: null }
   expect(apiKey({ ...ROW, ...never })).toMatchObject({ ...never, status: 'active' })
 })
 
-test('a key is expired from its expiry on, and revoked whatever its expiry is', () => {
-  const statusAt = (at: number, revokedAt: number | null = null): string => apiKey({ ...ROW, expiresAt: 3_000, revokedAt }, at).status
-  expect([statusAt(2_999), statusAt(3_000), statusAt(2_999, 1_000), statusAt(3_000, 1_000)]).toEqual([
-    ...['active', 'expired', 'revoked', 'revoked'],
-  ])
+test('a key is expired from its expiry on, disabled whatever its expiry is, and revoked whatever else it is', () => {
+  const statusAt = (at: number, more: Partial<typeof ROW | { disabledAt: null; revokedAt: null }>): string =>
+    apiKey({ ...ROW, expiresAt: 3_000, disabledAt: null, revokedAt: null, ...more }, at).status
+  expect([statusAt(2_999, {}), statusAt(3_000, {})]).toEqual(['active', 'expired'])
+  for (const at of [2_999, 3_000]) {
+    expect([statusAt(at, { disabledAt: 1_000 }), statusAt(at, { revokedAt: 1_000, disabledAt: 1_000 })]).toEqual(['disabled', 'revoked'])
+  }
 })
 
 test('a key is frozen all the way down, and shares nothing with its row', () => {

@@ -12,7 +12,7 @@ test('lists the keys of all owners where no owner is named, and refuses an owner
 })
 
 test.each<[query: object, said: string]>([
-  [{ status: 'dead' }, 'status must be "active", "expired" or "revoked".'],
+  [{ status: 'dead' }, 'status must be "active", "disabled", "expired" or "revoked".'],
   [{ environment: 'prod' }, 'environment must be "live" or "test".'],
   [{ expiresBefore: 'soon' }, 'expiresBefore must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z.'],
   [{ expiresBefore: null }, 'expiresBefore must be an RFC 3339 instant, such as 2030-01-31T12:00:00Z.'],

@@ -96,6 +96,9 @@ test('contracts.standard answers with what its document describes, and its docum
     expect(status).toBe(200)
     return body.secret
   }
+  const switched = await create()
+  const disabled = await create()
+  await here.keys.disable({ as: 'application', id: disabled.id })
   const graced = await create()
   const gracedNow = await inGrace(graced.secret)
 
@@ -106,6 +109,8 @@ test('contracts.standard answers with what its document describes, and its docum
     { id: target.id, path: `/${target.id}/rotate`, body: {} },
     { id: target.id, path: `/${target.id}/revoke`, body: { reason: 'over' } },
     { id: target.id, path: `/${target.id}`, method: 'PATCH', body: { name: 'changed' } },
+    { id: switched.id, path: `/${switched.id}/disable`, body: { reason: 'for now' } },
+    { id: switched.id, path: `/${switched.id}/enable`, body: {} },
   ]
   // The revocation last, since nothing can change after it.
   for (const change of [...changes].sort((one, other) => Number(one.path.endsWith('revoke')) - Number(other.path.endsWith('revoke')))) {
@@ -119,6 +124,7 @@ test('contracts.standard answers with what its document describes, and its docum
     await send({ ...sent, secret: undefined, headers: ['Sec-Fetch-Site', 'cross-site'] })
     await send({ ...sent, secret: 'a b' })
     await send({ ...sent, secret: sent.path === '/self/rotate' ? guarded.secret : id === 'self' ? (await create()).secret : weak.secret })
+    await send({ ...sent, secret: disabled.secret })
     await send({ ...sent, body: { name: 'x'.repeat(20_000) } })
     await send({ ...sent, body: '{}', type: 'text/plain' })
     if (id === '') await here.send({ path: `/${first.body.key.id}/revoke`, secret: admin.secret })
@@ -133,13 +139,15 @@ test('contracts.standard answers with what its document describes, and its docum
     for (let i = 0; i < 121; i++) await send({ ...sent, secret: undefined }, `198.51.100.${1 + changes.indexOf(change)}`)
   }
   await send({ method: 'PATCH', path: `/${target.id}`, secret: admin.secret, body: { name: 'too late' } })
+  await here.keys.revoke({ as: 'application', id: switched.id })
+  for (const last of ['disable', 'enable']) await send({ path: `/${switched.id}/${last}`, secret: admin.secret })
 
   const reads = ['/', '/self', `/${graced.id}`, `/${graced.id}/events`]
   const old = weak.secret
   await inGrace(old)
   for (const read of reads) {
     const sent = { method: 'GET', path: read }
-    for (const secret of [undefined, 'a b', strangers[0], gracedNow, graced.secret, old]) await send({ ...sent, secret })
+    for (const secret of [undefined, 'a b', strangers[0], gracedNow, graced.secret, old, disabled.secret]) await send({ ...sent, secret })
     if (read.includes(graced.id))
       for (const other of [ABSENT, 'no-id', '%zz']) await send({ ...sent, path: read.replace(graced.id, other), secret: graced.secret })
     if (!read.endsWith(graced.id) && read !== '/self') await send({ ...sent, path: `${read}?cursor=none`, secret: graced.secret })

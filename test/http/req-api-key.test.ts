@@ -21,7 +21,23 @@ test('apiKeyOf gives the key behind bearerAuth, and throws where no bearerAuth s
 test('what the HTTP layer needs of keys is no part of what applications see, and goes along with a wrapper around them', async () => {
   const keys = createApiKeys({ store: memoryStore(), serverSecret: SECRET })
   expect(Object.keys(keys).sort()).toEqual(
-    ['close', 'create', 'events', 'get', 'list', 'migrate', 'on', 'peek', 'revoke', 'rotate', 'update', 'verify', 'wellFormed'].sort(),
+    [
+      'close',
+      'create',
+      'disable',
+      'enable',
+      'events',
+      'get',
+      'list',
+      'migrate',
+      'on',
+      'peek',
+      'revoke',
+      'rotate',
+      'update',
+      'verify',
+      'wellFormed',
+    ].sort(),
   )
   for (const wrapped of [{ ...keys }, Object.create(keys), new Proxy(keys, {})]) {
     expect(() => [bearerAuth(wrapped), keyRouter(wrapped)]).not.toThrow()

@@ -97,7 +97,7 @@ export async function use(): Promise<string> {
   await keys.update({ as: { secret }, changes: { name: plan }, origin: { ip: '192.0.2.1' } })
   const result = await keys.verify('x')
   if (!result.ok) {
-    const reason: 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated' | 'ip_not_allowed' = result.reason
+    const reason: 'malformed' | 'unknown' | 'expired' | 'revoked' | 'rotated' | 'disabled' | 'ip_not_allowed' = result.reason
     return reason
   }
   return (await keys.rotate({ as: 'application', id: result.key.id })).secret

@@ -9,7 +9,7 @@ export type ChangeCommand = Command & { readonly rotationSecret?: string; readon
 /** One change that is asked for, as the run needs to know it. */
 export interface Change {
   /** Names the command in the default fingerprint. */
-  readonly name: 'create' | 'rotate' | 'revoke' | 'update'
+  readonly name: 'create' | 'rotate' | 'revoke' | 'update' | 'disable' | 'enable'
   /** The key to change; `self` for the caller's own, null where the change makes one. */
   readonly target: string | 'self' | null
   /** Whose key it makes, where it makes one; undefined for the caller's own owner. */

@@ -2,7 +2,7 @@ import { ApiKeyError } from '../../errors.js'
 import type { GenerationRow, KeyRow, StoreTransaction } from '../../store/store.js'
 import { timeOrderedId } from '../id.js'
 import type { KeyFields, NewKeyFields } from '../input.js'
-import { keyNotFound, keyRevoked } from '../refusals.js'
+import { keyDisabled, keyNotFound, keyRevoked } from '../refusals.js'
 import type { MintedSecret, SecretFormat } from '../secret.js'
 import type { Change, Effect } from './change.js'
 import { firstExpiry, type LifetimePolicy, refuseLonger } from './lifetime.js'
@@ -128,6 +128,7 @@ export interface RotationCase {
 /** Why a key cannot be rotated now; undefined where it can. */
 export function refusalOfRotation({ plan: { emergency }, key, before, activeHash, hash, now }: RotationCase): ApiKeyError | undefined {
   if (key.revokedAt !== null) return keyRevoked()
+  if (key.disabledAt !== null) return keyDisabled(key.id)
   if (key.expiresAt !== null && key.expiresAt <= now) {
     return new ApiKeyError(
       'key_expired',
@@ -270,15 +271,54 @@ export function alteration(policy: LifetimePolicy, target: string, changes: Part
       if (changes.expiresAt !== undefined) refuseLonger(policy, changes.expiresAt, current.expiresAt, now)
       const key: KeyRow = { ...current, ...changes, updatedAt: updateTime(current, now) }
       await tx.updateKey(key)
-      // The secret before the active one may be in its grace period, and then stands for the same key.
-      const digests: string[] = []
-      for (const number of [key.generation, key.generation - 1]) {
-        const digest = (await tx.generationOf(key.id, number))?.digest
-        if (digest !== undefined) digests.push(digest)
-      }
+      const digests = await digestsOf(tx, key)
       return { key, changed: digests, events: [{ type: 'key.updated', key, details: { changed: Object.keys(changes) } }], waits: true }
     },
   }
+}
+
+/** Has a key refused everywhere until it is enabled again. Hands nothing out, as a revocation. */
+export function disabling(target: string, reason: string | null): Change {
+  return {
+    name: 'disable',
+    target,
+    selfAllowed: false,
+    fingerprint: reason,
+    apply: (tx, { target: old, now }) => switched(tx, existing(old), now, { to: 'disabled', reason }),
+  }
+}
+
+/** Ends that. It hands out what the key may do. */
+export function enabling(target: string, reason: string | null): Change {
+  return {
+    name: 'enable',
+    target,
+    selfAllowed: false,
+    reach: (target) => target,
+    fingerprint: reason,
+    apply: (tx, { target: old, now }) => switched(tx, existing(old), now, { to: 'enabled', reason }),
+  }
+}
+
+async function switched(
+  tx: StoreTransaction,
+  current: KeyRow,
+  now: number,
+  { to, reason }: { readonly to: 'disabled' | 'enabled'; readonly reason: string | null },
+): Promise<Effect> {
+  if (current.revokedAt !== null) throw new ApiKeyError('key_revoked', 'The key is revoked; nothing about it can change any more.')
+  const changed = await digestsOf(tx, current)
+  // Waits even when there is nothing to do: the change that did it may still be waiting itself.
+  if ((current.disabledAt !== null) === (to === 'disabled')) return { key: current, changed, events: [], waits: true }
+  const key: KeyRow = { ...current, disabledAt: to === 'disabled' ? now : null, updatedAt: updateTime(current, now) }
+  await tx.updateKey(key)
+  return { key, changed, events: [{ type: `key.${to}`, key, details: reason === null ? {} : { reason } }], waits: true }
+}
+
+/** The secrets that stand for a key: the one before the active one may be in its grace period. */
+async function digestsOf(tx: StoreTransaction, { id, generation }: KeyRow): Promise<readonly string[]> {
+  const rows = [await tx.generationOf(id, generation), await tx.generationOf(id, generation - 1)]
+  return rows.flatMap((row) => (row === undefined ? [] : [row.digest]))
 }
 
 function newKey(fields: KeyFields, secret: MintedSecret, now: number): KeyRow {
@@ -291,6 +331,7 @@ function newKey(fields: KeyFields, secret: MintedSecret, now: number): KeyRow {
     generation: 1,
     createdAt: now,
     updatedAt: now,
+    disabledAt: null,
     revokedAt: null,
     revokedReason: null,
     rotatedTo: null,

@@ -1,7 +1,7 @@
 import { ApiKeyError } from '../../errors.js'
 import type { GenerationRow, KeyRow } from '../../store/store.js'
 import { operatorOf } from '../actor.js'
-import { invalidKey, keyRevoked } from '../refusals.js'
+import { invalidKey, keyDisabled, keyRevoked } from '../refusals.js'
 import type { EndReason } from '../verify/verdict.js'
 import { authorise } from './authorise.js'
 import type { Change, ChangeCommand } from './change.js'
@@ -74,6 +74,8 @@ export const REFUSAL_ORDER: RefusalOrder = {
     revokedForBothCredentials,
     // The same for a key that has no second credential.
     revokedWithoutRotationSecret,
+    // With 403 too: it may be enabled again.
+    disabledKey,
     // The same 401 whatever ended it, over the limit too.
     endedSecret,
     // Before anything is compared: that costs bcrypt.
@@ -139,6 +141,10 @@ function revokedForBothCredentials({ presented, proof }: Facts): ApiKeyError | u
 
 function revokedWithoutRotationSecret({ presented, proof }: Facts): ApiKeyError | undefined {
   return isKnown(presented) && presented.ended === 'revoked' && proof === 'not configured' ? noRotationSecret() : undefined
+}
+
+function disabledKey({ presented }: Facts): ApiKeyError | undefined {
+  return isKnown(presented) && presented.ended === 'disabled' ? keyDisabled(presented.key.id) : undefined
 }
 
 function endedSecret({ presented }: Facts): ApiKeyError | undefined {

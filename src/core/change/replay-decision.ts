@@ -1,7 +1,7 @@
 import { ApiKeyError } from '../../errors.js'
 import type { GenerationRow, KeyRow, ReplayRow } from '../../store/store.js'
 import { operatorOf } from '../actor.js'
-import { invalidKey, keyNotFound } from '../refusals.js'
+import { invalidKey, keyDisabled, keyNotFound } from '../refusals.js'
 import { type Facts, type KnownSecret, refusalOf } from './refusal-order.js'
 
 /** What is sealed in a replay record. */
@@ -66,6 +66,7 @@ export function decideReplay(about: ReplayCase): ReplayDecision {
 }
 
 function openedAnswer({ presented, record, made, now, sameRequest, allowanceMs, open }: ReplayCase): SealedAnswer | ApiKeyError {
+  if (presented !== undefined && presented.key.revokedAt === null && presented.key.disabledAt !== null) return keyDisabled(presented.key.id)
   if (presented !== undefined && isDead(presented, record.id, now)) return invalidKey(presented.ended, presented.key.id)
   if (!sameRequest) {
     return new ApiKeyError('idempotency_key_mismatch', 'This Idempotency-Key was used for another request; a new request needs a new one.')
@@ -83,7 +84,10 @@ function openedAnswer({ presented, record, made, now, sameRequest, allowanceMs, 
 function answerOf(opened: string, made: GenerationRow | undefined): SealedAnswer {
   const answer = JSON.parse(opened) as SealedAnswer
   const secretCreatedAt = answer.key.secretCreatedAt ?? made?.createdAt ?? answer.key.createdAt
-  return { ...answer, key: { ...answer.key, secretCreatedAt, allowedIps: answer.key.allowedIps ?? null } }
+  return {
+    ...answer,
+    key: { ...answer.key, secretCreatedAt, allowedIps: answer.key.allowedIps ?? null, disabledAt: answer.key.disabledAt ?? null },
+  }
 }
 
 /** The one thing that a dead secret is still good for is the answer of the very change that retired it, and not once its key has expired. */

@@ -188,7 +188,7 @@ function refusals(clock: Clock): {
       return undefined
     },
     set(digest, reason) {
-      const forMs = reason === 'unknown' ? NEGATIVE_MS : reason === 'expired' ? FACT_MS : RETIRED_MS
+      const forMs = reason === 'unknown' ? NEGATIVE_MS : reason === 'expired' || reason === 'disabled' ? FACT_MS : RETIRED_MS
       refused.set(digest, { result: REJECTED[reason], since: instant(clock), forMs })
       dropOldest(refused, MAX_REFUSED)
       return REJECTED[reason]

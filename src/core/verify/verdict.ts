@@ -4,7 +4,7 @@ import type { Rejected, Verified } from '../api-keys.js'
 import { type ApiKey, iso } from '../key.js'
 
 /** Why a secret that was good once is not accepted any more. */
-export type EndReason = 'rotated' | 'revoked' | 'expired'
+export type EndReason = 'rotated' | 'revoked' | 'disabled' | 'expired'
 
 /** When a secret was replaced and when it ends, by the authority's clock. */
 export interface GracePeriod {
@@ -17,6 +17,7 @@ export function endedBecause(key: KeyRow, generation: GenerationRow, at: number)
   if (generation.retiredAt !== null && !(generation.graceEndsAt !== null && at < generation.graceEndsAt))
     return generation.retiredReason ?? 'rotated'
   if (key.revokedAt !== null) return 'revoked'
+  if (key.disabledAt !== null) return 'disabled'
   if (key.expiresAt !== null && key.expiresAt <= at) return 'expired'
   return undefined
 }
@@ -31,6 +32,7 @@ export const REJECTED: { readonly [reason in RejectionReason]: Rejected } = {
   unknown: Object.freeze({ ok: false, reason: 'unknown' }),
   expired: Object.freeze({ ok: false, reason: 'expired' }),
   revoked: Object.freeze({ ok: false, reason: 'revoked' }),
+  disabled: Object.freeze({ ok: false, reason: 'disabled' }),
   rotated: Object.freeze({ ok: false, reason: 'rotated' }),
   ip_not_allowed: Object.freeze({ ok: false, reason: 'ip_not_allowed' }),
 }

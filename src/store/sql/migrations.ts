@@ -212,7 +212,8 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
     await run(index('express_api_keys', '_by_last4', 'secret_last4, created_at, id'))
     await run(index('express_api_keys', '_by_expiry', 'expires_at', 'expires_at is not null'))
   },
-  async (run, { table, types: { text } }) => {
-    await run(sql`alter table ${table('express_api_keys')} add column ${sql.raw(`allowed_ips ${text}`)}`)
+  async (run, { table, types: { text, ms } }) => {
+    for (const column of [`allowed_ips ${text}`, `disabled_at ${ms}`])
+      await run(sql`alter table ${table('express_api_keys')} add column ${sql.raw(column)}`)
   },
 ]

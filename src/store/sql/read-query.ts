@@ -132,6 +132,7 @@ const KEY = [
   'created_at',
   'updated_at',
   'expires_at',
+  'disabled_at',
   'revoked_at',
   'revoked_reason',
   'rotated_to',

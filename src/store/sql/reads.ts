@@ -167,8 +167,9 @@ function conditions({ dialect }: Database, filters: KeyFilters): readonly RawBui
   return [
     ...(ownerId === undefined ? [] : [sql`owner_id = ${ownerId}`]),
     ...(status === 'revoked' ? [sql`revoked_at is not null`] : []),
-    ...(status === 'expired' ? [sql`revoked_at is null and expires_at <= ${now}`] : []),
-    ...(status === 'active' ? [sql`revoked_at is null and (expires_at is null or expires_at > ${now})`] : []),
+    ...(status === 'disabled' ? [sql`revoked_at is null and disabled_at is not null`] : []),
+    ...(status === 'expired' ? [sql`revoked_at is null and disabled_at is null and expires_at <= ${now}`] : []),
+    ...(status === 'active' ? [sql`revoked_at is null and disabled_at is null and (expires_at is null or expires_at > ${now})`] : []),
     ...(environment === undefined ? [] : [sql`environment = ${environment}`]),
     ...(expiresBefore === undefined ? [] : [sql`expires_at < ${expiresBefore}`]),
     ...(lastUsedBefore === undefined ? [] : [sql`coalesce(last_used_at, created_at) < ${lastUsedBefore}`]),

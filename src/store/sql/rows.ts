@@ -45,6 +45,7 @@ export interface KeyTable {
   created_at: number
   updated_at: number
   expires_at: number | null
+  disabled_at: number | null
   revoked_at: number | null
   revoked_reason: string | null
   rotated_to: string | null
@@ -113,6 +114,7 @@ export function keyRow(row: KeyTable, madeAt?: number | null): KeyRow {
     createdAt: Number(row.created_at),
     updatedAt: Number(row.updated_at),
     expiresAt: numberOrNull(row.expires_at),
+    disabledAt: numberOrNull(row.disabled_at),
     revokedAt: numberOrNull(row.revoked_at),
     revokedReason: row.revoked_reason,
     rotatedTo: row.rotated_to,
@@ -139,6 +141,7 @@ export function keyColumns(row: KeyRow): KeyTable {
     created_at: row.createdAt,
     updated_at: row.updatedAt,
     expires_at: row.expiresAt,
+    disabled_at: row.disabledAt,
     revoked_at: row.revokedAt,
     revoked_reason: row.revokedReason,
     rotated_to: row.rotatedTo,

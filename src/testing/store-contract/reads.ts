@@ -118,16 +118,18 @@ export function listings(check: Check): void {
     const { key: late } = await make({ createdAt: 9, name: '100 x ä-b', environment: 'live', expiresAt: far, lastUsedAt: 20 })
     const { key: over } = await make({ createdAt: 8, name: 'REPORTS', expiresAt: 30, lastUsedAt: 40, secretLast4: 'ab3d' })
     const { key: gone } = await make({ createdAt: 7, name: 'reports', expiresAt: 30, revokedAt: 25 })
+    const { key: off } = await make({ createdAt: 6, name: 'off', expiresAt: 30, disabledAt: 25, lastUsedAt: 99 })
     const found = async (filters: KeyFilters): Promise<unknown> =>
       (await store.keys({ ownerId, ...filters, limit: 10 })).map(({ id }) => id)
     const cases: readonly [KeyFilters, readonly KeyRow[]][] = [
-      [{}, [plain, late, over, gone]],
+      [{}, [plain, late, over, gone, off]],
       [{ status: 'active' }, [plain, late]],
       [{ status: 'expired' }, [over]],
+      [{ status: 'disabled' }, [off]],
       [{ status: 'revoked' }, [gone]],
       [{ environment: 'live' }, [late]],
       [{ expiresBefore: 30 }, []],
-      [{ expiresBefore: 31 }, [over, gone]],
+      [{ expiresBefore: 31 }, [over, gone, off]],
       [{ lastUsedBefore: 20 }, [plain, gone]],
       [{ lastUsedBefore: 21 }, [plain, late, gone]],
       [{ name: 'ePorT' }, [over, gone]],

@@ -19,6 +19,7 @@ export async function issue(store: Store, fields: Partial<KeyRow> = {}): Promise
       updatedAt: now,
       allowedIps: null,
       expiresAt: null,
+      disabledAt: null,
       revokedAt: null,
       revokedReason: null,
       rotatedTo: null,

@@ -49,6 +49,7 @@ export function transactions(check: Check): void {
       generation: 1,
       updatedAt: key.updatedAt + 5,
       expiresAt: key.createdAt + 9,
+      disabledAt: key.createdAt + 6,
       revokedAt: key.createdAt + 7,
       revokedReason: 'gone',
       rotatedTo: randomUUID(),

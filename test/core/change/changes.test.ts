@@ -1,13 +1,14 @@
 import { type RotationCase, refusalOfRotation } from '../../../src/core/change/changes.js'
 import type { GenerationRow, KeyRow } from '../../../src/store/store.js'
 
-const key = { revokedAt: null, expiresAt: null } as KeyRow
+const key = { revokedAt: null, disabledAt: null, expiresAt: null } as KeyRow
 const graced = { graceEndsAt: 2_001 } as GenerationRow
 const FINE: RotationCase = { plan: { emergency: false }, key, before: undefined, activeHash: null, hash: null, now: 2_000 }
 
 /** Everything that can be wrong is; each step puts right what the step before it was refused for. */
 test.each<[string, Partial<RotationCase>]>([
-  ['key_revoked', { key: { ...key, revokedAt: 1, expiresAt: 2_000 }, before: graced, hash: 'new' }],
+  ['key_disabled', { key: { ...key, disabledAt: 1, expiresAt: 2_000 }, before: graced, hash: 'new' }],
+  ['key_revoked', { key: { ...key, revokedAt: 1, disabledAt: 1, expiresAt: 2_000 }, before: graced, hash: 'new' }],
   ['key_expired', { key: { ...key, expiresAt: 2_000 }, before: graced, hash: 'new' }],
   ['rotation_in_grace', { key: { ...key, expiresAt: 2_001 }, before: graced, hash: 'new' }],
   ['store_unavailable', { before: { ...graced, graceEndsAt: 2_000 }, hash: 'new' }],

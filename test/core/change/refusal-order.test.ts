@@ -7,7 +7,7 @@ test('the order of the refusals', () => {
   expect(Object.entries(REFUSAL_ORDER).map(([part, checks]) => [part, checks.map(({ name }: { name: string }) => name)])).toEqual([
     ['form', ['rotationSecretWithoutSecret', 'selfWithoutSecret', 'malformedSecret', 'malformedRotationSecret']],
     ['identity', ['unknownSecret']],
-    ['life', ['revokedForBothCredentials', 'revokedWithoutRotationSecret', 'endedSecret', 'secretOverLimit']],
+    ['life', ['revokedForBothCredentials', 'revokedWithoutRotationSecret', 'disabledKey', 'endedSecret', 'secretOverLimit']],
     ['proof', ['rotationSecretNotConfigured', 'wrongRotationSecret', 'rotationSecretComparedWithAnotherHash', 'secretInGrace']],
     ['rights', ['unauthorised', 'missingRotationSecret', 'overLimit']],
   ])
@@ -36,7 +36,16 @@ const change: Change = {
   fingerprint: null,
   apply: () => Promise.reject(new Error('not here')),
 }
-const key = { id: 'key', ownerId: 'acme', environment: 'live', scopes: [], allowedIps: null, expiresAt: null } as unknown as KeyRow
+const key = {
+  id: 'key',
+  ownerId: 'acme',
+  environment: 'live',
+  scopes: [],
+  allowedIps: null,
+  expiresAt: null,
+  disabledAt: null,
+  revokedAt: null,
+} as unknown as KeyRow
 const generation = { retiredAt: null, rotationSecretHash: null } as GenerationRow
 const secret: KnownSecret = { key, generation, ended: undefined, own: true }
 const inGrace: KnownSecret = { ...secret, generation: { ...generation, retiredAt: 1_000 } }
@@ -52,6 +61,7 @@ const LADDER: readonly (readonly [refusal: string, facts: Partial<Facts>])[] = [
   ['rotation_secret_not_configured', { presented: { ...inGrace, ended: 'revoked' }, proof: 'not configured', overLimit: true }],
   ['invalid_key (revoked, key)', { presented: { ...inGrace, ended: 'revoked' }, proof: 'wrong', overLimit: true }],
   ['invalid_key (rotated, key)', { presented: { ...inGrace, ended: 'rotated' }, proof: 'wrong', overLimit: true }],
+  ['key_disabled (key)', { presented: { ...inGrace, ended: 'disabled' }, proof: 'wrong', overLimit: true }],
   ['invalid_key (expired, key)', { presented: { ...inGrace, ended: 'expired' }, proof: undefined, overLimit: true }],
   ['rate_limited', { presented: inGrace, proof: 'not configured', overLimit: true }],
   ['rotation_secret_not_configured', { presented: inGrace, proof: 'not configured' }],

@@ -4,7 +4,16 @@ import { decideReplay, type ReplayCase } from '../../../src/core/change/replay-d
 import type { GenerationRow, KeyRow, ReplayRow } from '../../../src/store/store.js'
 
 const change = { name: 'rotate', target: 'self', selfAllowed: true, reach: (target) => target, fingerprint: null } as Change
-const key = { id: 'key', ownerId: 'acme', environment: 'live', scopes: [], allowedIps: null, expiresAt: null } as unknown as KeyRow
+const key = {
+  id: 'key',
+  ownerId: 'acme',
+  environment: 'live',
+  scopes: [],
+  allowedIps: null,
+  expiresAt: null,
+  disabledAt: null,
+  revokedAt: null,
+} as unknown as KeyRow
 const active = { retiredAt: null, retiredBy: null, retiredReason: null, rotationSecretHash: null, firstUsedAt: null } as GenerationRow
 const record = {
   ...{ id: 'record', keyId: 'key', generation: 2, sealed: 'sealed', createdAt: 1_000, windowMs: 5_000, graceMs: 100 },
@@ -54,10 +63,10 @@ test.each<[string, Partial<ReplayCase>]>([
 test('an answer that was sealed before keys had secretCreatedAt gets it from its generation', () => {
   const given = decideReplay({ ...GIVEN, made: { ...active, createdAt: 900 } })
   expect(given).toEqual({ kind: 'given', answer: { ...answer, key: { ...key, secretCreatedAt: 900 } } })
-  const { allowedIps: _none, ...earlier } = key
+  const { allowedIps: _none, disabledAt: _never, ...earlier } = key
   const open = (): string => JSON.stringify({ ...answer, key: { ...earlier, secretCreatedAt: 800 } })
   expect(decideReplay({ ...GIVEN, open, made: { ...active, createdAt: 900 } })).toMatchObject({
-    answer: { key: { secretCreatedAt: 800, allowedIps: null } },
+    answer: { key: { secretCreatedAt: 800, allowedIps: null, disabledAt: null } },
   })
 })
 

@@ -370,7 +370,16 @@ const key: KeyRow = {
     metadata: {},
     allowedIps: null,
   },
-  ...{ generation: 1, createdAt: 1, updatedAt: 1, expiresAt: null, revokedAt: null, revokedReason: null, rotatedTo: null },
+  ...{
+    generation: 1,
+    createdAt: 1,
+    updatedAt: 1,
+    expiresAt: null,
+    disabledAt: null,
+    revokedAt: null,
+    revokedReason: null,
+    rotatedTo: null,
+  },
   ...{ secretStart: 'sk_live_', secretLast4: '1234', secretCreatedAt: 1 },
   ...{ lastUsedAt: null, lastUsedIp: null, lastUsedUserAgent: null },
 }

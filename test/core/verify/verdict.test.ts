@@ -1,7 +1,7 @@
 import { endedBecause, gracePeriod, lifeMsOf, malformed, marginMs, REJECTED, verified } from '../../../src/core/verify/verdict.js'
 import type { GenerationRow, KeyRow } from '../../../src/store/store.js'
 
-const key = { revokedAt: null, expiresAt: null } as KeyRow
+const key = { revokedAt: null, disabledAt: null, expiresAt: null } as KeyRow
 const generation = { retiredAt: null, graceEndsAt: null, retiredReason: null } as GenerationRow
 const retired = { ...generation, retiredAt: 1_000, retiredReason: 'rotated' } as const
 const graced = { ...retired, graceEndsAt: 2_000 }
@@ -15,6 +15,10 @@ test.each<[string, KeyRow, GenerationRow, number, ReturnType<typeof endedBecause
   ['at the end of its grace period', key, graced, 2_000, 'rotated'],
   ['in its grace period, of a revoked key', { ...key, revokedAt: 1 }, graced, 1_999, 'revoked'],
   ['in its grace period, of a key that has expired', { ...key, expiresAt: 1_500 }, graced, 1_500, 'expired'],
+  ['of a disabled key', { ...key, disabledAt: 1 }, generation, 0, 'disabled'],
+  ['of a disabled key, in its grace period', { ...key, disabledAt: 1 }, graced, 1_999, 'disabled'],
+  ['of a disabled key that was revoked too', { ...key, disabledAt: 1, revokedAt: 2 }, generation, 0, 'revoked'],
+  ['of a disabled key that has expired too', { ...key, disabledAt: 1, expiresAt: 1 }, generation, 1_000, 'disabled'],
   ['of a revoked key', { ...key, revokedAt: 1 }, generation, 0, 'revoked'],
   ['of a revoked key that has expired too', { ...key, revokedAt: 1, expiresAt: 1 }, generation, 1_000, 'revoked'],
   ['a millisecond before its key expires', { ...key, expiresAt: 1_000 }, generation, 999, undefined],

@@ -1333,6 +1333,7 @@ class FakeAuthority implements Pick<Store, Part> {
       environment: 'live',
       scopes: ['reports:read'],
       metadata: { team: 'growth' },
+      disabledAt: null,
       allowedIps: null,
       generation: 1,
       createdAt: at,

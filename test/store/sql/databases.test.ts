@@ -494,7 +494,7 @@ describe('roles as people make them', () => {
       alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version, drop column protocol;
       drop table keys.express_api_key_feed, keys.express_api_key_changes, keys.express_api_key_instances;
       drop index keys.express_api_keys_by_creation, keys.express_api_keys_by_last4, keys.express_api_keys_by_expiry;
-      alter table keys.express_api_keys drop column secret_created_at, drop column allowed_ips`)
+      alter table keys.express_api_keys drop column secret_created_at, drop column allowed_ips, drop column disabled_at`)
     await worksWith(postgresStore(pool(url)))
     const { rows } = await admin.query("select schemaname from pg_tables where tablename like 'express%' group by 1")
     expect(rows).toEqual([{ schemaname: 'keys' }])

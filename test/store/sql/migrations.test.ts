@@ -17,7 +17,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     for (const index of ['creation', 'last4', 'expiry']) await query(`drop index express_api_keys_by_${index}`)
     await query('alter table express_api_key_settings drop column protocol')
     await query('alter table express_api_keys drop column secret_created_at')
-    await query('alter table express_api_keys drop column allowed_ips')
+    for (const column of ['allowed_ips', 'disabled_at']) await query(`alter table express_api_keys drop column ${column}`)
     await keys.migrate()
     expect(await keys.get(fresh.key.id)).toEqual(fresh.key)
     expect(await keys.get(key.id)).toEqual(key)
