@@ -39,7 +39,8 @@ const keys = createApiKeys(options)
 const suwappuKeys = createApiKeys({ ...options, prefix: 'suwappu_sk', environmentInSecret: false })
 await keys.migrate()
 
-const server = parcelApp(keys, suwappuKeys).listen(Number(PORT), async () => {
+// Signs the cookies of the page for people; nothing but a cookie is worth it.
+const server = parcelApp(keys, suwappuKeys, randomBytes(32).toString('base64')).listen(Number(PORT), async () => {
   const url = `http://localhost:${(server.address() as AddressInfo).port}`
   console.log(`Parcels listens on ${url}`)
   await greet(url)
@@ -86,6 +87,10 @@ Your first key, shown this once:
 
 Call the API:
   curl -s -H 'Authorization: Bearer ${secret}' ${url}/v1/parcels
+Or with the key in X-API-Key:
+  curl -s -H 'X-API-Key: ${secret}' ${url}/v1/parcels
+Make, rotate and revoke keys in a browser:
+  ${url}/account/
 Rotate the key:
   ${rotate}
 Lost the answer? The old key is dead now, but the same request still gets the same new secret:

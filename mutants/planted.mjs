@@ -631,6 +631,22 @@ export const FAULTS = [
     tests: [['test/http/disable.test.ts', 'on Express 5 P2: the lost answer of a rotation can be fetched']],
   },
   {
+    promise: 'limits',
+    name: 'an issuer that is away is asked for each token',
+    file: 'src/http/published-keys.ts',
+    find: 'failedAt = Date.now()',
+    replace: 'void failedAt',
+    tests: [['test/http/jwks.test.ts', 'an issuer that is away is asked once in five seconds']],
+  },
+  {
+    promise: 'limits',
+    name: 'what an issuer sends is read to its end, however far that is',
+    file: 'src/http/published-keys.ts',
+    find: 'if (bytes > MOST_BYTES) throw',
+    replace: 'if (bytes < 0) throw',
+    tests: [['test/http/jwks.test.ts', 'an issuer that sends without end']],
+  },
+  {
     promise: 'P3',
     name: 'live() looks at clocks alone',
     file: 'src/core/verify/facts.ts',

@@ -16,11 +16,12 @@ test('the example prints a key for each contract and lines that work as they are
   expect([page.status, await page.text()]).toEqual([200, expect.stringContaining('/v1/parcels')])
 
   const lines = said.split('\n').filter((line) => line.trim().startsWith('curl '))
-  expect(lines).toHaveLength(9)
-  const [parcels, rotated, replayed, reddit, agent, rixl, suwappu, blend, json] = lines.map((line) =>
+  expect(lines).toHaveLength(10)
+  const [parcels, sameParcels, rotated, replayed, reddit, agent, rixl, suwappu, blend, json] = lines.map((line) =>
     JSON.parse(execFileSync('sh', ['-c', line], { encoding: 'utf8' })),
   )
   expect(parcels).toMatchObject({ parcels: [{ number: 'PX1001' }, { number: 'PX1002' }] })
+  expect(sameParcels).toEqual(parcels)
   expect(rotated).toMatchObject({ key: { generation: 2 }, secret: expect.stringMatching(/^sk_live_/) })
   expect(replayed).toEqual(rotated)
   for (const secret of [reddit.token, rixl.api_key.secret, blend.api_key, json.data.attributes.secret]) {
@@ -34,9 +35,22 @@ test('the example prints a key for each contract and lines that work as they are
   expect([refused.status, refused.headers.get('content-type')]).toEqual([400, 'application/vnd.api+json'])
   expect(refused.body).toMatchObject({ errors: [{ status: '400', code: 'key_id_invalid' }] })
   const dead = /Bearer (sk_live_\w+)/.exec(said)?.[1] ?? ''
-  expect((await call(`${url}/v1/parcels`, { secret: dead })).status).toBe(401)
+  const refusedInItsWords = await call(`${url}/v1/parcels`, { secret: dead })
+  expect([refusedInItsWords.status, refusedInItsWords.body]).toEqual([
+    401,
+    { error: { code: 'invalid_key', text: 'The API key is not valid.' } },
+  ])
+  expect(refusedInItsWords.headers.get('www-authenticate')).toContain('ApiKey realm="api", header="X-API-Key"')
   const handedIn = await call(`${url}/v1/parcels`, { method: 'POST', secret: rotated.secret, body: { to: 'Alan, Bletchley' } })
   expect([handedIn.status, handedIn.body]).toMatchObject([201, { number: 'PX1003', status: 'handed in by first key' }])
+  // The plan of this key allows 60 requests a minute.
+  let limited = handedIn
+  for (let n = 0; n < 60 && limited.status !== 429; n++) limited = await call(`${url}/v1/parcels`, { secret: rotated.secret })
+  expect([limited.status, limited.body, Number(limited.headers.get('retry-after')) > 0]).toMatchObject([
+    429,
+    { error: { code: 'rate_limited' } },
+    true,
+  ])
   await first.end()
 
   const second = await start(folder)

@@ -58,7 +58,7 @@ test.each([
   ['ioredis', /^cache\/redis\//],
   ['express-rate-limit', /^http\/limits\//],
   ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
-  ['jose', /^http\/operator-jwt\.ts$/],
+  ['jose', /^http\/(operator-jwt|published-keys)\.ts$/],
 ])('%s appears only where it belongs', (name, where) => {
   const users = files.filter((file) => importsOf(file).includes(name))
   expect(users.length).toBeGreaterThan(0)

@@ -6,6 +6,7 @@ import { operatorsUnavailable } from '../core/refusals.js'
 import { ApiKeyError } from '../errors.js'
 import { integerOption, refuseUnknown } from '../options.js'
 import { type ClaimName, type ClaimsReading, claimOption, operatorOf } from './jwt-claims.js'
+import { publishedKeys } from './published-keys.js'
 
 export type { ClaimName } from './jwt-claims.js'
 
@@ -129,13 +130,6 @@ function throughJose({ reading, audience, algorithms }: Checks, keysBy: () => Pr
       return operatorOf(payload, reading)
     },
   }
-}
-
-/** The issuer has this long to answer with its keys: less than `operators` may take. */
-const KEYS_TIMEOUT_MS = 4_000
-
-function publishedKeys(url: URL): () => Promise<JWTVerifyGetKey> {
-  return async () => (await import('jose')).createRemoteJWKSet(url, { timeoutDuration: KEYS_TIMEOUT_MS })
 }
 
 /** The option `jwksUrl`, checked. */

@@ -190,7 +190,72 @@ test.each<[string, RequestListener]>([
   expect(errors.map(({ code }) => code)).toEqual(['operators_unavailable'])
   expect(String(errors[0]?.cause) + errors[0]?.stack).not.toContain(token)
   published.answer = undefined
+  const now = jest.spyOn(Date, 'now').mockReturnValue(Date.now() + 5_000)
   expect((await call(`${url}/keys?ownerId=acme`, { secret: token })).status).toBe(200)
+  now.mockRestore()
+})
+
+test('an issuer that is away is asked once in five seconds, however many tokens come', async () => {
+  const published = await issuer([jwk('a', rsa.publicKey)])
+  published.answer = (_req, res) => void res.writeHead(503).end()
+  const operators = operatorJwt({ ...AUTH0_OPTIONS, jwksUrl: published.url })
+  const tokens = await Promise.all(Array.from({ length: 20 }, (_, n) => sign(AUTH0, 'RS256', `unknown-${n}`, stranger.privateKey)))
+  const refusals = async (): Promise<(string | undefined)[]> =>
+    Promise.all(
+      tokens.map((token) =>
+        Promise.resolve(operators.authenticate(token)).then(
+          () => undefined,
+          (error: ApiKeyError) => error.code,
+        ),
+      ),
+    )
+  const start = Date.now()
+  const now = jest.spyOn(Date, 'now').mockReturnValue(start)
+  for (const [at, asked] of [
+    [0, 1],
+    [4_999, 1],
+    [5_000, 2],
+    // Set back: that ends the pause, and makes it no longer.
+    [-60_000, 3],
+  ] as const) {
+    now.mockReturnValue(start + at)
+    for (let n = 0; n < 2; n++) expect(await refusals()).toEqual(tokens.map(() => 'operators_unavailable'))
+    expect([at, published.asked]).toEqual([at, asked])
+  }
+  published.answer = undefined
+  now.mockReturnValue(start)
+  expect(await operators.authenticate(await sign(AUTH0, 'RS256', 'a', rsa.privateKey))).toMatchObject({ subject: 'auth0|65f0c1' })
+  now.mockRestore()
+})
+
+test('an issuer that sends without end is left after a megabyte', async () => {
+  const published = await issuer([])
+  let sent = 0
+  const gone = new Promise<void>((resolve) => {
+    published.answer = (_req, res) => {
+      res.on('close', resolve)
+      const more = (): void => {
+        for (;;) {
+          sent += 65_536
+          if (res.destroyed || !res.write(' '.repeat(65_536))) break
+        }
+      }
+      res.on('drain', more)
+      more()
+    }
+  })
+  const token = await sign(AUTH0, 'RS256', 'a', rsa.privateKey)
+  await expect(authenticate({ ...AUTH0_OPTIONS, jwksUrl: published.url }, token)).rejects.toMatchObject({ code: 'operators_unavailable' })
+  await gone
+  expect(sent).toBeLessThan(20_000_000)
+})
+
+test('a token that names no key is checked by the one published key that fits it, and refused where there are two', async () => {
+  const published = await issuer([jwk('a', rsa.publicKey), jwk('e', ec.publicKey)])
+  const token = await sign(AUTH0, 'RS256', undefined, rsa.privateKey)
+  expect(await authenticate({ ...AUTH0_OPTIONS, jwksUrl: published.url }, token)).toMatchObject({ subject: 'auth0|65f0c1' })
+  published.keys.push(jwk('b', nextRsa.publicKey))
+  await expect(authenticate({ ...AUTH0_OPTIONS, jwksUrl: published.url }, token)).rejects.toMatchObject({ code: 'invalid_key' })
 })
 
 test.each([
