@@ -73,7 +73,10 @@ async function secretAfter(page: Page, act: () => Promise<unknown>): Promise<str
 
 async function make(page: Page, name: string): Promise<string> {
   await page.fill('#make input[name=name]', name)
-  return secretAfter(page, () => page.click('text=Make'))
+  const secret = await secretAfter(page, () => page.click('text=Make'))
+  // The list is read anew after the secret is shown.
+  await page.locator('#keys td', { hasText: name }).waitFor()
+  return secret
 }
 
 inBrowser('who has signed in makes a key, uses it, rotates it and revokes it', async () => {
