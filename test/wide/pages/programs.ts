@@ -56,6 +56,19 @@ const NAMES = [...SCENE.matchAll(/^export (?:const|(?:async )?function) (\w+)/gm
   .map(([, name = '']) => name)
   .concat((/^export \{ (.*) \}$/m.exec(SCENE)?.[1] ?? '').split(', '))
 
+/** What is done with a block, where running it is not enough; it goes behind the block that has this text. */
+const TRIALS: { readonly [text: string]: string } = {
+  'function refuse(socket': `
+import { connect } from 'node:net'
+const accepted = once(server, 'connection')
+const lingering = connect({ port: (server.address() as import('node:net').AddressInfo).port, allowHalfOpen: true }).resume()
+lingering.write('GET / HTTP/1.1\\r\\nHost: here\\r\\nConnection: Upgrade\\r\\nUpgrade: websocket\\r\\n\\r\\n')
+const [held] = await accepted
+await once(held, 'close', { signal: AbortSignal.timeout(10_000) })
+console.log('closed, though its client never ends') // closed, though its client never ends
+`,
+}
+
 /** As in an application: what is declared need not be used. Nest has decorators of the older kind. */
 const RELAXED = {
   noUnusedLocals: false,
@@ -74,7 +87,11 @@ export function ranPrograms(): { readonly page: string; readonly prints: string;
   symlinkSync(join(ROOT, 'test/wide/node_modules'), join(FOLDER, 'node_modules'))
   writeFileSync(join(FOLDER, 'package.json'), '{ "type": "module" }')
   writeFileSync(join(FOLDER, 'scene.ts'), SCENE)
-  const blocks = (page: string) => blocksOf(page).map((block) => ({ ...block, page }))
+  const blocks = (page: string) =>
+    blocksOf(page).map((block) => {
+      const [, trial = ''] = Object.entries(TRIALS).find(([text]) => block.code.includes(text)) ?? []
+      return { ...block, page, code: block.code + trial }
+    })
   const programs = PAGES.flatMap(blocks).filter(({ language }) => language === 'ts')
   programs.forEach(({ code }, index) => {
     const given = NAMES.filter((name) => new RegExp(`\\b${name}\\b`).test(code))
