@@ -525,6 +525,14 @@ export const FAULTS = [
   },
   {
     promise: 'authority',
+    name: 'nobody hears that lists of addresses go by the address of a proxy',
+    file: 'src/http/verdict.ts',
+    find: 'if (result.key.allowedIps !== null) doubtAddress(internals, req)',
+    replace: '',
+    tests: [['test/http/allowed-ips.test.ts', 'the operator hears once that lists go by a doubtful address: nobody told']],
+  },
+  {
+    promise: 'authority',
     name: 'a rotation is not asked where it comes from',
     file: 'src/core/change/run-change.ts',
     find: 'refuseAddress(planned, recorded !== undefined)',

@@ -1,5 +1,16 @@
 import express5 from 'express'
-import { type ApiKeys, basic, bearer, bearerAuth, createApiKeys, header, keyRouter, memoryStore, type Store } from 'express-api-keys'
+import {
+  type ApiKeyError,
+  type ApiKeys,
+  basic,
+  bearer,
+  bearerAuth,
+  createApiKeys,
+  header,
+  keyRouter,
+  memoryStore,
+  type Store,
+} from 'express-api-keys'
 import express4 from 'express4'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import { atEnd } from '../support/cleanup.js'
@@ -163,8 +174,32 @@ test('P3: once a list is narrowed, no instance lets the key in from an address t
   }
 })
 
-function instance(store: Store): ApiKeys {
-  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 250, onError: () => {} })
+test.each([
+  ['nobody told Express of the proxy', false, true],
+  ['whatever a client writes is believed', true, true],
+  ['a proxy more than there is, is trusted', 2, true],
+  ['the proxies are known', 1, false],
+])('the operator hears once that lists go by a doubtful address: %s', async (_case, trustProxy, isDoubtful) => {
+  for (const allowedIps of [[HOME, '127.0.0.0/8', '::1'], ['192.0.2.1']]) {
+    const errors: ApiKeyError[] = []
+    const keys = instance(memoryStore(), (error) => errors.push(error))
+    const app = express5()
+    app.set('trust proxy', trustProxy)
+    app.get('/data', bearerAuth(keys), (_req, res) => void res.json({ ok: true }))
+    const url = await listen(app)
+    // Only a list makes the address matter.
+    const open = await keys.create(application)
+    await call(`${url}/data`, { secret: open.secret, from: HOME })
+    expect(errors).toEqual([])
+    const limited = await keys.create({ ...application, allowedIps })
+    for (let n = 0; n < 3; n++) await call(`${url}/data`, { secret: limited.secret, from: HOME })
+    const told = expect.objectContaining({ code: 'invalid_option', message: expect.stringContaining('"trust proxy"') })
+    expect(errors).toEqual(isDoubtful ? [told] : [])
+  }
+})
+
+function instance(store: Store, onError: (error: ApiKeyError) => void = () => {}): ApiKeys {
+  const keys = createApiKeys({ store, serverSecret: SERVER_SECRET, leaseMs: 250, onError })
   atEnd(() => keys.close())
   return keys
 }

@@ -13,6 +13,7 @@ import { atEnd } from './cleanup.js'
 import { type Checked, exchange, type Sent } from './contract.js'
 import { listen } from './listen.js'
 import { SERVER_SECRET } from './process.js'
+import { SOURCE } from './source.js'
 
 export interface Losing {
   readonly keys: ApiKeys
@@ -48,8 +49,8 @@ export async function serveLosing(
     }
     next()
   })
-  app.use(contract.path, keyRouter(keys, { contract, ...router }))
-  app.get('/data', bearerAuth(keys), (req, res) => {
+  app.use(contract.path, keyRouter(keys, { contract, from: SOURCE.source, ...router }))
+  app.get('/data', bearerAuth(keys, { from: SOURCE.source }), (req, res) => {
     res.json({ id: req.apiKey?.id })
   })
   atEnd(() => keys.close())
@@ -61,13 +62,18 @@ export async function serveLosing(
       losses = count
       how = when
     },
-    send: (sent) => exchange(url + contract.path, sent).catch(() => undefined),
+    send: (sent) => exchange(url + contract.path, carried(sent)).catch(() => undefined),
     async accepted(secret) {
       for (;;) {
-        const { status } = await exchange(url, { method: 'GET', path: '/data', secret })
+        const { status } = await exchange(url, carried({ method: 'GET', path: '/data', secret }))
         // On a busy machine a lease this short is over before the store's answer is here.
         if (status !== 503) return status
       }
     },
   }
+}
+
+/** The request with its key where the clients of this run have it. */
+function carried({ secret, headers = [], ...rest }: Sent): Sent {
+  return secret === undefined ? { ...rest, headers } : { ...rest, headers: [...headers, ...Object.entries(SOURCE.sent(secret)).flat()] }
 }
