@@ -1,8 +1,10 @@
-import { build } from 'esbuild'
+import { join } from 'node:path'
+import { build, type Plugin } from 'esbuild'
 
-/** Makes one file of a program, which then starts in a fraction of the time. */
-export async function bundle(program: string, outfile: string): Promise<string> {
+/** Makes one file of a program, which then starts in a fraction of the time. `source` is a folder of JavaScript that takes the place of `src`. */
+export async function bundle(program: string, outfile: string, source?: string): Promise<string> {
   await build({
+    plugins: source === undefined ? [] : [inPlaceOfSrc(source)],
     entryPoints: [program],
     outfile,
     bundle: true,
@@ -12,4 +14,12 @@ export async function bundle(program: string, outfile: string): Promise<string> 
     banner: { js: `import { createRequire } from 'node:module'; const require = createRequire(import.meta.url)` },
   })
   return outfile
+}
+
+function inPlaceOfSrc(source: string): Plugin {
+  return {
+    name: 'in place of src',
+    setup: ({ onResolve }) =>
+      onResolve({ filter: /^\.\.\/\.\.\/src\// }, ({ path }) => ({ path: join(source, path.slice('../../src/'.length)) })),
+  }
 }
