@@ -265,6 +265,11 @@ export interface Origin {
 export interface ApiKeys<Metadata extends object = JsonObject> {
   /** Creates or upgrades the store's tables. Nothing else does. */
   migrate(): Promise<void>
+  /**
+   * Resolves when this instance can do its work: the store answers, from its primary, and its tables are there. Rejects otherwise (`store_unavailable`,
+   * `store_misconfigured`). An answer holds for a second. The cache does not matter.
+   */
+  ready(): Promise<void>
   /** Issues a key. A retry with the same Idempotency-Key makes one key. */
   create(command: CreateCommand<Metadata>): Promise<IssuedKey<Metadata>>
   /**

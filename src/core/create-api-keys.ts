@@ -23,6 +23,7 @@ import { keyUses } from './last-use.js'
 import { type Lifecycle, lifecycle } from './lifecycle.js'
 import { keyListeners, LISTENERS } from './listeners.js'
 import { keyQueries } from './queries.js'
+import { readiness } from './readiness.js'
 import { Recalls } from './recall/recalls.js'
 import { invalidRequest } from './refusals.js'
 import { reports } from './report.js'
@@ -46,6 +47,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const { store, verifier, recalls, listeners, life, internals } = engine
   const { command } = life
   const queries = keyQueries(store, settings.clock)
+  const ready = readiness(store, settings.clock)
 
   const keys: ApiKeys & { readonly [INTERNALS]: Internals } = {
     migrate: () =>
@@ -54,6 +56,8 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
         await verifier.declareLease()
         await recalls.meet()
       }),
+
+    ready: () => command(ready),
 
     async verify(secret, from) {
       if (!wellFormed(secret)) return malformed

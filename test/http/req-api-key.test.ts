@@ -32,6 +32,7 @@ test('what the HTTP layer needs of keys is no part of what applications see, and
       'migrate',
       'on',
       'peek',
+      'ready',
       'revoke',
       'rotate',
       'update',
