@@ -17,10 +17,11 @@ if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
   writeFileSync(STAMP, wanted)
 }
 
-// Python, curl and the browser are the system's. Without Python or Chromium the tests skip what needs them, and say so.
+// Python, curl, PgBouncer and the browser are the system's. Without Python or Chromium the tests skip what needs them, and say so.
 const there = (/** @type {string} */ command, /** @type {string[]} */ ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
+  ...(there('pgbouncer', '--version') ? [] : ['pgbouncer']),
   ...(['chromium', 'chromium-browser', 'google-chrome'].some((name) => there(name, '--version')) ? [] : ['chromium']),
   ...(['python3', '/usr/bin/python3'].some((python) => there(python, '-c', 'import requests, urllib3'))
     ? []
