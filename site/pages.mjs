@@ -49,6 +49,7 @@ export const sections = [
       ['Own stores and caches', 'docs/guides/stores-and-caches.md'],
       ['Own contract', 'docs/contracts.md'],
       ['Test your application', 'docs/guides/testing.md'],
+      ['Tests on PGlite', 'docs/guides/pglite.md'],
       ['For client authors', 'docs/clients.md'],
     ],
   },

@@ -13,6 +13,7 @@ const HELD_ELSEWHERE: { readonly [page: string]: string } = {
   'docs/guides/graphql.md': 'test/wide/pages/programs.ts',
   'docs/guides/key-or-session.md': 'test/wide/pages/programs.ts',
   'docs/guides/nest.md': 'test/wide/pages/programs.ts',
+  'docs/guides/pglite.md': 'test/wide/pages/programs.ts',
   'docs/guides/users-manage-their-keys.md': 'test/wide/pages/programs.ts',
   'docs/guides/orms.md': 'test/wide/orms/application.ts',
   'docs/guides/websocket.md': 'test/wide/pages/programs.ts',

@@ -5,7 +5,7 @@ import { blocksOf, ROOT } from '../../support/documents.js'
 
 export const PAGES: readonly string[] = [
   ...['docs/guides/key-or-session.md', 'docs/guides/users-manage-their-keys.md'],
-  ...['docs/guides/websocket.md', 'docs/guides/graphql.md', 'docs/guides/nest.md'],
+  ...['docs/guides/websocket.md', 'docs/guides/graphql.md', 'docs/guides/nest.md', 'docs/guides/pglite.md'],
 ]
 const FOLDER = join(ROOT, '.tmp/pages')
 
@@ -29,6 +29,7 @@ export const key: ApiKey = issued.key
 export const secret: string = issued.secret
 export const news: EventEmitter = new EventEmitter()
 export const app: Express = express()
+export const serverSecret: string = 'the-secret-of-the-documents-0123456789'
 export const sessionSecret: string = 'the-secret-of-the-sessions'
 const pair = generateKeyPairSync('rsa', { modulusLength: 2048 })
 export const publicKeyPem: string = pair.publicKey.export({ type: 'spki', format: 'pem' }).toString()
