@@ -13,7 +13,10 @@ export interface TestProcess {
 export const SERVER_SECRET = 'the-server-secret-of-these-tests-0123456789'
 
 /** Starts `server.ts` as a process of its own and waits until it listens. `program` is another bundle of it. */
-export async function startServer(env: Record<string, string>, program: string | undefined = process.env.TEST_SERVER): Promise<TestProcess> {
+export async function startServer(
+  env: Record<string, string>,
+  program: string | undefined = process.env.TEST_SERVER,
+): Promise<TestProcess> {
   if (program === undefined) throw new Error('TEST_SERVER is not set: run the tests with npm test.')
   const child = spawn(process.execPath, [program], {
     env: { ...process.env, SERVER_SECRET, ...env },
