@@ -3,18 +3,20 @@ import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 
 const HOME = 'test/wide'
-const STAMP = `${HOME}/node_modules/.installed`
+/** Packages whose peers fit nobody else's are on their own. */
+const HOMES = [HOME, `${HOME}/moving`]
 
 const run = (/** @type {string} */ command, /** @type {string[]} */ ...args) => {
   const { status } = spawnSync(command, args, { stdio: 'inherit', shell: process.platform === 'win32' })
   if (status !== 0) process.exit(status ?? 1)
 }
 
-const wanted = readFileSync(`${HOME}/package-lock.json`, 'utf8')
-if (!existsSync(STAMP) || readFileSync(STAMP, 'utf8') !== wanted) {
+for (const home of HOMES) {
+  const [stamp, wanted] = [`${home}/node_modules/.installed`, readFileSync(`${home}/package-lock.json`, 'utf8')]
+  if (existsSync(stamp) && readFileSync(stamp, 'utf8') === wanted) continue
   // Install scripts would download what the tests do without.
-  run('npm', 'ci', '--prefix', HOME, '--no-audit', '--no-fund', '--ignore-scripts')
-  writeFileSync(STAMP, wanted)
+  run('npm', 'ci', '--prefix', home, '--no-audit', '--no-fund', '--ignore-scripts')
+  writeFileSync(stamp, wanted)
 }
 
 // Python, curl, PgBouncer and the browser are the system's. Without Python or Chromium the tests skip what needs them, and say so.

@@ -25,6 +25,12 @@ const FILES: { readonly [page: string]: { readonly [file: string]: readonly numb
   'docs/getting-started.md': { 'example-app/minimal.mjs': [0] },
   'docs/contracts.md': { 'example-app/json-api.ts': [1, 2, 3, 4] },
   'docs/guides/stores-and-caches.md': { 'test/examples/store.test.ts': [0], 'test/examples/cache.test.ts': [1] },
+  'docs/guides/move-from.md': {
+    'test/wide/moving/from-better-auth.ts': [0],
+    'test/wide/moving/from-http-bearer.ts': [1],
+    'test/wide/moving/from-unkey.ts': [2],
+    'test/wide/moving/beside-tokens.ts': [3],
+  },
   'docs/guides/testing.md': { 'test/examples/app.test.ts': [0], 'test/examples/time.test.ts': [1] },
 }
 
@@ -40,6 +46,8 @@ import { Pool } from 'pg'
 import { jsonApi } from '../../example-app/json-api.js'
 export { ApiKeyError, apiKeyOf, basic, bearer, bearerAuth, contracts, createApiKeys, hasScope, header, jsonApi, keyRouter, memoryStore, randomUUID }
 export const serverSecret: string = 'the-secret-of-the-documents-0123456789'
+export const pepper: string = 'the-pepper-of-the-documents-0123456789'
+export const oldPepper: string = 'the-pepper-of-the-old-system'
 export const keys: ApiKeys = createApiKeys({ store: memoryStore(), serverSecret })
 const issued = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci', scopes: ['reports:read'] })
 export const key: ApiKey = issued.key

@@ -3,7 +3,9 @@ import type { ApiKeyError, ApiKeyErrorCode, RejectionReason } from '../errors.js
 import type { Environment, JsonObject, Store } from '../store/store.js'
 import type { RequestShape } from './change/replay-seal.js'
 import type { Clock } from './clock.js'
-import type { ApiKey, CreateInput, KeyChanges, KeyEvent, KeyQuery, Page, RetirePolicy } from './key.js'
+import type { ImportOptions, ImportResult } from './import/importer.js'
+import type { ApiKey, CreateInput, ImportRow, KeyChanges, KeyEvent, KeyQuery, Page, RetirePolicy } from './key.js'
+import type { LegacyFormat } from './legacy-format.js'
 
 /** What `createApiKeys` takes. */
 export interface ApiKeysOptions {
@@ -23,6 +25,8 @@ export interface ApiKeysOptions {
    * it was made with through every rotation. Default none.
    */
   acceptedPrefixes?: readonly string[] | undefined
+  /** Forms of secrets that were issued elsewhere, made by `legacyFormat`. The first that matches a secret counts, after those of this package. Default none. */
+  legacyFormats?: readonly LegacyFormat[] | undefined
   /** Whether new secrets name their environment after the prefix (`sk_live_…`). Keys of either form are accepted. Default true. */
   environmentInSecret?: boolean | undefined
   /**
@@ -287,6 +291,11 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   /** Ends a key for good. Revoking a revoked key changes nothing. */
   revoke(command: RevokeCommand): Promise<ChangeResult<Metadata>>
   update(command: UpdateCommand<Metadata>): Promise<ChangeResult<Metadata>>
+  /**
+   * Brings keys in that were issued elsewhere: their secrets go on working, in the form that `legacyFormats` names. Rows that are there already stay as they are, so an import
+   * that was stopped is begun again. A bad row is told by its number, and changes nothing. Rejects where the store cannot be asked; what is done by then stays.
+   */
+  import(rows: Iterable<ImportRow<Metadata>> | AsyncIterable<ImportRow<Metadata>>, options?: ImportOptions): Promise<ImportResult>
   /** Has a key refused (`disabled`) until it is enabled again. As strict as a revocation: resolves once no instance accepts it. Needs `api_keys:write`. */
   disable(command: RevokeCommand): Promise<ChangeResult<Metadata>>
   /** Ends that, and resolves once every instance accepts the key. A key cannot enable itself. */

@@ -14,6 +14,8 @@ import { checkedCommand, presentedWith, rotationPlan, targetOf, withoutCommon } 
 import { guardedStore } from './failures.js'
 import { guardedCache } from './guarded-cache.js'
 import { guardedChannel } from './guarded-channel.js'
+import { type Finder, finder } from './import/finder.js'
+import { importer } from './import/importer.js'
 import { changedFields, createFields, reasonText } from './input.js'
 import { INTERNALS, type Internals } from './internals.js'
 import { changedKey, issuedKey } from './issued-key.js'
@@ -27,7 +29,6 @@ import { readiness } from './readiness.js'
 import { Recalls } from './recall/recalls.js'
 import { invalidRequest } from './refusals.js'
 import { reports } from './report.js'
-import { digestOf } from './secret.js'
 import { type Settings, settingsFrom } from './settings.js'
 import { endedBecause, malformed, REJECTED } from './verify/verdict.js'
 import { Verifier } from './verify/verifier.js'
@@ -44,10 +45,11 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const settings = settingsFrom(options)
   const { format } = settings
   const engine = engineOf(settings)
-  const { store, verifier, recalls, listeners, life, internals } = engine
+  const { store, verifier, finder, recalls, listeners, life, internals } = engine
   const { command } = life
   const queries = keyQueries(store, settings.clock)
   const ready = readiness(store, settings.clock)
+  const bringIn = importer({ store, clock: settings.clock, formats: settings.legacyFormats, forget: (digests) => verifier.forget(digests) })
 
   const keys: ApiKeys & { readonly [INTERNALS]: Internals } = {
     migrate: () =>
@@ -60,16 +62,19 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     ready: () => command(ready),
 
     async verify(secret, from) {
-      if (!wellFormed(secret)) return malformed
-      return fromAddress(await command(() => verifier.verify(digestOf(secret))), from)
+      const digest = format.digestIn(secret)
+      return digest === undefined ? malformed : fromAddress(await command(() => found(secret, digest)), from)
     },
 
     peek(secret, from) {
-      const known = wellFormed(secret) ? verifier.peek(digestOf(secret)) : malformed
-      return known && fromAddress(known, from)
+      const digest = format.digestIn(secret)
+      const known = digest === undefined ? malformed : verifier.peek(digest)
+      if (known === undefined || (!known.ok && known.reason === 'unknown' && finder.mayFind(secret, digest ?? ''))) return undefined
+      return fromAddress(known, from)
     },
 
     ...commandsOf(settings, engine),
+    import: (rows, options) => command(() => bringIn(rows as Parameters<typeof bringIn>[0], options)),
 
     get: (id, scope) => command(() => queries.get(id, scope)),
     list: (query) => command(() => queries.list(query)),
@@ -90,6 +95,15 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   }
   return keys
 
+  /** The verdict on a secret that the old system may be the only one to know. */
+  async function found(secret: string, digest: string): Promise<VerifyResult> {
+    const result = await verifier.verify(digest)
+    if (result.ok || result.reason !== 'unknown' || !(await finder.find(secret, digest))) return result
+    const again = await verifier.verify(digest)
+    if (!again.ok && again.reason === 'unknown') finder.deny(digest)
+    return again
+  }
+
   function wellFormed(secret: unknown): secret is string {
     return typeof secret === 'string' && format.wellFormed(secret)
   }
@@ -99,6 +113,7 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 interface Engine {
   readonly store: Store
   readonly verifier: Verifier
+  readonly finder: Finder
   readonly recalls: Recalls
   readonly listeners: ReturnType<typeof keyListeners>
   readonly rotationSecrets: RotationSecrets
@@ -114,11 +129,12 @@ function engineOf(settings: Settings): Engine {
   const cache = settings.cache && guardedCache(settings.cache, report)
   const listeners = keyListeners(report)
   const { verifier, recalls } = readPath({ settings, store, cache, tell: listeners.recalled, report })
+  const finds = finder({ store, clock, report, formats: format, forget: (digests) => verifier.forget(digests) })
   const uses = keyUses(store, clock, report)
   const rotationSecrets = rotationSecretsOf(settings.environmentInSecret, clock)
   const { replayWindowMs, replayGraceMs, waitForLease } = settings
   const runner = changeRunner({
-    ...{ store, clock, format, verifier, recalls, rotationSecrets, report },
+    ...{ store, clock, format, verifier, recalls, rotationSecrets, report, finder: finds },
     ...{ replayWindowMs, replayGraceMs, waitForLease },
     seals: replaySeals(serverSecrets),
     tell: listeners.tell,
@@ -142,20 +158,23 @@ function engineOf(settings: Settings): Engine {
       await store.close()
     },
   })
-  return { store, verifier, recalls, listeners, rotationSecrets, runner, life, internals: internalsFor() }
+  return { store, verifier, finder: finds, recalls, listeners, rotationSecrets, runner, life, internals: internalsFor() }
 
   function internalsFor(): Internals {
     return {
       used: (keyId, origin) => uses.note(keyId, origin),
       denied: (denial) => listeners.deny(denial),
       refused(secret, origin) {
-        if (!format.wellFormed(secret)) return
-        life.command(() => runner.auditRefusedSecret(digestOf(secret), origin)).catch(report)
+        const digest = format.digestIn(secret)
+        if (digest !== undefined) life.command(() => runner.auditRefusedSecret(digest, origin)).catch(report)
       },
-      familiar: (secret) => (format.wellFormed(secret) ? verifier.familiar(digestOf(secret)) : undefined),
+      familiar(secret) {
+        const digest = format.digestIn(secret)
+        return digest === undefined ? undefined : verifier.familiar(digest)
+      },
       async keyIdOf(secret) {
-        if (!format.wellFormed(secret)) return undefined
-        const digest = digestOf(secret)
+        const digest = format.digestIn(secret)
+        if (digest === undefined) return undefined
         return verifier.familiar(digest) ?? life.command(() => metKey(verifier, digest)).catch(() => undefined)
       },
       report,

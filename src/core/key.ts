@@ -94,6 +94,26 @@ export interface CreateInput<Metadata extends object = JsonObject> {
   rotationSecret?: boolean
 }
 
+/** A key that was issued elsewhere. Instants are a `Date`, or text as RFC 3339 has it. */
+export interface FoundKey<Metadata extends object = JsonObject> extends Omit<CreateInput<Metadata>, 'rotationSecret'> {
+  /** When it was made there. Default now. */
+  createdAt?: Date | string | undefined
+  /** Its last use, as far as the old system knows. Default never. */
+  lastUsedAt?: Date | string | null | undefined
+  /** Since when it is disabled. Default not. */
+  disabledAt?: Date | string | null | undefined
+  /** When it was revoked. It is then refused, and cannot come in by `find` any more. Default not. */
+  revokedAt?: Date | string | null | undefined
+  /** 1 to 255 characters. */
+  revokedReason?: string | null | undefined
+  /** The last four characters of its secret, for people to tell keys apart. Default none. */
+  last4?: string | undefined
+}
+
+/** A row of an import: the key, and its secret or the hash of it that the old system kept. */
+export type ImportRow<Metadata extends object = JsonObject> = FoundKey<Metadata> &
+  ({ secret: string; hash?: never } | { hash: string | Uint8Array; secret?: never })
+
 /** What `update()` may change. A field left out stays as it is. */
 export interface KeyChanges<Metadata extends object = JsonObject> {
   name?: string

@@ -5,6 +5,7 @@ import { apiKey, keyEvent } from './key.js'
 /** Which listeners hear of which line of the audit trail. */
 const NAMES: { readonly [type in EventType]: Exclude<keyof KeyListeners, 'denied' | 'recalled'> } = {
   'key.created': 'created',
+  'key.imported': 'created',
   'key.updated': 'updated',
   'key.rotated': 'rotated',
   'key.replayed': 'replayed',

@@ -4,8 +4,10 @@ import { integerOption, invalidOption, refuseUnknown } from '../options.js'
 import type { Store } from '../store/store.js'
 import type { ApiKeysOptions } from './api-keys.js'
 import { type Clock, systemClock } from './clock.js'
+import { type KnownFormats, knownFormats } from './known-formats.js'
+import { legacyFormatsOption, type Recogniser } from './legacy-format.js'
 import { logError } from './report.js'
-import { type SecretFormat, secretFormat } from './secret.js'
+import { secretFormat } from './secret.js'
 
 /** The options of `createApiKeys`, checked and with their defaults. */
 export interface Settings {
@@ -15,7 +17,8 @@ export interface Settings {
   readonly onError: (error: ApiKeyError) => unknown
   /** The current one first. */
   readonly serverSecrets: readonly [Uint8Array, ...Uint8Array[]]
-  readonly format: SecretFormat
+  readonly format: KnownFormats
+  readonly legacyFormats: readonly Recogniser[]
   readonly environmentInSecret: boolean
   readonly leaseMs: number
   readonly replayWindowMs: number
@@ -32,6 +35,7 @@ const OPTIONS = [
   'cache',
   'prefix',
   'acceptedPrefixes',
+  'legacyFormats',
   'environmentInSecret',
   'leaseMs',
   'replayWindowMs',
@@ -54,13 +58,16 @@ export function settingsFrom(options: ApiKeysOptions): Settings {
   if (cache !== undefined && typeof cache?.get !== 'function') throw invalidOption('cache must be a cache, such as redisCache(client).')
   if (typeof onError !== 'function') throw invalidOption('onError must be a function.')
   const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
+  const own = secretFormat(prefixOption(options.prefix), environmentInSecret, acceptedPrefixesOption(options.acceptedPrefixes))
+  const legacyFormats = legacyFormatsOption(options.legacyFormats)
   return {
     store,
     cache,
     clock,
     onError,
     serverSecrets: serverSecretOption(options.serverSecret),
-    format: secretFormat(prefixOption(options.prefix), environmentInSecret, acceptedPrefixesOption(options.acceptedPrefixes)),
+    format: knownFormats(own, legacyFormats),
+    legacyFormats,
     environmentInSecret,
     leaseMs: integerOption('leaseMs', options.leaseMs, 1_000, 50, 60_000),
     replayWindowMs: integerOption('replayWindowMs', options.replayWindowMs, 600_000, 1_000, 86_400_000),

@@ -243,6 +243,15 @@ function steps(data: Data, tables: Tables, changed: Set<string>): StoreTransacti
       if (keys.has(row.id)) throw taken('key id')
       keys.set(row.id, jsonCopy(row))
     },
+    async insertKeys(rows) {
+      for (const { key, generation } of rows) {
+        if (keys.has(key.id)) throw taken('key id')
+        if (generations.has(generation.digest)) throw taken('generation')
+        keys.set(key.id, jsonCopy(key))
+        generations.set(generation.digest, { ...generation })
+      }
+    },
+    knownDigests: async (digests) => digests.filter((digest) => generations.has(digest)),
     async updateKey(row) {
       const { id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent } = keys.get(row.id) ?? row
       keys.set(row.id, { ...jsonCopy(row), id, ownerId, environment, createdAt, lastUsedAt, lastUsedIp, lastUsedUserAgent })
@@ -282,6 +291,9 @@ function steps(data: Data, tables: Tables, changed: Set<string>): StoreTransacti
     },
     async appendEvent(row) {
       events.push(jsonCopy(row))
+    },
+    async appendEvents(rows) {
+      for (const row of rows) events.push(jsonCopy(row))
     },
     async appendChange(digests) {
       for (const digest of digestsOf(digests)) changed.add(digest)

@@ -110,6 +110,7 @@ export interface LeaseChange {
 
 export type EventType =
   | 'key.created'
+  | 'key.imported'
   | 'key.updated'
   | 'key.rotated'
   | 'key.revoked'
@@ -402,6 +403,11 @@ export interface StoreTransaction {
    */
   updateKey(row: KeyRow): Promise<void>
 
+  /** Inserts up to 500 keys, each with its one generation. Rejects when an id or a digest exists already. */
+  insertKeys(rows: readonly { readonly key: KeyRow; readonly generation: GenerationRow }[]): Promise<void>
+  /** Which of up to 500 digests have a generation, whatever its state, as committed at the time of this call; locks nothing. */
+  knownDigests(digests: readonly string[]): Promise<readonly string[]>
+
   /** Rejects when the digest, or the key's generation number, exists already. */
   insertGeneration(row: GenerationRow): Promise<void>
   /**
@@ -432,6 +438,8 @@ export interface StoreTransaction {
   eraseReplays(keyId: string, exceptId: string | null): Promise<void>
 
   appendEvent(row: EventRow): Promise<void>
+  /** The same for up to 500. */
+  appendEvents(rows: readonly EventRow[]): Promise<void>
 
   /**
    * Says that verdicts about these digests change with this transaction. The store adds one change to the feed, with the digests of all calls, as the last thing before

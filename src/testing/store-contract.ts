@@ -1,5 +1,6 @@
 import type { Store } from '../store/store.js'
 import { feeds, followers, memberships, moments } from './store-contract/feed.js'
+import { imports } from './store-contract/imports.js'
 import { listings, reads } from './store-contract/reads.js'
 import { replays, seals } from './store-contract/replays.js'
 import type { Check } from './store-contract/samples.js'
@@ -41,6 +42,7 @@ export function storeContract(
       listings,
       transactions,
       locks,
+      imports,
       leases,
       retirements,
       firstUses,

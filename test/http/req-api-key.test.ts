@@ -28,6 +28,7 @@ test('what the HTTP layer needs of keys is no part of what applications see, and
       'enable',
       'events',
       'get',
+      'import',
       'list',
       'migrate',
       'on',

@@ -5,7 +5,11 @@ declare module 'body-parser1'
 declare module 'body-parser2'
 declare module 'co-body'
 declare module 'express-fileupload'
-declare module 'express-jwt'
+declare module 'express-jwt' {
+  import type { Request as ExpressRequest, RequestHandler } from 'express'
+  export type Request = ExpressRequest & { auth?: { sub?: string } }
+  export function expressjwt(options: object): RequestHandler
+}
 declare module 'express-session'
 declare module 'http-errors'
 declare module 'http2-express-bridge'

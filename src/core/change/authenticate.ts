@@ -1,5 +1,7 @@
 import { secretOf } from '../actor.js'
-import { digestOf, type SecretFormat } from '../secret.js'
+import type { Finder } from '../import/finder.js'
+import type { KnownFormats } from '../known-formats.js'
+import type { SecretFormat } from '../secret.js'
 import { endedBecause } from '../verify/verdict.js'
 import type { Verifier } from '../verify/verifier.js'
 import type { Change, ChangeCommand } from './change.js'
@@ -21,14 +23,15 @@ export interface Authenticator {
 }
 
 export interface AuthenticatorParts {
-  readonly format: SecretFormat
+  readonly format: KnownFormats
+  readonly finder: Finder
   readonly verifier: Verifier
   readonly rotationSecrets: RotationSecrets
   readonly seals: Seals
   readonly readRecord: (id: string) => Promise<unknown>
 }
 
-export function authenticator({ format, verifier, rotationSecrets, seals, readRecord }: AuthenticatorParts): Authenticator {
+export function authenticator({ format, finder, verifier, rotationSecrets, seals, readRecord }: AuthenticatorParts): Authenticator {
   return {
     async identify(change, command) {
       const secret = secretOf(command.as)
@@ -40,8 +43,8 @@ export function authenticator({ format, verifier, rotationSecrets, seals, readRe
       })
       if (malformed !== undefined) throw malformed
       if (secret === undefined) return undefined
-      const digest = digestOf(secret)
-      const { at, found } = await verifier.look(digest)
+      const digest = format.digestIn(secret) ?? ''
+      const { at, found } = await lookFor(secret, digest)
       if (found === undefined) {
         await takeAsLongAsDead(command)
         throw firstRefusal(REFUSAL_ORDER.identity, { presented: 'unknown' })
@@ -62,6 +65,12 @@ export function authenticator({ format, verifier, rotationSecrets, seals, readRe
       if (hash === null) return 'not configured'
       return (await rotationSecrets.matches(rotationSecret, hash)) ? { hash } : 'wrong'
     },
+  }
+
+  /** A key that only the old system knows comes in first. */
+  async function lookFor(secret: string, digest: string): ReturnType<Verifier['look']> {
+    const looked = await verifier.look(digest)
+    return looked.found === undefined && (await finder.find(secret, digest)) ? verifier.look(digest) : looked
   }
 
   /**

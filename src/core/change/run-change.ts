@@ -6,9 +6,10 @@ import { auditTrail } from '../audit.js'
 import { background } from '../background.js'
 import type { Clock } from '../clock.js'
 import { failureOf } from '../failures.js'
+import type { Finder } from '../import/finder.js'
+import type { KnownFormats } from '../known-formats.js'
 import type { Recalls } from '../recall/recalls.js'
 import { invalidKey } from '../refusals.js'
-import type { SecretFormat } from '../secret.js'
 import { semaphore } from '../semaphore.js'
 import { batchedRead } from '../verify/batched-read.js'
 import type { Verifier } from '../verify/verifier.js'
@@ -25,7 +26,8 @@ import { changeTransaction, type Outcome, type PreparedChange } from './transact
 export interface RunParts {
   readonly store: Store
   readonly clock: Clock
-  readonly format: SecretFormat
+  readonly format: KnownFormats
+  readonly finder: Finder
   readonly verifier: Verifier
   readonly recalls: Recalls
   readonly seals: Seals

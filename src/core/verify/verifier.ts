@@ -303,6 +303,11 @@ export class Verifier {
     return { at: read.answer.at, found }
   }
 
+  /** Has digests asked about again that were unknown. */
+  forget(digests: readonly string[]): void {
+    for (const digest of digests) this.#facts.drop(digest)
+  }
+
   /** Tells the store, in the background, that a secret was presented. */
   noteFirstUse(digest: string): void {
     this.#firstUses.note(digest)

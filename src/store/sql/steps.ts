@@ -58,6 +58,10 @@ export function steps(on: Kysely<Tables>, dialect: Dialect, changed: Set<string>
       await on.insertInto('express_api_key_events').values(eventColumns(row)).execute()
     },
 
+    async appendEvents(rows) {
+      if (rows.length > 0) await on.insertInto('express_api_key_events').values(rows.map(eventColumns)).execute()
+    },
+
     async appendChange(digests) {
       for (const digest of digestsOf(digests)) changed.add(digest)
     },
@@ -78,7 +82,7 @@ function translated(steps: StoreTransaction, { errors }: Dialect, failed: (error
   return Object.fromEntries(entries) as StoreTransaction
 }
 
-function keySteps(on: Kysely<Tables>, dialect: Dialect): Pick<StoreTransaction, 'lockKeys' | 'insertKey' | 'updateKey'> {
+function keySteps(on: Kysely<Tables>, dialect: Dialect): Pick<StoreTransaction, 'lockKeys' | 'insertKey' | 'insertKeys' | 'updateKey'> {
   return {
     async lockKeys(ids) {
       if (ids.length === 0) return []
@@ -93,6 +97,18 @@ function keySteps(on: Kysely<Tables>, dialect: Dialect): Pick<StoreTransaction, 
 
     async insertKey(row) {
       await on.insertInto('express_api_keys').values(keyColumns(row)).execute()
+    },
+
+    async insertKeys(rows) {
+      if (rows.length === 0) return
+      await on
+        .insertInto('express_api_keys')
+        .values(rows.map(({ key }) => keyColumns(key)))
+        .execute()
+      await on
+        .insertInto('express_api_key_generations')
+        .values(rows.map(({ generation }) => generationColumns(generation)))
+        .execute()
     },
 
     async updateKey(row) {
@@ -114,11 +130,21 @@ function keySteps(on: Kysely<Tables>, dialect: Dialect): Pick<StoreTransaction, 
 function generationSteps(
   on: Kysely<Tables>,
   dialect: Dialect,
-): Pick<StoreTransaction, 'generation' | 'generationOf' | 'insertGeneration' | 'retireGenerations' | 'lowerGrace'> {
+): Pick<StoreTransaction, 'generation' | 'knownDigests' | 'generationOf' | 'insertGeneration' | 'retireGenerations' | 'lowerGrace'> {
   return {
     async generation(digest) {
       const row = await on.selectFrom('express_api_key_generations').selectAll().where('digest', '=', digest).executeTakeFirst()
       return row && generationRow(row)
+    },
+
+    async knownDigests(digests) {
+      if (digests.length === 0) return []
+      const rows = await on
+        .selectFrom('express_api_key_generations')
+        .select('digest')
+        .where('digest', 'in', [...digests])
+        .execute()
+      return rows.map(({ digest }) => digest)
     },
 
     async generationOf(keyId, generation) {
