@@ -1795,8 +1795,16 @@ export const FAULTS = [
     promise: 'authority',
     name: 'a bad key is a way to whoever is signed in',
     file: 'src/http/caller.ts',
-    find: 'if (operators?.takesLogins === true) refuseEmpty(req, sources)',
+    find: 'if (operators?.takesLogins === true) refuseLost(req, sources, (text) => keys.wellFormed(text))',
     replace: '',
+    tests: [['test/http/operators.test.ts', 'on Express 5 a key wins, and nobody is asked']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key without its scheme is a way to whoever is signed in',
+    file: 'src/http/source.ts',
+    find: "values.some((value) => isKey(FIRST_WORD.exec(value)?.[0] ?? ''))",
+    replace: 'values.some(() => isKey(String()))',
     tests: [['test/http/operators.test.ts', 'on Express 5 a key wins, and nobody is asked']],
   },
   {

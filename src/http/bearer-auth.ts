@@ -10,7 +10,7 @@ import { failureGuard } from './limits/failure-guard.js'
 import { ClientAddress, originOf } from './origin.js'
 import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
 import { type Guard, setApiKey } from './req-api-key.js'
-import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseEmpty, type Source, sourcesOption } from './source.js'
+import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseLost, type Source, sourcesOption } from './source.js'
 import { accepted, failuresOption, refuseFlood, verdictTooLate } from './verdict.js'
 
 declare global {
@@ -142,7 +142,7 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
   function passes(req: Request): boolean {
     if (letsPreflight(req)) return true
     if (!flag.optional) return false
-    refuseEmpty(req, sources)
+    refuseLost(req, sources, (text) => keys.wellFormed(text))
     return true
   }
 
