@@ -11,7 +11,7 @@ export interface Source {
    * @throws ApiKeyError `credential_malformed` where there are two, or where it is not a credential.
    */
   read(req: IncomingMessage): string | undefined
-  /** The scheme of the challenge, with parameters of its own if it has any: `Bearer`, `ApiKey header="X-API-Key"`. @see RFC 9110 §11.6.1 */
+  /** The scheme of the challenge, with parameters of its own if it has any, and no realm: `Bearer`, `ApiKey header="X-API-Key"`. @see RFC 9110 §11.6.1 */
   readonly challenge: string
   /** The one header that it is in, in lower case: what `hideCredential` removes. */
   readonly header?: string
@@ -39,6 +39,8 @@ const TOKEN = new RegExp(`^${NAME}$`)
 const PARAMETER = String.raw`${NAME}="[\x20\x21\x23-\x5b\x5d-\x7e]*"`
 /** A scheme, and parameters as RFC 9110 §11.2 has them. */
 const CHALLENGE = new RegExp(`^${NAME}(?: ${PARAMETER}(?:, ${PARAMETER})*)?$`)
+
+const OURS = / (?:realm|error|scope)=/i
 
 /** `Authorization: Bearer <key>`. @see RFC 6750 §2.1 */
 export function bearer(): Source {
@@ -133,6 +135,12 @@ export function sourcesOption(from: Source | readonly Source[] | undefined, stan
   for (const one of sources) {
     const { read, challenge, header } = (one ?? {}) as { [name in keyof Source]?: unknown }
     const good = typeof read === 'function' && typeof challenge === 'string' && CHALLENGE.test(challenge)
+    // A parameter may be there once. These are added to it.
+    if (good && OURS.test(challenge)) {
+      throw invalidOption(
+        'The challenge of a source must not have realm, error or scope, which are added: for the first there is the option realm.',
+      )
+    }
     const named = header === undefined || (typeof header === 'string' && TOKEN.test(header) && header === header.toLowerCase())
     if (!good || !named) {
       throw invalidOption(

@@ -229,6 +229,7 @@ describe('a source of your own', () => {
     ['a text', 'Bearer'],
     ['no challenge', { read: () => undefined }],
     ['a challenge that would break the header', { read: () => undefined, challenge: 'ApiKey\r\nSet-Cookie: a=b' }],
+    ['a realm, which would be there twice', { read: () => undefined, challenge: 'ApiKey cookie="key", Realm="mine"' }],
     ['a header in capitals', { read: () => undefined, challenge: 'ApiKey', header: 'X-API-Key' }],
     ['null among others', [bearer(), null]],
   ])('is refused at start-up: %s', (_what, from) => {
