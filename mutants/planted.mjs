@@ -1801,6 +1801,22 @@ export const FAULTS = [
   },
   {
     promise: 'authority',
+    name: 'a function that lets strangers go on lets them past requireScope',
+    file: 'src/http/problem.ts',
+    find: 'exchange.next(isError(passed) ? passed : forApplication(known, context))',
+    replace: 'exchange.next(passed)',
+    tests: [['test/http/on-failure.test.ts', 'on Express 5, strangers whom a function lets go on']],
+  },
+  {
+    promise: 'authority',
+    name: 'a key that a second guard refuses goes on, since the first one let it in',
+    file: 'src/http/req-api-key.ts',
+    find: 'if (!isError(passed)) setApiKey(exchange.req, undefined, by)',
+    replace: '',
+    tests: [['test/http/on-failure.test.ts', 'on Express 5, strangers whom a function lets go on']],
+  },
+  {
+    promise: 'authority',
     name: 'a key without its scheme is a way to whoever is signed in',
     file: 'src/http/source.ts',
     find: "values.some((value) => isKey(FIRST_WORD.exec(value)?.[0] ?? ''))",

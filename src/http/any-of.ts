@@ -3,8 +3,7 @@ import { ApiKeyError } from '../errors.js'
 import { inTime } from '../in-time.js'
 import { invalidOption, refuseUnknown } from '../options.js'
 import { type KeyWay, keyWayOf } from './bearer-auth.js'
-import { refuse } from './problem.js'
-import { setApiKey } from './req-api-key.js'
+import { setApiKey, turnAway } from './req-api-key.js'
 import { challengesOf, credentialOf, MAX_TOKEN_LENGTH, refuseLost, type Source, sourcesOption } from './source.js'
 
 /** A way in besides API keys, for `anyOf`: a session, a JWT, whatever the application has. */
@@ -54,7 +53,7 @@ export function anyOf(...ways: (RequestHandler | Login)[]): RequestHandler {
       deciding = decidingWay(all, req)
       if (deciding === undefined) refuseLost(req, sources, isKey)
     } catch (error) {
-      refuse(guard.telling, { req, res, next }, error, guard.context)
+      turnAway(guard, { req, res, next }, error)
       return
     }
     if (deciding === undefined && sessions.length === 0) deciding = first
@@ -73,7 +72,7 @@ export function anyOf(...ways: (RequestHandler | Login)[]): RequestHandler {
     } catch (error) {
       if (res.writableEnded) return
       if (isForTheApplication(error)) next(error)
-      else refuse(guard.telling, { req, res, next }, refusalOf(error), guard.context)
+      else turnAway(guard, { req, res, next }, refusalOf(error))
       return
     }
     // A middleware has answered by itself.
