@@ -1817,6 +1817,14 @@ export const FAULTS = [
   },
   {
     promise: 'authority',
+    name: 'a stream whose key is disabled is told that it is dead',
+    file: 'src/core/verify/signals.ts',
+    find: "reason === 'disabled' ? keyDisabled(watched.keyId) : invalidKey(",
+    replace: 'invalidKey(',
+    tests: [['test/http/disable.test.ts', 'on Express 5 listeners hear of it']],
+  },
+  {
+    promise: 'authority',
     name: 'a key without its scheme is a way to whoever is signed in',
     file: 'src/http/source.ts',
     find: "values.some((value) => isKey(FIRST_WORD.exec(value)?.[0] ?? ''))",

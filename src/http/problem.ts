@@ -36,7 +36,7 @@ export function problem(error: ApiKeyError): Required<Failure> {
 /**
  * What becomes of a failure. `respond`: it is answered, as problem details or as the contract says. `next`: it goes to the application's error handler, with
  * `status`, `headers`, `expose` and `code`. A function: it answers, or calls `next`; what it throws or rejects with goes to `next`.
- * Calls `next` without an error, and the request goes on without a key, but not past `requireScope` and `keyLimit`.
+ * Where it calls `next` without an error, the request goes on without a key, but not past `requireScope` and `keyLimit`.
  */
 export type OnFailure = 'respond' | 'next' | ((error: ApiKeyError, req: Request, res: Response, next: NextFunction) => unknown)
 
