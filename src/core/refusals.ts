@@ -23,5 +23,5 @@ export function operatorsUnavailable(cause: unknown): ApiKeyError {
 
 /** Not a 401, on which clients delete their key: this one may be enabled again. */
 export function keyDisabled(keyId?: string): ApiKeyError {
-  return new ApiKeyError('key_disabled', 'The key is disabled.', { keyId })
+  return new ApiKeyError('key_disabled', 'The key is disabled.', { reason: 'disabled', keyId })
 }

@@ -38,11 +38,9 @@ export function admission(options: AdmissionOptions): Admission {
   const { environment } = options
   if (environment !== undefined && environment !== 'live' && environment !== 'test')
     throw invalidOption('environment must be "live" or "test".')
-  const all = scopesOption('scope', options.scope ?? [])
-  const any = scopesOption('anyScope', options.anyScope ?? [])
-  if (options.anyScope !== undefined && (typeof options.anyScope === 'string' || any.length === 0)) {
-    throw invalidOption('anyScope must be a list of at least one scope token. For one scope there is scope.')
-  }
+  const all = scopesOption('scope', options.scope)
+  const any = scopesOption('anyScope', options.anyScope)
+  if (typeof options.anyScope === 'string') throw invalidOption('anyScope must be a list of scope tokens. For one scope there is scope.')
   return {
     scope: [...all, ...any].join(' '),
     check(key) {
@@ -68,10 +66,12 @@ function lacksAny({ id }: ApiKey, scopes: readonly string[]): ApiKeyError {
   return new ApiKeyError('insufficient_scope', `This needs ${which}.`, { keyId: id })
 }
 
-function scopesOption(name: string, scope: string | readonly string[]): readonly string[] {
+function scopesOption(name: string, scope: string | readonly string[] | undefined): readonly string[] {
+  if (scope === undefined) return []
   const scopes = typeof scope === 'string' ? [scope] : scope
   const good = Array.isArray(scopes) && [...scopes].every((one: unknown) => typeof one === 'string' && SCOPE_TOKEN.test(one))
   if (!good) throw invalidOption(`${name} must be a scope token such as "reports:read", or a list of them.`)
+  if (scopes.length === 0) throw invalidOption(`${name} is an empty list, which would let every key in. Leave it out if you mean that.`)
   // A key holds wildcards; a route asks for what it is about.
   if (scopes.some((one: string) => one.includes('*'))) {
     throw invalidOption(`${name} holds "*". A key's scope may end in it; a route names the scopes that it needs.`)

@@ -3,9 +3,8 @@ import { ApiKeyError } from '../errors.js'
 import { inTime } from '../in-time.js'
 import { invalidOption, refuseUnknown } from '../options.js'
 import { type KeyWay, keyWayOf } from './bearer-auth.js'
-import { refuse } from './problem.js'
-import { setApiKey } from './req-api-key.js'
-import { challengesOf, credentialOf, MAX_TOKEN_LENGTH, refuseEmpty, type Source, sourcesOption } from './source.js'
+import { setApiKey, turnAway } from './req-api-key.js'
+import { challengesOf, credentialOf, MAX_TOKEN_LENGTH, refuseLost, type Source, sourcesOption } from './source.js'
 
 /** A way in besides API keys, for `anyOf`: a session, a JWT, whatever the application has. */
 export interface Login {
@@ -45,15 +44,16 @@ export function anyOf(...ways: (RequestHandler | Login)[]): RequestHandler {
   if (first === undefined || all.length < 2) throw invalidOption(`anyOf takes two ways in or more, one of which is a bearerAuth. ${HOW}`)
   const { guard } = first
   const sources = all.flatMap((way) => way.sources)
+  const isKey = (text: string): boolean => all.some((way) => isKeyWay(way) && way.wellFormed(text))
   const sessions = all.flatMap((way) => (isKeyWay(way) || way.sources.length > 0 ? [] : [way]))
 
   return function anyOf(req, res, next) {
     let deciding: KeyWay | LoginWay | undefined
     try {
       deciding = decidingWay(all, req)
-      if (deciding === undefined) refuseEmpty(req, sources)
+      if (deciding === undefined) refuseLost(req, sources, isKey)
     } catch (error) {
-      refuse(guard.telling, { req, res, next }, error, guard.context)
+      turnAway(guard, { req, res, next }, error)
       return
     }
     if (deciding === undefined && sessions.length === 0) deciding = first
@@ -72,7 +72,7 @@ export function anyOf(...ways: (RequestHandler | Login)[]): RequestHandler {
     } catch (error) {
       if (res.writableEnded) return
       if (isForTheApplication(error)) next(error)
-      else refuse(guard.telling, { req, res, next }, refusalOf(error), guard.context)
+      else turnAway(guard, { req, res, next }, refusalOf(error))
       return
     }
     // A middleware has answered by itself.

@@ -8,9 +8,9 @@ import { ADMISSION, type AdmissionOptions, admission } from './admission.js'
 import { announceEnd } from './grace-headers.js'
 import { failureGuard } from './limits/failure-guard.js'
 import { ClientAddress, originOf } from './origin.js'
-import { type OnFailure, onFailureOption, realmOption, refuse } from './problem.js'
-import { type Guard, setApiKey } from './req-api-key.js'
-import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseEmpty, type Source, sourcesOption } from './source.js'
+import { type OnFailure, onFailureOption, realmOption } from './problem.js'
+import { type Guard, setApiKey, turnAway } from './req-api-key.js'
+import { challengesOf, credentialOf, hideCredentials, missingCredential, refuseLost, type Source, sourcesOption } from './source.js'
 import { accepted, failuresOption, refuseFlood, verdictTooLate } from './verdict.js'
 
 declare global {
@@ -111,7 +111,7 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
         if (known !== undefined) enter(req, res, secret, known)
       }
     } catch (error) {
-      refuse(telling, { req, res, next }, error, context)
+      turnAway(guardian, { req, res, next }, error)
       return
     }
     if (secret === undefined || known !== undefined) next()
@@ -132,7 +132,7 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
       if (!result.ok) guard.note(req)
       enter(req, res, secret, result)
     } catch (error) {
-      refuse(telling, { req, res, next }, error, context)
+      turnAway(guardian, { req, res, next }, error)
       return
     }
     next()
@@ -142,7 +142,7 @@ function keyWay(keys: AnyApiKeys, options: BearerAuthOptions, challenges?: reado
   function passes(req: Request): boolean {
     if (letsPreflight(req)) return true
     if (!flag.optional) return false
-    refuseEmpty(req, sources)
+    refuseLost(req, sources, (text) => keys.wellFormed(text))
     return true
   }
 

@@ -5,7 +5,7 @@ import { invalidKey } from '../core/refusals.js'
 import { digestOf } from '../core/secret.js'
 import { ApiKeyError } from '../errors.js'
 import type { OperatorDesk } from './operators.js'
-import { credentialOf, missingCredential, OPERATORS_TOKEN, refuseEmpty, type Source } from './source.js'
+import { credentialOf, missingCredential, OPERATORS_TOKEN, refuseLost, type Source } from './source.js'
 
 /** Who asks: the key of a secret, which nobody has authenticated yet, or an operator, who has been. */
 export type Caller = { readonly secret: string } | { readonly operator: Operator }
@@ -28,7 +28,7 @@ export function identify(
     if (credential !== undefined)
       return keys.wellFormed(credential) ? { caller: { secret: credential } } : { refusal: invalidKey('malformed') }
     // A key that got lost on its way must not turn into whoever is signed in.
-    if (operators?.takesLogins === true) refuseEmpty(req, sources)
+    if (operators?.takesLogins === true) refuseLost(req, sources, (text) => keys.wellFormed(text))
     const asked = operators?.ask(req, token)
     const identified = (operator: Operator | undefined): Identified =>
       operator === undefined ? { refusal: missingCredential(sources) } : { caller: { operator } }

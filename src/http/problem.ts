@@ -36,6 +36,7 @@ export function problem(error: ApiKeyError): Required<Failure> {
 /**
  * What becomes of a failure. `respond`: it is answered, as problem details or as the contract says. `next`: it goes to the application's error handler, with
  * `status`, `headers`, `expose` and `code`. A function: it answers, or calls `next`; what it throws or rejects with goes to `next`.
+ * Where it calls `next` without an error, the request goes on without a key, but not past `requireScope` and `keyLimit`.
  */
 export type OnFailure = 'respond' | 'next' | ((error: ApiKeyError, req: Request, res: Response, next: NextFunction) => unknown)
 
@@ -76,6 +77,21 @@ export function refuse(telling: Telling, exchange: Exchange, error: unknown, con
       listener.report(new ApiKeyError('internal_error', 'A failure could not be handed on.', { cause }))
     })
   }
+}
+
+/**
+ * The same for what stands behind the middleware that was told how: a function that lets strangers go on by `next()` lets nobody past this. The error goes to the
+ * application's error handler instead.
+ */
+export function refuseForGood(telling: Telling, exchange: Exchange, error: unknown, context: FailureContext = {}): void {
+  const known = knownOf(error)
+  const next = ((passed?: unknown) => exchange.next(isError(passed) ? passed : forApplication(known, context))) as NextFunction
+  refuse(telling, { ...exchange, next }, known, context)
+}
+
+/** Whether Express takes what `next` was called with for a reason not to go on. */
+export function isError(passed: unknown): boolean {
+  return Boolean(passed)
 }
 
 async function handedTo(

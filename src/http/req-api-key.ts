@@ -1,10 +1,10 @@
 import { IncomingMessage } from 'node:http'
-import type { Request } from 'express'
+import type { NextFunction, Request, Response } from 'express'
 import type { Verified } from '../core/api-keys.js'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject } from '../store/store.js'
-import { type FailureContext, STDERR, type Telling } from './problem.js'
+import { type FailureContext, isError, refuse, STDERR, type Telling } from './problem.js'
 
 /**
  * Returns the key that let this request in. By its type, `req.apiKey` may be undefined; this cannot. `Metadata` is the type that
@@ -84,6 +84,19 @@ export function setApiKey(req: Request, verdict: Verified | undefined, by: Guard
     req.apiKey = key
     apart.set(req, { key, by, verdict })
   }
+}
+
+/** Refuses a request. Where the application's `onFailure` lets it go on all the same, it has no key, whatever another guard has let it in with. */
+export function turnAway(
+  by: Guard,
+  exchange: { readonly req: Request; readonly res: Response; readonly next: NextFunction },
+  error: unknown,
+): void {
+  const next = ((passed?: unknown) => {
+    if (!isError(passed)) setApiKey(exchange.req, undefined, by)
+    exchange.next(passed)
+  }) as NextFunction
+  refuse(by.telling, { ...exchange, next }, error, by.context)
 }
 
 /** What requests were let in with that have `apiKey` as a property of their own. */

@@ -2,7 +2,7 @@ import type { RequestHandler } from 'express'
 import { ApiKeyError } from '../errors.js'
 import { refuseUnknown } from '../options.js'
 import { ADMISSION, type AdmissionOptions, admission } from './admission.js'
-import { refuse } from './problem.js'
+import { refuseForGood } from './problem.js'
 import { guardOf, unguarded } from './req-api-key.js'
 
 /**
@@ -35,7 +35,7 @@ export function requireScope(wanted: string | readonly string[] | AdmissionOptio
       if (req.apiKey !== undefined) check(req.apiKey)
       else if (!letsPreflight(req)) throw missing()
     } catch (error) {
-      refuse(telling, { req, res, next }, error, { ...context, scope })
+      refuseForGood(telling, { req, res, next }, error, { ...context, scope })
       return
     }
     next()

@@ -11,7 +11,7 @@ export interface Source {
    * @throws ApiKeyError `credential_malformed` where there are two, or where it is not a credential.
    */
   read(req: IncomingMessage): string | undefined
-  /** The scheme of the challenge, with parameters of its own if it has any: `Bearer`, `ApiKey header="X-API-Key"`. @see RFC 9110 §11.6.1 */
+  /** The scheme of the challenge, with parameters of its own if it has any, and no realm: `Bearer`, `ApiKey header="X-API-Key"`. @see RFC 9110 §11.6.1 */
   readonly challenge: string
   /** The one header that it is in, in lower case: what `hideCredential` removes. */
   readonly header?: string
@@ -24,6 +24,7 @@ interface SizedSource extends Source {
   read(req: IncomingMessage, maxLength?: number): string | undefined
 }
 
+const FIRST_WORD = /[^\s,;"']+/
 /** A secret has some 60 characters. A longer header is not worth a look. */
 const MAX_LENGTH = 1_024
 /** The JWT of an operator has a few thousand. */
@@ -32,11 +33,14 @@ export const MAX_TOKEN_LENGTH = 8_192
 const B64TOKEN = String.raw`[A-Za-z0-9\-._~+/]+=*`
 const BARE = new RegExp(`^${B64TOKEN}$`)
 /** @see RFC 9110 §5.6.2 */
-const NAME = "[\\w!#$%&'*+.^`|~-]+"
+const NAME_CHARACTER = "[\\w!#$%&'*+.^`|~-]"
+const NAME = `${NAME_CHARACTER}+`
 const TOKEN = new RegExp(`^${NAME}$`)
 const PARAMETER = String.raw`${NAME}="[\x20\x21\x23-\x5b\x5d-\x7e]*"`
 /** A scheme, and parameters as RFC 9110 §11.2 has them. */
 const CHALLENGE = new RegExp(`^${NAME}(?: ${PARAMETER}(?:, ${PARAMETER})*)?$`)
+
+const OURS = / (?:realm|error|scope)=/i
 
 /** `Authorization: Bearer <key>`. @see RFC 6750 §2.1 */
 export function bearer(): Source {
@@ -55,7 +59,7 @@ function schemeOf(name: string, longest: number): SizedSource {
   if (typeof name !== 'string' || !TOKEN.test(name)) throw invalidOption('scheme takes the name of a scheme, such as "ApiKey".')
   const [escaped, example] = [name.replaceAll(/[.*+?^$|]/g, String.raw`\$&`), `Authorization: ${name} <key>`]
   const whole = new RegExp(`^${escaped} +(${B64TOKEN})$`, 'i')
-  const begun = new RegExp(`^${escaped}(?: |$)`, 'i')
+  const begun = begins(escaped)
   return {
     ...{ challenge: name, header: 'authorization', example },
     read(req, maxLength = longest) {
@@ -66,6 +70,11 @@ function schemeOf(name: string, longest: number): SizedSource {
       return secret
     },
   }
+}
+
+/** Whether a value is of this scheme, whatever comes after it: a tab or a colon where a space should be makes no other scheme of it. */
+function begins(scheme: string): RegExp {
+  return new RegExp(`^${scheme}(?!${NAME_CHARACTER})`, 'i')
 }
 
 /** `<name>: <key>`, such as `X-API-Key`. */
@@ -92,11 +101,12 @@ export function header(name: string): Source {
 /** `Authorization: Basic <base64 of "<key>:">`: the key is the user name, and the password is empty, as `curl -u <key>:` sends it. @see RFC 7617 §2 */
 export function basic(): Source {
   const example = 'Authorization: Basic, with the API key as the user name and an empty password'
+  const begun = begins('basic')
   return {
     ...{ challenge: 'Basic charset="UTF-8"', header: 'authorization', example },
     read(req, maxLength?: number) {
       const value = authorization(req, maxLength)
-      if (value === undefined || !/^basic(?: |$)/i.test(value)) return undefined
+      if (value === undefined || !begun.test(value)) return undefined
       const userPass = decoded(/^basic +([A-Za-z0-9+/]+={0,2})$/i.exec(value)?.[1])
       const secret = userPass?.endsWith(':') === true ? userPass.slice(0, -1) : ''
       if (!BARE.test(secret)) throw malformed(`Send the API key as: ${example}.`)
@@ -125,6 +135,12 @@ export function sourcesOption(from: Source | readonly Source[] | undefined, stan
   for (const one of sources) {
     const { read, challenge, header } = (one ?? {}) as { [name in keyof Source]?: unknown }
     const good = typeof read === 'function' && typeof challenge === 'string' && CHALLENGE.test(challenge)
+    // A parameter may be there once. These are added to it.
+    if (good && OURS.test(challenge)) {
+      throw invalidOption(
+        'The challenge of a source must not have realm, error or scope, which are added: for the first there is the option realm.',
+      )
+    }
     const named = header === undefined || (typeof header === 'string' && TOKEN.test(header) && header === header.toLowerCase())
     if (!good || !named) {
       throw invalidOption(
@@ -153,11 +169,11 @@ export function credentialOf(req: IncomingMessage, sources: readonly Source[], m
   return found
 }
 
-/** Refuses a header of these sources that is there and empty: a credential that got lost. */
-export function refuseEmpty(req: IncomingMessage, sources: readonly Source[]): void {
-  if (sources.some(({ header }) => header !== undefined && headerValues(req, header).includes(''))) {
-    throw malformed('The header for the API key is empty.')
-  }
+/** Refuses a credential that got lost on its way: a header of these sources that is there and empty, or that begins with a key which none of them reads. */
+export function refuseLost(req: IncomingMessage, sources: readonly Source[], isKey: (text: string) => boolean): void {
+  const values = sources.flatMap(({ header }) => (header === undefined ? [] : headerValues(req, header)))
+  if (values.includes('')) throw malformed('The header for the API key is empty.')
+  if (values.some((value) => isKey(FIRST_WORD.exec(value)?.[0] ?? ''))) throw malformed(missingCredential(sources).message)
 }
 
 /** Says how a key is to be sent. */

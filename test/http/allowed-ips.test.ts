@@ -104,6 +104,18 @@ describe.each([
     expect((await from(AWAY, '/keys/self/rotate', secret, { method: 'POST' })).status).toBe(401)
   })
 
+  test('a key that is disabled is told so from anywhere, and never 401, on which clients delete their key', async () => {
+    const { key, secret } = await keys.create({ ...application, allowedIps: [HOME], scopes: ['api_keys:write'] })
+    await keys.disable({ as: 'application', id: key.id })
+    const routes = ['GET /data', 'GET /keys/self', 'POST /keys/self/rotate', 'POST /keys/self/revoke', `PATCH /keys/${key.id}`] as const
+    for (const ip of [HOME, AWAY]) {
+      for (const [method = '', path = ''] of routes.map((route) => route.split(' '))) {
+        const { status, body } = await from(ip, path, secret, { method, ...(method === 'PATCH' && { body: { name: 'renamed' } }) })
+        expect([ip, method, path, status, (body as { code: string }).code]).toEqual([ip, method, path, 403, 'key_disabled'])
+      }
+    }
+  })
+
   test('a key with a list makes no key that may be used from elsewhere, and widens none', async () => {
     const maker = await keys.create({ ...application, allowedIps: ['198.51.100.0/24'], scopes: ['api_keys:write'] })
     const make = (allowedIps: unknown): Promise<Answer> =>

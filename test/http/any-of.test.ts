@@ -191,14 +191,16 @@ describe.each(frameworks)('anyOf on %s', (_name, framework) => {
   })
 })
 
-test('an empty header is a credential that got lost, whoever has signed in', async () => {
+test('an empty header is a credential that got lost, as is a key without its scheme, whoever has signed in', async () => {
   const ask = await serve([auth({ from: [bearer(), header('X-API-Key')] }), session])
-  for (const empty of [
+  for (const lost of [
     ['X-API-Key', ''],
     ['Authorization', ' '],
     ['Authorization', 'Bearer '],
+    ['Authorization', secret],
+    ['Authorization', `Bearer\t${secret}`],
   ]) {
-    const { status, body } = await ask(...empty, ...ALICE)
+    const { status, body } = await ask(...lost, ...ALICE)
     expect([status, body.code]).toEqual([400, 'credential_malformed'])
   }
   expect(asked).toEqual([])

@@ -1,5 +1,14 @@
 import express5 from 'express'
-import { type ApiKeys, apiKeySignalOf, bearerAuth, createApiKeys, keyRouter, memoryStore, type Store } from 'express-api-keys'
+import {
+  type ApiKeyError,
+  type ApiKeys,
+  apiKeySignalOf,
+  bearerAuth,
+  createApiKeys,
+  keyRouter,
+  memoryStore,
+  type Store,
+} from 'express-api-keys'
 import express4 from 'express4'
 import { atEnd } from '../support/cleanup.js'
 import { type Instance, serve } from '../support/instance.js'
@@ -116,12 +125,13 @@ describe.each([
     for (const name of ['disabled', 'enabled'] as const) here.keys.on(name, ({ event }) => heard.push(event.type))
     const app = framework()
     app.get('/', bearerAuth(here.keys), (req, res) => {
-      apiKeySignalOf(req).addEventListener('abort', ({ target }) => res.end((target as AbortSignal).reason.reason))
+      const end = ({ code, status, reason }: ApiKeyError): unknown => res.end(`${status} ${code} ${reason}`)
+      apiKeySignalOf(req).addEventListener('abort', ({ target }) => end((target as AbortSignal).reason))
       res.write('hello ')
     })
     const response = await fetch(await listen(app), { headers: { authorization: `Bearer ${own.secret}` } })
     await post(`${own.id}/disable`)
-    expect(await response.text()).toBe('hello disabled')
+    expect(await response.text()).toBe('hello 403 key_disabled disabled')
     expect((await here.keys.list({ status: 'disabled' })).items.map(({ id }) => id)).toEqual([own.id])
     await post(`${own.id}/enable`)
     expect([heard, (await here.keys.list({ status: 'disabled' })).items]).toEqual([['key.disabled', 'key.enabled'], []])

@@ -1,15 +1,18 @@
-import express5, { type ErrorRequestHandler } from 'express'
+import express5, { type ErrorRequestHandler, type RequestHandler } from 'express'
 import {
   ApiKeyError,
   type ApiKeys,
+  anyOf,
   bearerAuth,
   contracts,
   createApiKeys,
   type Denial,
   idempotencyKey,
+  keyLimit,
   keyRouter,
   memoryStore,
   type OnFailure,
+  requireScope,
 } from 'express-api-keys'
 import express4 from 'express4'
 import { type Checked, exchange } from '../support/contract.js'
@@ -218,6 +221,39 @@ test('a function may let a request go on without a key', async () => {
   )
   const url = await listen(app)
   expect((await exchange(url, { method: 'GET', path: '/data' })).body).toEqual({ key: null })
+})
+
+test.each([
+  ['Express 5', express5],
+  ['Express 4', express4 as unknown as typeof express5],
+] as const)('on %s, strangers whom a function lets go on get no further than they should', async (_name, framework) => {
+  const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n', scopes: ['a'] })
+  const given: unknown[] = []
+  for (const passed of [undefined, null, 0, '', false]) {
+    const app = framework()
+    const onFailure: OnFailure = (_error, _req, _res, next) => next(passed)
+    const who: RequestHandler = (req, res) => void res.json({ key: req.apiKey?.ownerId ?? null })
+    app.use(bearerAuth(keys, { onFailure }))
+    app.get('/open', who)
+    app.get('/guarded', requireScope('b'), who)
+    app.get('/limited', keyLimit(keys, { windowMs: 60_000, limit: 0 }), who)
+    app.get('/live', bearerAuth(keys, { environment: 'test', onFailure }), who)
+    app.get('/either', anyOf(bearerAuth(keys, { anyScope: ['b'], onFailure }), { signedIn: () => false }), who)
+    app.use(((error, _req, res, _next) => void res.status(error.status).json({ caught: error.code })) as ErrorRequestHandler)
+    const url = await listen(app)
+    const ask = async (path: string, ...headers: string[]): Promise<unknown> => (await exchange(url, { method: 'GET', path, headers })).body
+    const key = ['Authorization', `Bearer ${secret}`]
+    expect([await ask('/open'), await ask('/open', ...key)]).toEqual([{ key: null }, { key: 'acme' }])
+    expect([await ask('/guarded'), await ask('/guarded', ...key)]).toEqual([
+      { caught: 'credential_missing' },
+      { caught: 'insufficient_scope' },
+    ])
+    expect([await ask('/limited'), await ask('/limited', ...key)]).toEqual([{ caught: 'credential_missing' }, { caught: 'rate_limited' }])
+    // The key that the first guard let in is not good enough for the second one.
+    expect([await ask('/live', ...key), await ask('/either', ...key)]).toEqual([{ key: null }, { key: null }])
+    given.push(passed)
+  }
+  expect(given).toHaveLength(5)
 })
 
 test("with 'next', what is wrong on the server is told to onError, and its message is not exposed", async () => {

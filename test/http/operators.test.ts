@@ -75,7 +75,7 @@ describe.each([
     expect(await countOf()).toBe(0)
   })
 
-  test('a key wins, and nobody is asked who is signed in; a key that is bad, doubled or empty is no way to the login', async () => {
+  test('a key wins, and nobody is asked who is signed in; a key that is bad, doubled, empty or without its scheme is no way to the login', async () => {
     const asked: Request[] = []
     const agent = serve((req) => {
       asked.push(req)
@@ -89,6 +89,10 @@ describe.each([
       [`Bearer ${secret} ${secret}`, 400],
       ['Bearer ', 400],
       ['', 400],
+      [secret, 400],
+      [`"${secret}"`, 400],
+      [`Bearer\t${secret}`, 400],
+      [`Bearer:${secret}`, 400],
     ] as const) {
       expect((await list(authorization)).status).toBe(status)
     }

@@ -198,6 +198,8 @@ test.each<[string, unknown]>([
   ['an environment that came out undefined', { environment: undefined }],
   ['an unknown environment', { environment: 'prod' }],
   ['an unknown option', { scopes: ['a'] }],
+  ['an empty scope', { scope: [] }],
+  ['an empty scope beside an environment', { scope: [], environment: 'live' }],
   ['an empty anyScope', { anyScope: [] }],
   ['anyScope as a text', { anyScope: 'a' }],
   ['a list with a hole', { scope: new Array(1) }],

@@ -229,6 +229,7 @@ describe('a source of your own', () => {
     ['a text', 'Bearer'],
     ['no challenge', { read: () => undefined }],
     ['a challenge that would break the header', { read: () => undefined, challenge: 'ApiKey\r\nSet-Cookie: a=b' }],
+    ['a realm, which would be there twice', { read: () => undefined, challenge: 'ApiKey cookie="key", Realm="mine"' }],
     ['a header in capitals', { read: () => undefined, challenge: 'ApiKey', header: 'X-API-Key' }],
     ['null among others', [bearer(), null]],
   ])('is refused at start-up: %s', (_what, from) => {
@@ -281,8 +282,20 @@ describe('optional', () => {
       ['Authorization', ''],
       ['Authorization', 'Bearer '],
       ['X-API-Key', ' '],
+      // The scheme that is missing, or what should stand after it, makes nobody of whoever sends a key.
+      ['Authorization', secret],
+      ['Authorization', `"${secret}"`],
+      ['Authorization', `Bearer\t${secret}`],
+      ['Authorization', `bearer:${secret}`],
+      ['Authorization', 'Bearer,nonsense'],
     ]) {
       expect([headers, (await get(...headers)).status]).toEqual([headers, 400])
+    }
+    const { get: byName } = await serve({ from: basic(), optional: true })
+    expect((await byName('Authorization', `Basic\t${basicOf(`${secret}:`).slice(6)}`)).status).toBe(400)
+    // What no source names is the application's own affair.
+    for (const own of ['Digest username="a"', 'BearerToken abc', 'Custom abc']) {
+      expect([own, (await get('Authorization', own)).body.key]).toEqual([own, null])
     }
   })
 })

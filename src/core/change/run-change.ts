@@ -9,7 +9,7 @@ import { failureOf } from '../failures.js'
 import type { Finder } from '../import/finder.js'
 import type { KnownFormats } from '../known-formats.js'
 import type { Recalls } from '../recall/recalls.js'
-import { invalidKey } from '../refusals.js'
+import { invalidKey, keyDisabled } from '../refusals.js'
 import { semaphore } from '../semaphore.js'
 import { batchedRead } from '../verify/batched-read.js'
 import type { Verifier } from '../verify/verifier.js'
@@ -142,11 +142,12 @@ export function changeRunner(parts: RunParts): ChangeRunner {
 
 /**
  * Refuses a key that may not be used from where its caller is, for a replay too. A secret that is dead is told so as everywhere, unless it comes for an answer of its own:
- * a client deletes its key on that word.
+ * a client deletes its key on that word. One that is disabled is not dead, and is told so from anywhere.
  */
 function refuseAddress({ command, presented }: PlannedChange, hasRecord: boolean): void {
   if (presented === undefined || isAllowedFrom(presented.key, command.origin?.ip)) return
-  throw presented.ended === undefined || hasRecord ? ipNotAllowed(presented.key) : invalidKey(presented.ended, presented.key.id)
+  if (presented.ended === undefined || hasRecord) throw ipNotAllowed(presented.key)
+  throw presented.ended === 'disabled' ? keyDisabled(presented.key.id) : invalidKey(presented.ended, presented.key.id)
 }
 
 interface DurableChange extends Omit<CommittedChange, 'contradicted' | 'change' | 'settled' | 'replayed'> {

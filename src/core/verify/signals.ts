@@ -4,7 +4,7 @@ import { clearTimeout, setTimeout } from '../../real-time.js'
 import type { Verified } from '../api-keys.js'
 import { type Clock, elapsedMs, type Instant, instant } from '../clock.js'
 import type { ApiKey } from '../key.js'
-import { invalidKey } from '../refusals.js'
+import { invalidKey, keyDisabled } from '../refusals.js'
 
 /** When a good verdict ends by itself, on the store's clock, and what it is then. */
 export interface End {
@@ -125,7 +125,8 @@ export class Signals {
   /** The digest is not good any more. */
   end(digest: string, reason: RejectionReason): void {
     const watched = this.#table.get(digest)
-    if (watched !== undefined) this.#finish(digest, watched, invalidKey(reason, watched.keyId))
+    if (watched === undefined) return
+    this.#finish(digest, watched, reason === 'disabled' ? keyDisabled(watched.keyId) : invalidKey(reason, watched.keyId))
   }
 
   /** The table is in order before the application hears of it. */

@@ -4,7 +4,7 @@ import { type Internals, internalsOf } from '../../core/internals.js'
 import type { ApiKey } from '../../core/key.js'
 import { dropOldest } from '../../drop-oldest.js'
 import { integerOption, invalidOption, refuseUnknown } from '../../options.js'
-import { refuse } from '../problem.js'
+import { refuseForGood } from '../problem.js'
 import { guardOf, unguarded } from '../req-api-key.js'
 import { synchronous } from '../synchronous.js'
 import { rateLimited } from '../verdict.js'
@@ -47,12 +47,12 @@ export function keyLimit(keys: AnyApiKeys, limits: KeyLimitOptions | readonly Ke
     const key = req.apiKey
     if (key === undefined) {
       if (letsPreflight(req)) next()
-      else refuse(telling, { req, res, next }, missing(), context)
+      else refuseForGood(telling, { req, res, next }, missing(), context)
       return
     }
     withinAll(windows, key, req, res).then(
       () => next(),
-      (error: unknown) => refuse(telling, { req, res, next }, error, context),
+      (error: unknown) => refuseForGood(telling, { req, res, next }, error, context),
     )
   }
 }

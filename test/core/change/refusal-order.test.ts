@@ -61,7 +61,7 @@ const LADDER: readonly (readonly [refusal: string, facts: Partial<Facts>])[] = [
   ['rotation_secret_not_configured', { presented: { ...inGrace, ended: 'revoked' }, proof: 'not configured', overLimit: true }],
   ['invalid_key (revoked, key)', { presented: { ...inGrace, ended: 'revoked' }, proof: 'wrong', overLimit: true }],
   ['invalid_key (rotated, key)', { presented: { ...inGrace, ended: 'rotated' }, proof: 'wrong', overLimit: true }],
-  ['key_disabled (key)', { presented: { ...inGrace, ended: 'disabled' }, proof: 'wrong', overLimit: true }],
+  ['key_disabled (disabled, key)', { presented: { ...inGrace, ended: 'disabled' }, proof: 'wrong', overLimit: true }],
   ['invalid_key (expired, key)', { presented: { ...inGrace, ended: 'expired' }, proof: undefined, overLimit: true }],
   ['rate_limited', { presented: inGrace, proof: 'not configured', overLimit: true }],
   ['rotation_secret_not_configured', { presented: inGrace, proof: 'not configured' }],
