@@ -4,6 +4,7 @@ import type { Verified } from '../core/api-keys.js'
 import type { ApiKey } from '../core/key.js'
 import { ApiKeyError } from '../errors.js'
 import type { JsonObject } from '../store/store.js'
+import { identityOf } from './identity.js'
 import { type FailureContext, isError, refuse, STDERR, type Telling } from './problem.js'
 
 /**
@@ -112,16 +113,8 @@ function admissionOf(req: Request): Admitted | undefined {
   return apart.get(req) ?? (identity === undefined ? undefined : admitted.get(identity))
 }
 
-/**
- * What a request shares with a proxy around it and with an object derived from it, but with no other request: the state of its stream. Its
- * headers will not do: an adapter may give all its requests the same empty object.
- */
-function identityOf(req: object): object | undefined {
-  return (req as { _readableState?: object })._readableState
-}
-
 function hasIdentity(req: object): boolean {
-  return Object.hasOwn(req, '_readableState') && typeof identityOf(req) === 'object'
+  return Object.hasOwn(req, '_readableState') && identityOf(req) !== undefined
 }
 
 /** Whether `req.apiKey` is the property defined below, and not one that somebody put in front of it. */

@@ -1,6 +1,7 @@
 import type { IncomingMessage } from 'node:http'
 import { ApiKeyError } from '../errors.js'
 import { invalidOption } from '../options.js'
+import { identityOf } from './identity.js'
 import { synchronous } from './synchronous.js'
 
 /** One place in which a request may carry its credential, and the challenge that asks for it there. */
@@ -190,8 +191,8 @@ export function challengesOf(sources: readonly Source[]): readonly string[] {
   return [...new Set(sources.map(({ challenge }) => challenge))]
 }
 
-/** What was removed from requests, by header. */
-const hidden = new WeakMap<IncomingMessage, Map<string, string[]>>()
+/** What was removed from requests, by their `identityOf`, and by header: a guard behind a wrapper of the request finds it too. */
+const hidden = new WeakMap<object, Map<string, string[]>>()
 
 /** Removes the headers of these sources from a request, for whatever comes after. Sources find what was in them all the same. */
 export function hideCredentials(req: IncomingMessage, sources: readonly Source[]): void {
@@ -199,7 +200,8 @@ export function hideCredentials(req: IncomingMessage, sources: readonly Source[]
     if (header === undefined) continue
     const values = headerValues(req, header)
     if (values.length === 0) continue
-    hidden.set(req, (hidden.get(req) ?? new Map()).set(header, values))
+    const identity = identityOf(req) ?? req
+    hidden.set(identity, (hidden.get(identity) ?? new Map()).set(header, values))
     delete req.headers[header]
     // Computed from the raw headers at the first look, and kept.
     delete req.headersDistinct?.[header]
@@ -236,7 +238,7 @@ function decoded(text: string | undefined): string | undefined {
  */
 export function headerValues(req: IncomingMessage, name: string): string[] {
   const given: unknown = req.headers?.[name]
-  if (given === undefined || given === null) return hidden.get(req)?.get(name) ?? []
+  if (given === undefined || given === null) return hidden.get(identityOf(req) ?? req)?.get(name) ?? []
   const raw = req.rawHeaders
   const values: string[] = []
   if (Array.isArray(raw)) {

@@ -335,6 +335,24 @@ describe('hideCredential', () => {
   })
 })
 
+test.each<[string, (req: object) => object]>([
+  ['an object derived from the request', (req) => Object.create(req) as object],
+  ['a proxy around it', (req) => new Proxy(req, {})],
+])('hideCredential hides nothing from a guard behind %s', async (_case, wrapped) => {
+  const app = express5()
+  app.use(bearerAuth(keys, { hideCredential: true }))
+  const guard = bearerAuth(keys)
+  app.get(
+    '/data',
+    (req, res, next) => void guard(wrapped(req) as typeof req, res, next),
+    (_req, res) => void res.json({}),
+  )
+  const url = await listen(app)
+  const ask = (one: string): Promise<Checked> =>
+    exchange(url, { method: 'GET', path: '/data', headers: ['Authorization', `Bearer ${one}`] })
+  expect([(await ask(secret)).status, (await ask(`${secret}x`)).status]).toEqual([200, 401])
+})
+
 describe('operators', () => {
   const operators = operatorJwt({ issuer: 'https://idp', audience: 'keys', algorithms: ['HS256'], key: JWT_SECRET })
   const token = (): string =>
