@@ -19,11 +19,12 @@ for (const home of HOMES) {
   writeFileSync(stamp, wanted)
 }
 
-// Python, curl, PgBouncer and the browser are the system's. Without Python or Chromium the tests skip what needs them, and say so.
+// Python, curl, PgBouncer, MariaDB and the browser are the system's. Without Python or Chromium the tests skip what needs them, and say so.
 const there = (/** @type {string} */ command, /** @type {string[]} */ ...args) => spawnSync(command, args, { stdio: 'ignore' }).status === 0
 const missing = [
   ...(there('curl', '--version') ? [] : ['curl']),
   ...(there('pgbouncer', '--version') ? [] : ['pgbouncer']),
+  ...(there('mariadbd', '--version') ? [] : ['mariadb-server']),
   ...(['chromium', 'chromium-browser', 'google-chrome'].some((name) => there(name, '--version')) ? [] : ['chromium']),
   ...(['python3', '/usr/bin/python3'].some((python) => there(python, '-c', 'import requests, urllib3'))
     ? []

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { build, type Plugin } from 'esbuild'
 
@@ -19,7 +20,12 @@ export async function bundle(program: string, outfile: string, source?: string):
 function inPlaceOfSrc(source: string): Plugin {
   return {
     name: 'in place of src',
-    setup: ({ onResolve }) =>
-      onResolve({ filter: /^\.\.\/\.\.\/src\// }, ({ path }) => ({ path: join(source, path.slice('../../src/'.length)) })),
+    setup({ onResolve }) {
+      onResolve({ filter: /^\.\.\/\.\.\/src\// }, ({ path }) => {
+        const taken = join(source, path.slice('../../src/'.length))
+        // What it does not have yet is ours.
+        return existsSync(taken) ? { path: taken } : undefined
+      })
+    },
   }
 }

@@ -5,11 +5,13 @@ import express, { type Request, type Response } from 'express'
 import express4 from 'express4'
 import { Redis } from 'ioredis'
 import Database from 'libsql'
+import { createPool } from 'mysql2'
 import { Pool } from 'pg'
 import { redisCache } from '../../src/cache/redis/redis-cache.js'
 import type { Channel } from '../../src/channel.js'
 import { systemClock } from '../../src/core/clock.js'
 import { type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from '../../src/index.js'
+import { mysqlStore } from '../../src/store/sql/mysql.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import { sqliteStore } from '../../src/store/sql/sqlite.js'
 import { SOURCE } from './source.js'
@@ -21,7 +23,13 @@ let crashAt: string | undefined
 const redis = REDIS_URL === undefined ? undefined : new Redis(REDIS_URL)
 redis?.on('error', () => {})
 const keys = createApiKeys({
-  store: mortalStore(STORE_URL.startsWith('postgres:') ? postgresStore(mortalPool()) : sqliteStore(new Database(STORE_URL))),
+  store: mortalStore(
+    STORE_URL.startsWith('postgres:')
+      ? postgresStore(mortalPool())
+      : STORE_URL.startsWith('mysql:')
+        ? mysqlStore(createPool({ uri: STORE_URL }))
+        : sqliteStore(new Database(STORE_URL)),
+  ),
   ...(redis === undefined ? {} : { cache: mortal('cache', redisCache(redis)) }),
   clock: { ...systemClock, sleep: mortalSleep },
   serverSecret: SERVER_SECRET,

@@ -2,10 +2,12 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Store } from 'express-api-keys'
+import { mysqlStore } from 'express-api-keys/mysql'
 import { postgresStore } from 'express-api-keys/postgres'
 import { sqliteStore } from 'express-api-keys/sqlite'
 import Database from 'libsql'
 import { atEnd } from './cleanup.js'
+import { freshMysql } from './mariadb.js'
 import { freshDatabase } from './postgres.js'
 
 export interface TestStore {
@@ -16,8 +18,10 @@ export interface TestStore {
   query<Row>(statement: string): Promise<Row[]>
 }
 
+type NamedStore = readonly [name: string, make: () => Promise<TestStore>]
+
 /** Both databases that the promises are held on, for real. */
-export const stores: readonly (readonly [name: string, make: () => Promise<TestStore>])[] = [
+const USUAL: readonly NamedStore[] = [
   [
     'PostgreSQL',
     async () => {
@@ -50,3 +54,14 @@ export const stores: readonly (readonly [name: string, make: () => Promise<TestS
     },
   ],
 ]
+
+const MARIADB: NamedStore = [
+  'MariaDB',
+  async () => {
+    const { url, pool } = await freshMysql()
+    return { url, store: mysqlStore(pool), query: async <Row>(statement: string) => (await pool.promise().query(statement))[0] as Row[] }
+  },
+]
+
+/** `TEST_STORE=mariadb` holds the promises on MariaDB, which is no part of `npm test`. */
+export const stores: readonly NamedStore[] = process.env.TEST_STORE === 'mariadb' ? [MARIADB] : USUAL

@@ -1,4 +1,4 @@
-import type { Kysely, RawBuilder, SelectQueryBuilder } from 'kysely'
+import type { InsertQueryBuilder, InsertResult, Kysely, RawBuilder, SelectQueryBuilder } from 'kysely'
 import type { DriverErrors } from './driver-errors.js'
 import type { LastUse } from './last-use.js'
 import type { RowSecurity } from './row-security.js'
@@ -56,6 +56,11 @@ export interface Dialect {
   commit(on: Kysely<Tables>, last: readonly RawBuilder<unknown>[]): Promise<void>
   /** Ends a transaction that failed, and releases as `commit` does. Never rejects. */
   rollback(on: Kysely<Tables>): Promise<void>
+
+  /** Has a row be inserted unless there is one of its primary key. */
+  insertOnce<Table extends keyof Tables>(
+    query: InsertQueryBuilder<Tables, Table, InsertResult>,
+  ): InsertQueryBuilder<Tables, Table, InsertResult>
 
   /**
    * Writes the last uses of as many different keys, at most one use each, without waiting for a key that somebody has locked while it holds others.

@@ -61,11 +61,8 @@ export function members(database: Database): Members {
 
 async function join({ dialect }: Database, on: Kysely<Tables>, { session, mode, channels }: Member): Promise<void> {
   const joinedAt = await dialect.now(on)
-  await on
-    .insertInto('express_api_key_instances')
-    .values({ session, mode, channels: channels.join(','), revoked: 0, acked: 0, joined_at: joinedAt })
-    .onConflict((conflict) => conflict.column('session').doNothing())
-    .execute()
+  const member = { session, mode, channels: channels.join(','), revoked: 0, acked: 0, joined_at: joinedAt }
+  await dialect.insertOnce(on.insertInto('express_api_key_instances').values(member)).execute()
 }
 
 function readingMembers(database: Database): (after: number | undefined) => Promise<Membership> {

@@ -2,6 +2,7 @@ import type { Kysely } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import type { Store } from '../store.js'
 import type { MakeDialect } from './dialect.js'
+import { mysqlDialect } from './dialects/mysql.js'
 import { postgresDialect } from './dialects/postgres.js'
 import { sqliteDialect } from './dialects/sqlite.js'
 import { kyselyStore } from './kysely-store.js'
@@ -9,7 +10,7 @@ import { type TimeoutOptions, timeouts } from './timeouts.js'
 
 export type { TimeoutOptions } from './timeouts.js'
 
-export type SqlDialect = 'postgres' | 'sqlite'
+export type SqlDialect = 'postgres' | 'sqlite' | 'mysql'
 
 export interface SqlStoreOptions extends TimeoutOptions {
   /** Which SQL to speak. Default: what the Kysely instance speaks. */
@@ -34,6 +35,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
 const DIALECTS: { readonly [name in SqlDialect]: MakeDialect } = {
   postgres: postgresDialect({ together: false }),
   sqlite: sqliteDialect,
+  mysql: mysqlDialect,
 }
 const NAMES = Object.keys(DIALECTS) as SqlDialect[]
 

@@ -104,6 +104,7 @@ export function postgresDialect({ together }: { readonly together: boolean }): M
           .then(() => {}),
       rollback: (on) => rollback(on, transactionTimeoutMs),
 
+      insertOnce: (query) => query.onConflict((conflict) => conflict.doNothing()),
       recordUses,
       rowSecurity: rowSecurity(places),
       errors: postgresErrors,

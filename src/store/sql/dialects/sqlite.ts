@@ -75,6 +75,8 @@ export const sqliteDialect: MakeDialect = (): Dialect => ({
       () => {},
     ),
 
+  insertOnce: (query) => query.onConflict((conflict) => conflict.doNothing()),
+
   async recordUses(on, uses) {
     for (const use of uses) await recordUse(on, use)
     return []
