@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import bcrypt from 'bcrypt'
 import { type ApiKeyError, createApiKeys, type IssuedKey, memoryStore, type Store } from 'express-api-keys'
 import Database from 'libsql'
+import { createConnection } from 'mysql2'
 import { Client } from 'pg'
 import { TestClock } from '../support/clock.js'
 import { serve } from '../support/instance.js'
@@ -294,6 +295,12 @@ async function lockKeys(name: string, { url }: TestStore): Promise<() => Promise
       database.exec('rollback')
       database.close()
     }
+  }
+  if (name === 'MariaDB') {
+    const connection = createConnection({ uri: url }).promise()
+    await connection.query('start transaction')
+    await connection.query('select id from express_api_keys for update')
+    return () => connection.end()
   }
   const client = new Client({ connectionString: url })
   await client.connect()

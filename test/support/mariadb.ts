@@ -38,7 +38,7 @@ export async function mariadbServer(args: () => readonly string[] = () => []): P
         '--skip-name-resolve',
         '--innodb-flush-log-at-trx-commit=2',
         '--skip-log-bin',
-        '--max-connections=300',
+        '--max-connections=2000',
         '--innodb-buffer-pool-size=64M',
       ],
       ...args(),

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../../../errors.js'
+import { newTag } from '../../feed.js'
 import type { Dialect, MakeDialect, SchemaDialect } from '../dialect.js'
 import {
   CLOSED,
@@ -83,8 +84,7 @@ export const mysqlDialect: MakeDialect = (places): Dialect => ({
   loweredName: LOWERED_NAME,
   standby: STANDBY,
   outdated: OUTDATED,
-  // Neither tells one start of a server from the next. So a change waits for the lease.
-  server: sql`null`,
+  server: serverNamed(places),
   // As text: MySQL's drivers read JSON for whoever asks. Unlike GROUP_CONCAT it is not cut after a kilobyte.
   gathered: sql`cast(json_arrayagg(concat(c.seq, ' ', c.tag, ' ', c.digests)) as char)`,
 
@@ -93,7 +93,7 @@ export const mysqlDialect: MakeDialect = (places): Dialect => ({
   forShare: (query) => query.modifyEnd(sql`lock in share mode`),
   lockName: (on, name) => lockName(on, places, name),
 
-  begin,
+  begin: (on) => begin(on, places),
   together: false,
   async commit(on) {
     await sql`commit`.execute(on)
@@ -111,6 +111,26 @@ export const mysqlDialect: MakeDialect = (places): Dialect => ({
   schema,
 })
 
+/**
+ * A table whose rows live in the memory of one server, and end with it: neither MySQL nor MariaDB otherwise tells one start of a server from the next. A replica gets
+ * its rows, so the name of the server goes with them.
+ */
+function serverTable({ express_api_key_settings: { schema, name } }: Places): RawBuilder<unknown> {
+  return identifier({ schema, name: `${name}_server` })
+}
+
+function serverNamed(places: Places): RawBuilder<string | null> {
+  return sql`(select concat(@@hostname, ':', @@port, ':', @@server_id, ':', token) from ${serverTable(places)} where id = 1)`
+}
+
+/** Gives the server a name where it has none since it started. Nobody may rely on one: without it a change waits for the lease. */
+async function nameServer(on: Kysely<Tables>, places: Places): Promise<void> {
+  const named = sql`insert ignore into ${serverTable(places)} (id, token) values (1, ${sql.lit(newTag())})`
+  await named.execute(on).catch((error: unknown) => {
+    if (!mysqlErrors.answered(error)) throw error
+  })
+}
+
 /** A to Z alone, in a collation that tells all characters apart: LOWER would change others too. */
 const LOWERED_NAME: RawBuilder<string> = [...'ABCDEFGHIJKLMNOPQRSTUVWXYZ'].reduce<RawBuilder<string>>(
   (text, letter) => sql<string>`replace(${text}, ${sql.lit(letter)}, ${sql.lit(letter.toLowerCase())})`,
@@ -121,8 +141,9 @@ const LOWERED_NAME: RawBuilder<string> = [...'ABCDEFGHIJKLMNOPQRSTUVWXYZ'].reduc
  * Opens a transaction that shows what is committed when each statement runs: at REPEATABLE READ, the default, a plain SELECT goes on showing what was so at the first one.
  * The time limits of the session come back at its end.
  */
-async function begin(on: Kysely<Tables>): Promise<void> {
+async function begin(on: Kysely<Tables>, places: Places): Promise<void> {
   try {
+    await nameServer(on, places)
     // Fails inside of a transaction that somebody has left open.
     await sql`set transaction isolation level read committed, read write`.execute(on)
     await sql`set @express_api_keys_lock_wait = @@innodb_lock_wait_timeout, innodb_lock_wait_timeout = ${sql.lit(LOCK_TIMEOUT_S)},
@@ -237,6 +258,10 @@ const schema: SchemaDialect = {
       .digest('base64url')
     await takeName(on, sql`concat('eak:', left(md5(database()), 16), ${hashed})`, STATEMENT_TIMEOUT_S)
   },
+
+  more: (places) => [
+    sql`create table if not exists ${serverTable(places)} (id int primary key, token varchar(32) character set ascii not null) engine = memory`,
+  ],
 
   // There are no partial indexes.
   createIndex: ({ table, name, columns }) => sql`create index ${sql.id(name)} on ${identifier(table)} ${sql.raw(`(${columns})`)}`,
