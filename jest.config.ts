@@ -7,6 +7,8 @@ const LONG = [
   'cache/redis/channel',
   'cache/redis/topologies',
   'chaos/chaos',
+  'cli/doctor',
+  'cli/keys',
   'crash/commit',
   'crash/recall',
   'documents',

@@ -22,7 +22,7 @@ describe.each(stores)('on %s', (_name, makeStore) => {
   beforeAll(async () => {
     database = await makeStore()
     run = cliOn(/^\w+:/.test(database.url) ? database.url : `sqlite:${database.url}`)
-    expect(printed(await run('migrate'))).toEqual({ stdout: 'The tables are at version 7 now.\n', stderr: '' })
+    expect(printed(await run('migrate'))).toEqual({ stdout: expect.stringMatching(/^The tables are at version \d+ now\.\n$/), stderr: '' })
   })
 
   test('a key is made, found, shown, rotated, changed, disabled, enabled and revoked', async () => {
