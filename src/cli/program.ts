@@ -1,6 +1,7 @@
 import { Command } from 'commander'
 import { examples, type Room } from './command.js'
 import { addCreate } from './commands/create.js'
+import { addDoctor } from './commands/doctor.js'
 import { addDisable, addEnable, addRevoke } from './commands/ending.js'
 import { addEvents } from './commands/events.js'
 import { addList } from './commands/list.js'
@@ -11,7 +12,7 @@ import { addUpdate } from './commands/update.js'
 import { several } from './values.js'
 
 /** In the order of the help. A new command is a file in commands/ and its line here. */
-const COMMANDS = [addMigrate, addCreate, addList, addShow, addRotate, addRevoke, addDisable, addEnable, addUpdate, addEvents]
+const COMMANDS = [addMigrate, addCreate, addList, addShow, addRotate, addRevoke, addDisable, addEnable, addUpdate, addEvents, addDoctor]
 
 const CONNECTION = `
 Connection:

@@ -35,6 +35,8 @@ export interface DatabaseFacts {
   /** How many connections this role may have at most; undefined where there is no limit. */
   readonly mostConnections: number | undefined
   readonly tables: readonly TableFacts[]
+  /** A schema that has tables of the keys, and that the role may not use. */
+  readonly closedSchema: string | undefined
   /** The tables of which row-level security hides rows. */
   readonly hidden: string
 }

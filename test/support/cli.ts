@@ -85,3 +85,19 @@ export function steady(text: string): string {
     .replaceAll(/cli\/[\d.]+ \([^)]*\)/g, 'cli/VERSION (USER)')
     .replaceAll(/ {2,}/g, '  ')
 }
+
+/** A module of an application's, for `--config`, that may import the package and the drivers. */
+export async function configModule(code: string): Promise<string> {
+  const outfile = join(ROOT, '.tmp', `cli-config-${process.pid}-${configs++}.mjs`)
+  atEnd(async () => rmSync(outfile, { force: true }))
+  await build({
+    stdin: { contents: code, resolveDir: ROOT, loader: 'ts' },
+    outfile,
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    external: ['pg', 'ioredis', 'libsql', 'bcrypt', 'kysely'],
+  })
+  return outfile
+}
+let configs = 0

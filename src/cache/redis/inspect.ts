@@ -10,7 +10,10 @@ export async function inspectRedis(client: Redis | Cluster, ms: number): Promise
   }
   client.on('error', note)
   try {
-    return await inTime(ms, asked(client), () => new Error('Redis did not answer in time.', { cause }))
+    return await inTime(ms, asked(client), () => new Error('It took too long.'))
+  } catch (error) {
+    // Of a lost connection a command says less than the client does.
+    throw new Error('Redis does not answer.', { cause: cause ?? error })
   } finally {
     client.removeListener('error', note)
   }

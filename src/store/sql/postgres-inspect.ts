@@ -54,6 +54,7 @@ export async function inspectPostgres(on: Kysely<Tables>, places: Places): Promi
     tables: await Promise.all(
       Object.entries(places).map(([table, place]) => tableFacts(on, table as TableName, quoted(place), place.name)),
     ),
+    closedSchema: await closedSchema(on, places),
     hidden: row.hidden,
   }
 }
@@ -73,20 +74,21 @@ function rightsFor(table: TableName): readonly string[] {
 }
 
 async function tableFacts(on: Kysely<Tables>, table: TableName, path: string, name: string): Promise<TableFacts> {
-  // Looked up by name in the catalog too: without USAGE on its schema a table cannot be found by its path.
-  const { rows: found } = await sql<{
-    id: string
-    usage: boolean
-  }>`select c.oid::text as id, has_schema_privilege(n.oid, 'USAGE')::text = 'true' as usage
-    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-    where c.oid = case when ${path.includes('.')} or to_regclass(${path}::text) is not null then to_regclass(${path}::text)::oid else
-      (select max(other.oid) from pg_catalog.pg_class other where other.relname = ${name} and other.relkind in ('r', 'p')
-        and not has_schema_privilege(other.relnamespace, 'USAGE')) end`.execute(on)
-  const [row] = found
-  if (row === undefined) return { name, exists: false, missingRights: [] }
   const rights = rightsFor(table)
-  const { rows } = await sql<{ right: string }>`select r.name as right from unnest(${rights}::text[]) as r (name)
-    where not has_table_privilege(${row.id}::oid, r.name)`.execute(on)
-  const missing = rights.filter((one) => rows.some(({ right }) => right === one))
-  return { name, exists: true, missingRights: row.usage ? missing : ['USAGE on its schema', ...missing] }
+  const { rows } = await sql<{ missing: string }>`select coalesce(string_agg(r.name, ' '), '') as missing
+    from unnest(${rights}::text[]) as r (name) where to_regclass(${path}::text) is not null
+    and not has_table_privilege(to_regclass(${path}::text), r.name) having to_regclass(${path}::text) is not null`.execute(on)
+  const [row] = rows
+  const missing = row?.missing.split(' ') ?? []
+  return { name, exists: row !== undefined, missingRights: rights.filter((one) => missing.includes(one)) }
+}
+
+/** Without USAGE on its schema a table is not found by its name, and seems to be missing. */
+async function closedSchema(on: Kysely<Tables>, { express_api_keys: { schema, name } }: Places): Promise<string | undefined> {
+  const { rows } = await sql<{ schema: string }>`select n.nspname::text as schema from pg_catalog.pg_class c
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.relname = ${name} and n.nspname = coalesce(${schema ?? null}::text, n.nspname) and not has_schema_privilege(n.oid, 'USAGE')
+    and not exists (select 1 from pg_catalog.pg_class other where other.relname = c.relname and pg_table_is_visible(other.oid)
+      and has_schema_privilege(other.relnamespace, 'USAGE')) limit 1`.execute(on)
+  return rows[0]?.schema
 }

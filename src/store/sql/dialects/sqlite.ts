@@ -151,6 +151,7 @@ async function inspect(on: Kysely<Tables>, places: Places): Promise<Omit<Databas
     clock: undefined,
     mostConnections: undefined,
     tables,
+    closedSchema: undefined,
     hidden: '',
   }
 }
