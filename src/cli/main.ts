@@ -55,10 +55,15 @@ function failed(error: unknown, out: Output): number {
     return EXIT.usage
   }
   const exit = exitOf(error)
-  if (error instanceof ApiKeyError) out.fail(errorLine(error), { code: error.code, exit })
+  if (error instanceof ApiKeyError) out.fail(forShell(errorLine(error)), { code: error.code, exit })
   else if (error instanceof CliError) out.fail(error.message, { code: error.code, exit })
   else out.fail(error instanceof Error ? error.message : 'Something unforeseen went wrong.', { code: 'internal_error', exit })
   return exit
+}
+
+/** Messages speak to programmers; whoever types commands has one for it. */
+function forShell(message: string): string {
+  return message.replaceAll('call keys.migrate()', 'run npx express-api-keys migrate')
 }
 
 /** Before anything else is read: what the file says may be looked at by any option. */

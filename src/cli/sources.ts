@@ -71,8 +71,7 @@ export function isInteractive(): boolean {
 /** Asks for a secret, and shows nothing of it. */
 export function prompt(question: string): Promise<string> {
   if (!isInteractive()) throw new CliError('There is no terminal to ask on.')
-  process.stderr.write(question)
-  return asked('', false).finally(() => process.stderr.write('\n'))
+  return asked(question, false).finally(() => process.stderr.write('\n'))
 }
 
 export async function confirmed(question: string): Promise<boolean> {
@@ -86,6 +85,8 @@ function asked(question: string, shown: boolean): Promise<string> {
     const stopped = (): void => reject(new CliError('Stopped.', { exit: EXIT.interrupted, code: 'interrupted' }))
     lines.once('SIGINT', stopped)
     lines.once('close', stopped)
-    lines.question(question, resolve)
+    // Only now is the terminal's own echo off, and somebody may begin to type.
+    if (!shown) process.stderr.write(question)
+    lines.question(shown ? question : '', resolve)
   }).finally(() => lines.close())
 }
