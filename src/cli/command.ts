@@ -1,6 +1,6 @@
 import { userInfo } from 'node:os'
 import type { Command } from 'commander'
-import type { Origin } from '../core/api-keys.js'
+import type { Command as KeyCommand, Origin } from '../core/api-keys.js'
 import type { Purpose } from './connection/open.js'
 import type { Output } from './output.js'
 import { type GlobalOptions, inSession, type Session } from './session.js'
@@ -11,6 +11,8 @@ export interface Room {
   /** Made when a command runs: `--json` may stand anywhere. */
   output(globals: GlobalOptions): Output
 }
+
+type RequestShape = NonNullable<KeyCommand['request']>
 
 /** Adds a command to the program. */
 export type AddCommand = (program: Command, room: Room) => void
@@ -43,6 +45,11 @@ function userName(): string {
     // A container may run as a number without a name.
     return `uid ${process.getuid?.() ?? 'unknown'}`
   }
+}
+
+/** What a retry has to repeat: the options as they were typed. What they come to, such as `90d` from now, is another instant at each run. */
+export function requestOf(command: string, id: string, options: object): RequestShape {
+  return { method: 'CLI', path: `${command}/${id}`, body: JSON.parse(JSON.stringify(options)) as object }
 }
 
 /** The examples at the end of a command's help. */

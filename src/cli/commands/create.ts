@@ -1,6 +1,6 @@
 import type { Command } from 'commander'
 import type { Environment } from '../../store/store.js'
-import { type AddCommand, examples, inRoom, originOf, type Room } from '../command.js'
+import { type AddCommand, examples, inRoom, originOf, type Room, requestOf } from '../command.js'
 import { prefixOfEnvironment } from '../connection/open.js'
 import { named } from '../describe.js'
 import { CliError } from '../exit.js'
@@ -52,13 +52,14 @@ async function create(session: Session, room: Room, options: CreateOptions, prog
   if (!session.fromConfig && program.opts<{ prefix?: string }>().prefix === undefined) await refuseStrangePrefix(session)
   const { keys, out } = session
   const idempotencyKey = options.idempotencyKeyFrom === undefined ? undefined : await idempotencyKeyFrom(options.idempotencyKeyFrom)
+  const { idempotencyKeyFrom: _source, ...repeated } = options
   const issued = await session.change(
     keys.create({
       as: 'application',
       origin: originOf(room),
       ownerId: options.owner,
       name: options.name,
-      ...(idempotencyKey === undefined ? {} : { idempotencyKey }),
+      ...(idempotencyKey === undefined ? {} : { idempotencyKey, request: requestOf('create', '', repeated) }),
       ...(options.environment === undefined ? {} : { environment: options.environment }),
       ...(options.scope === undefined ? {} : { scopes: options.scope }),
       ...(options.expires === undefined ? {} : { expiresAt: expiry(options.expires) }),

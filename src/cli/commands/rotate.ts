@@ -1,4 +1,4 @@
-import { type AddCommand, examples, inRoom, originOf, type Room } from '../command.js'
+import { type AddCommand, examples, inRoom, originOf, type Room, requestOf } from '../command.js'
 import { named } from '../describe.js'
 import { printSecret } from '../secret.js'
 import type { Session } from '../session.js'
@@ -45,12 +45,13 @@ export const addRotate: AddCommand = (program, room) => {
 async function rotate(session: Session, room: Room, options: RotateOptions, id: string): Promise<void> {
   const { keys, out } = session
   const idempotencyKey = options.idempotencyKeyFrom === undefined ? undefined : await idempotencyKeyFrom(options.idempotencyKeyFrom)
+  const { idempotencyKeyFrom: _source, ...repeated } = options
   const issued = await session.change(
     keys.rotate({
       as: 'application',
       origin: originOf(room),
       id,
-      idempotencyKey,
+      ...(idempotencyKey === undefined ? {} : { idempotencyKey, request: requestOf('rotate', id, repeated) }),
       retire: options.retire === undefined ? undefined : retirement(options.retire),
       ...(options.expires === undefined ? {} : { expiresAt: expiry(options.expires) }),
       emergency: options.emergency === true,
