@@ -1950,7 +1950,7 @@ export const FAULTS = [
     file: 'src/cli/commands/create.ts',
     find: "{ idempotencyKey, request: requestOf('create', '', repeated) }",
     replace: '{ idempotencyKey }',
-    tests: [['test/cli/page.test.ts', 'the scripts of docs/guides/deploy-script.md a key is made once']],
+    tests: [['test/cli/keys.test.ts', 'on SQLite P1: a creation that is repeated makes one key']],
   },
   {
     promise: 'CLI',

@@ -33,7 +33,8 @@ export async function valueFrom(source: string, option: string): Promise<string>
 export async function idempotencyKeyFrom(source: string): Promise<string> {
   const option = '--idempotency-key-from'
   // Somebody wrote the value itself, which would become the name of a file.
-  if (/^[0-9a-f-]{36}$|^[\w+=-]{40,}$/i.test(source)) throw new CliError(`${option} takes a file or env:NAME, not the value itself.`)
+  if (/^[0-9a-f-]{36}$|^[\w+=-]{40,}$/i.test(source))
+    throw new CliError(`${option} takes a file or env:NAME, not the value itself.`, { code: 'secret_in_argument' })
   if (!source.startsWith('env:') && source !== '-' && source !== 'prompt') {
     try {
       writeFileSync(source, `${randomUUID()}\n`, { flag: 'wx', mode: 0o600, flush: true })

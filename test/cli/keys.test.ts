@@ -165,6 +165,16 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     expect(steady(second.stderr)).toMatch(/^An earlier run rotated key ID/)
   })
 
+  test('P1: a creation that is repeated makes one key, also where its expiry counts from now', async () => {
+    const file = join(ownFolder(), '.creation')
+    const create = (...more: string[]) => run('create', '--owner', 'once', '--name', 'ci', '--idempotency-key-from', file, ...more)
+    const [first, second] = [await create('--expires', '90d'), await create('--expires', '90d')]
+    expect([second.code, second.stdout]).toEqual([0, first.stdout])
+    expect(steady(second.stderr)).toMatch(/^This key was made by an earlier run/)
+    expect((await create('--expires', '30d')).code).toBe(1)
+    expect(JSON.parse((await run('list', '--owner', 'once', '--json')).stdout).items.length).toBe(1)
+  })
+
   test('no command changes the lease of the application, or stays behind as an instance', async () => {
     await database.query('update express_api_key_settings set lease_ms = 1500')
     await run('create', '--owner', 'lease', '--name', 'ci')

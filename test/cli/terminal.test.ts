@@ -43,7 +43,7 @@ describe('P4: a secret among the arguments is refused, and not repeated', () => 
     expect(stderr).not.toMatch(/aaaa|bbbb|not-to-be-shown|0f8fad5b/)
     expect(stderr).not.toContain(SERVER_SECRET)
     const { stderr: json } = await run(...args, '--json')
-    expect(JSON.parse(json)).toMatchObject({ error: { exit: 2 } })
+    expect(JSON.parse(json)).toMatchObject({ error: { code: 'secret_in_argument', exit: 2 } })
   })
 })
 
