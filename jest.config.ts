@@ -9,6 +9,7 @@ const LONG = [
   'chaos/chaos',
   'cli/doctor',
   'cli/keys',
+  'cli/migrate',
   'crash/commit',
   'crash/recall',
   'documents',

@@ -11,7 +11,10 @@ import { addShow } from './commands/show.js'
 import { addUpdate } from './commands/update.js'
 import { several } from './values.js'
 
-/** In the order of the help. A new command is a file in commands/ and its line here. */
+/**
+ * In the order of the help. A new command is a file in commands/ and its line here, and its heading in docs/reference/cli.md: for those who run the keys (import, prune,
+ * erase) behind addEvents, for clients of an API (rotate-remote, probe), which open no session, at the end.
+ */
 const COMMANDS = [addMigrate, addCreate, addList, addShow, addRotate, addRevoke, addDisable, addEnable, addUpdate, addEvents, addDoctor]
 
 const CONNECTION = `

@@ -1,3 +1,4 @@
+import { setTimeout } from 'node:timers/promises'
 import { type Connection, type ConnectionOptions, connect, type Purpose } from './connection/open.js'
 import { EXIT } from './exit.js'
 import type { Output } from './output.js'
@@ -24,8 +25,15 @@ export async function inSession<T>(
   try {
     return await work({ ...connection, out, change: (running) => uninterrupted(running, out) })
   } finally {
-    await connection.close().catch(() => {})
+    await soon(connection.close())
   }
+}
+
+/** A connection that is dead may take long to say goodbye, and the process ends in any case. */
+const CLOSE_MS = 5_000
+
+function soon(closing: Promise<void>): Promise<void> {
+  return Promise.race([closing.catch(() => {}), setTimeout(CLOSE_MS)])
 }
 
 /** How many changes are under way. */
