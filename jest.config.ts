@@ -8,6 +8,7 @@ const LONG = [
   'cache/redis/topologies',
   'chaos/chaos',
   'cli/doctor',
+  'cli/import',
   'cli/keys',
   'cli/migrate',
   'crash/commit',

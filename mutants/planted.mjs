@@ -1954,6 +1954,14 @@ export const FAULTS = [
   },
   {
     promise: 'CLI',
+    name: 'a file without a head has its first secret repeated',
+    file: 'src/cli/rows.ts',
+    find: 'The first line of the file names a column that is not known.',
+    replace: 'The first line of the file names ${strange}, which is not known.',
+    tests: [['test/cli/import.test.ts', 'what cannot be an import is refused before anything is read']],
+  },
+  {
+    promise: 'CLI',
     name: 'a secret that nobody read is passed over',
     file: 'src/cli/secret.ts',
     find: 'if (!(error instanceof ClosedPipe)) throw error',

@@ -4,6 +4,7 @@ import { addCreate } from './commands/create.js'
 import { addDoctor } from './commands/doctor.js'
 import { addDisable, addEnable, addRevoke } from './commands/ending.js'
 import { addEvents } from './commands/events.js'
+import { addImport } from './commands/import.js'
 import { addList } from './commands/list.js'
 import { addMigrate } from './commands/migrate.js'
 import { addRotate } from './commands/rotate.js'
@@ -12,10 +13,23 @@ import { addUpdate } from './commands/update.js'
 import { several } from './values.js'
 
 /**
- * In the order of the help. A new command is a file in commands/ and its line here, and its heading in docs/reference/cli.md: for those who run the keys (import, prune,
- * erase) behind addEvents, for clients of an API (rotate-remote, probe), which open no session, at the end.
+ * In the order of the help. A new command is a file in commands/ and its line here, and its heading in docs/reference/cli.md: for those who run the keys (prune,
+ * erase) behind addImport, for clients of an API (rotate-remote, probe), which open no session, at the end.
  */
-const COMMANDS = [addMigrate, addCreate, addList, addShow, addRotate, addRevoke, addDisable, addEnable, addUpdate, addEvents, addDoctor]
+const COMMANDS = [
+  addMigrate,
+  addCreate,
+  addList,
+  addShow,
+  addRotate,
+  addRevoke,
+  addDisable,
+  addEnable,
+  addUpdate,
+  addEvents,
+  addImport,
+  addDoctor,
+]
 
 const CONNECTION = `
 Connection:

@@ -18,6 +18,8 @@ export interface Connection {
   readonly setup: Setup
   /** Whether it all comes from a module of the application's. */
   readonly fromConfig: boolean
+  /** What else that module exports. */
+  exported(name: string): unknown
   close(): Promise<void>
 }
 
@@ -34,8 +36,8 @@ export async function connect({ config, prefix, acceptedPrefix }: ConnectionOpti
   const file = config ?? process.env.API_KEYS_CONFIG
   if (file !== undefined && file !== '') {
     if (prefix !== undefined) throw new CliError('--prefix is what the module of --config says; leave it out.')
-    const keys = await keysOfConfig(file)
-    return { keys, setup: internalsOf(keys, 'The command line').setup, fromConfig: true, close: () => keys.close() }
+    const { keys, exported } = await keysOfConfig(file)
+    return { keys, setup: internalsOf(keys, 'The command line').setup, fromConfig: true, exported, close: () => keys.close() }
   }
   const serverSecret = purpose === 'change' ? await serverSecretOf() : randomBytes(32)
   const opened = await openStore(purpose)
@@ -56,7 +58,7 @@ export async function connect({ config, prefix, acceptedPrefix }: ConnectionOpti
       await opened.close()
       cached?.redis.disconnect()
     }
-    return { keys, setup: internalsOf(keys, 'The command line').setup, fromConfig: false, close }
+    return { keys, setup: internalsOf(keys, 'The command line').setup, fromConfig: false, exported: () => undefined, close }
   } catch (error) {
     await opened.close()
     cached?.redis.disconnect()
