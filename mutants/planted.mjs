@@ -1957,7 +1957,7 @@ export const FAULTS = [
     name: 'a file without a head has its first secret repeated',
     file: 'src/cli/rows.ts',
     find: 'The first line of the file names a column that is not known.',
-    replace: 'The first line of the file names ${strange}, which is not known.',
+    replace: `The first line of the file names \${strange}, which is not known.`,
     tests: [['test/cli/import.test.ts', 'what cannot be an import is refused before anything is read']],
   },
   {

@@ -1,8 +1,14 @@
 import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createApiKeys } from 'express-api-keys'
+import { postgresStore } from 'express-api-keys/postgres'
+import { redisCache } from 'express-api-keys/redis'
+import { Redis } from 'ioredis'
+import { atEnd } from '../support/cleanup.js'
 import { cli, cliOn, ownFolder, type Ran, steady } from '../support/cli.js'
+import { freshDatabase } from '../support/postgres.js'
 import { SERVER_SECRET } from '../support/process.js'
+import { redisServer } from '../support/redis-server.js'
 import { stores } from '../support/stores.js'
 
 /** What a command prints where all goes well. */
@@ -187,6 +193,44 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     expect([Number(settings?.lease_ms), Number(members?.count)]).toEqual([1_500, 0])
     await database.query('update express_api_key_settings set lease_ms = 1000')
   })
+})
+
+test.each([
+  ['that it reaches through PostgreSQL', false, false],
+  ['that it reaches through Redis', true, true],
+  ['that it cannot reach, for want of REDIS_URL', true, false],
+])('P3: once a command has ended, no running instance %s accepts what it ended', async (_which, ofInstance, ofCommand) => {
+  const { url, pool } = await freshDatabase()
+  const redis = await redisServer()
+  const client = new Redis(redis.url, { lazyConnect: true })
+  const keys = createApiKeys({
+    store: postgresStore(pool),
+    serverSecret: SERVER_SECRET,
+    ...(ofInstance ? { cache: redisCache(client, { onStateChange: () => {} }) } : {}),
+  })
+  atEnd(redis.close)
+  atEnd(async () => {
+    await keys.close()
+    client.disconnect()
+  })
+  await keys.migrate()
+  const run = cliOn(url, ofCommand ? { REDIS_URL: redis.url } : {})
+  const { key, secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })
+  let current = secret
+  for (const command of [
+    ['rotate', key.id],
+    ['disable', key.id],
+    ['enable', key.id],
+    ['revoke', key.id, '--yes'],
+  ]) {
+    const known = current
+    // Known without I/O from here on, until somebody says otherwise.
+    const before = await keys.verify(known)
+    const { code, stdout } = await run(...command)
+    expect([code, before.ok]).toEqual([0, command[0] !== 'enable'])
+    expect([command[0], keys.peek(known)?.ok ?? (await keys.verify(known)).ok]).toEqual([command[0], command[0] === 'enable'])
+    if (command[0] === 'rotate') current = stdout.trim()
+  }
 })
 
 test('a key with another prefix than those that are there is not made by accident', async () => {

@@ -1,10 +1,11 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { writeFileSync } from 'node:fs'
+import { rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Client } from 'pg'
 import { atEnd } from '../support/cleanup.js'
 import { cli, cliOn, cliProgram, configModule, ownFolder, type Ran, startCli, steady } from '../support/cli.js'
+import { ROOT } from '../support/documents.js'
 import { freePort } from '../support/port.js'
 import { freshDatabase } from '../support/postgres.js'
 import { SERVER_SECRET } from '../support/process.js'
@@ -189,6 +190,21 @@ describe('an application’s own module', () => {
   ])('that %s is refused', async (_what, code, stderr) => {
     const config = code === undefined ? join(ownFolder(), 'none.js') : await configModule(code)
     expect(await cli(['list', '--config', config])).toEqual({ code: 2, stdout: '', stderr: expect.stringMatching(stderr) })
+  })
+
+  test('may be TypeScript where tsx loads it', async () => {
+    const config = join(ROOT, '.tmp', `cli-${process.pid}.ts`)
+    atEnd(async () => rmSync(config, { force: true }))
+    writeFileSync(
+      config,
+      `import { createApiKeys, memoryStore } from '../src/index.js'
+      enum Prefix { Own = 'parcel' }
+      export default (): object => createApiKeys({ store: memoryStore(), serverSecret: '${SERVER_SECRET}', prefix: Prefix.Own })`,
+    )
+    const { code, stdout, stderr } = await cli(['create', '--owner', 'acme', '--name', 'ci', '--config', config], {
+      env: { NODE_OPTIONS: '--import tsx' },
+    })
+    expect([code, stdout, stderr]).toEqual([0, expect.stringMatching(/^parcel_live_/), expect.stringMatching(/^Made key/)])
   })
 
   test('of TypeScript says what it needs where it cannot be loaded', async () => {
