@@ -30,6 +30,15 @@ const ALLOWED: Record<string, readonly RegExp[]> = {
     /^(express|express-rate-limit|jsonwebtoken|jose)$/,
     /^node:(http|net|crypto|util|zlib)$/,
   ],
+  // Nothing imports it. It loads stores and caches only when it needs them, and drivers from the project that it is run in.
+  cli: [
+    /^cli\//,
+    /^core\/(api-keys|internals|key|report|secret)\.ts$/,
+    /^(store\/(store|tools)|cache\/(cache|tools))\.ts$/,
+    /^errors\.ts$/,
+    /^(commander|ioredis)$/,
+    /^node:/,
+  ],
   testing: [
     /^testing\//,
     /^store\/(store|memory)\.ts$/,
@@ -55,7 +64,8 @@ test.each(files.filter((file) => file.includes('/') || file in ALLOWED))('%s imp
 test.each([
   ['express', /^http\//],
   ['kysely', /^store\/sql\//],
-  ['ioredis', /^cache\/redis\//],
+  ['ioredis', /^(cache\/redis|cli\/connection)\//],
+  ['commander', /^cli\//],
   ['express-rate-limit', /^http\/limits\//],
   ['jsonwebtoken', /^http\/operator-jwt\.ts$/],
   ['jose', /^http\/(operator-jwt|published-keys)\.ts$/],
@@ -77,6 +87,11 @@ test('no file imports itself by way of others', () => {
   }
   for (const file of files) visit(file, [])
   expect(circles).toEqual([])
+})
+
+test('nothing imports the command line', () => {
+  const users = files.filter((file) => importsOf(file).some((imported) => imported.startsWith('cli/')))
+  expect(users.filter((file) => !file.startsWith('cli/'))).toEqual([])
 })
 
 test('a dialect of SQL is known to the entries for its database only', () => {

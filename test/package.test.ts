@@ -1,4 +1,4 @@
-import { execFile, execFileSync } from 'node:child_process'
+import { execFile, execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -50,14 +50,34 @@ test('every entry loads from ESM, and its error class is the one that CommonJS g
   expect(run(process.execPath, ['both.mjs'], folder)).toBe(`${ENTRIES.map((entry) => `${entry} true\n`).join('')}true\ntrue\n`)
 })
 
-test('it brings along five libraries, and at most forty packages in all', () => {
+test('its command line runs, loads no driver before it needs one, and says what to install', () => {
+  const command = join(folder, 'node_modules/.bin/express-api-keys')
+  const ran = (url: string): string => {
+    const { status, stdout, stderr } = spawnSync(command, ['list'], {
+      cwd: folder,
+      encoding: 'utf8',
+      env: { ...process.env, DATABASE_URL: url },
+    })
+    return `${status} ${stdout}${stderr}`
+  }
+  expect(run(command, ['--version'], folder)).toBe('0.1.0\n')
+  expect(ran('postgres://localhost/keys')).toBe(
+    '2 express-api-keys: For PostgreSQL this needs pg, which is not installed here: npm install pg\n',
+  )
+  writeFileSync(join(folder, 'empty.db'), '')
+  expect(ran('sqlite:empty.db')).toBe(
+    '2 express-api-keys: For SQLite this needs better-sqlite3 or libsql, which is not installed here: npm install better-sqlite3\n',
+  )
+})
+
+test('it brings along six libraries, and at most forty packages in all', () => {
   const { dependencies } = JSON.parse(run('npm', ['ls', '--all', '--json'], folder)) as {
     dependencies: Record<string, { dependencies?: Record<string, { version?: string }> }>
   }
   // Peers that are optional and absent are listed without a version.
   const installed = Object.entries(dependencies['express-api-keys']?.dependencies ?? {}).filter(([, { version }]) => version !== undefined)
   const own = installed.map(([name]) => name).filter((name) => name !== 'express')
-  expect(own).toEqual(['bcrypt', 'express-rate-limit', 'jose', 'jsonwebtoken', 'kysely'])
+  expect(own).toEqual(['bcrypt', 'commander', 'express-rate-limit', 'jose', 'jsonwebtoken', 'kysely'])
   const count = (...names: string[]): number => {
     const alone = mkdtempSync(join(tmpdir(), 'package-'))
     atEnd(async () => rmSync(alone, { recursive: true }))

@@ -17,7 +17,7 @@ import { guardedChannel } from './guarded-channel.js'
 import { type Finder, finder } from './import/finder.js'
 import { importer } from './import/importer.js'
 import { changedFields, createFields, reasonText } from './input.js'
-import { INTERNALS, type Internals } from './internals.js'
+import { INTERNALS, type Internals, type Setup } from './internals.js'
 import { changedKey, issuedKey } from './issued-key.js'
 import type { KeyChanges } from './key.js'
 import { hmac, subkey } from './keyed-hash.js'
@@ -179,6 +179,7 @@ function engineOf(settings: Settings): Engine {
       },
       report,
       clock,
+      setup: setupOf(settings),
       counters: countersOf(cache, serverSecrets[0]),
     }
   }
@@ -273,6 +274,10 @@ function commandsOf(
     const reason = asked.reason === undefined ? null : reasonText(asked.reason)
     return changedKey(await runner.run(changeOf(targetOf(asked), reason), checked))
   }
+}
+
+function setupOf({ store, cache, prefixes, leaseMs, recall }: Settings): Setup {
+  return { store, cache, prefixes, leaseMs, recall }
 }
 
 /** The cache's counters, under names that tell a reader of the cache nothing and keep two applications on one Redis apart. */

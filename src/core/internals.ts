@@ -1,9 +1,10 @@
-import type { Counters } from '../cache/cache.js'
+import type { Cache, Counters } from '../cache/cache.js'
 import { ApiKeyError } from '../errors.js'
+import type { Store } from '../store/store.js'
 import type { AnyApiKeys, Denial, Origin } from './api-keys.js'
 import type { Clock } from './clock.js'
 
-/** What the HTTP layer needs of API keys and an application does not. */
+/** What the HTTP layer and the command line need of API keys and an application does not. */
 export interface Internals {
   /**
    * Notes that a key was used; written behind, for each key at most once a minute, so `lastUsedAt` is right to about a minute. `origin` is
@@ -25,8 +26,20 @@ export interface Internals {
   report(error: unknown): void
   /** The clock that was given, or the machine's. */
   readonly clock: Clock
+  /** What was given to `createApiKeys`, for the command line. */
+  readonly setup: Setup
   /** Makes counters that every instance with this server secret shares, where the cache has some; `name` tells them apart. */
   readonly counters: ((name: string, limit: { readonly max: number; readonly windowMs: number }) => Counters) | undefined
+}
+
+/** What API keys were made with. */
+export interface Setup {
+  readonly store: Store
+  readonly cache: Cache | undefined
+  /** Those of new secrets first, then the others that are accepted. */
+  readonly prefixes: readonly [string, ...string[]]
+  readonly leaseMs: number
+  readonly recall: boolean
 }
 
 /** Registered, so that the router of one installed copy of the package serves the keys of another. Its number names the shape of `Internals`. */

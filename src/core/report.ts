@@ -41,7 +41,12 @@ export function reports(onError: (error: ApiKeyError) => unknown, clock: Clock):
 
 /** The default `onError`. */
 export function logError(error: ApiKeyError): void {
-  console.error(`express-api-keys: ${error.code}: ${oneLine(error.message)}${causes(error.cause)}`)
+  console.error(`express-api-keys: ${error.code}: ${errorLine(error)}`)
+}
+
+/** What an error says and what lies behind it, on one line and without what looks like a secret. */
+export function errorLine(error: ApiKeyError): string {
+  return `${oneLine(error.message)}${causes(error.cause)}`
 }
 
 function complain(failure: unknown): void {

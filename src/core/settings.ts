@@ -19,6 +19,8 @@ export interface Settings {
   readonly serverSecrets: readonly [Uint8Array, ...Uint8Array[]]
   readonly format: KnownFormats
   readonly legacyFormats: readonly Recogniser[]
+  /** That of new secrets first, then the others that are accepted. */
+  readonly prefixes: readonly [string, ...string[]]
   readonly environmentInSecret: boolean
   readonly leaseMs: number
   readonly replayWindowMs: number
@@ -58,7 +60,8 @@ export function settingsFrom(options: ApiKeysOptions): Settings {
   if (cache !== undefined && typeof cache?.get !== 'function') throw invalidOption('cache must be a cache, such as redisCache(client).')
   if (typeof onError !== 'function') throw invalidOption('onError must be a function.')
   const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
-  const own = secretFormat(prefixOption(options.prefix), environmentInSecret, acceptedPrefixesOption(options.acceptedPrefixes))
+  const [prefix, accepted] = [prefixOption(options.prefix), acceptedPrefixesOption(options.acceptedPrefixes)]
+  const own = secretFormat(prefix, environmentInSecret, accepted)
   const legacyFormats = legacyFormatsOption(options.legacyFormats)
   return {
     store,
@@ -68,6 +71,7 @@ export function settingsFrom(options: ApiKeysOptions): Settings {
     serverSecrets: serverSecretOption(options.serverSecret),
     format: knownFormats(own, legacyFormats),
     legacyFormats,
+    prefixes: [prefix, ...accepted],
     environmentInSecret,
     leaseMs: integerOption('leaseMs', options.leaseMs, 1_000, 50, 60_000),
     replayWindowMs: integerOption('replayWindowMs', options.replayWindowMs, 600_000, 1_000, 86_400_000),

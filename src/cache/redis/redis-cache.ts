@@ -3,9 +3,11 @@ import type { Channel } from '../../channel.js'
 import { ApiKeyError } from '../../errors.js'
 import { setImmediate } from '../../real-time.js'
 import type { Cache, Counters, Hit } from '../cache.js'
+import { CACHE_TOOLS, type CacheTools } from '../tools.js'
 import { redisChannel } from './channel.js'
 import { type Client, clientOf } from './clients.js'
 import { type Connection, createConnection, type StateListener } from './connection.js'
+import { inspectRedis } from './inspect.js'
 import { COUNT, FILL, FORGET, GET, MAX_ENTRY_LENGTH, readCount, readCounts, readEntries, readHit, readOk } from './scripts.js'
 
 export interface RedisCacheOptions {
@@ -51,7 +53,8 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
 
   const channels: Channel[] = []
 
-  return {
+  const cache: Cache & { readonly [CACHE_TOOLS]: CacheTools } = {
+    [CACHE_TOOLS]: { inspect: (ms) => inspectRedis(client, ms) },
     timeoutMs,
     get: (digest) => get(PREFIX + digest),
     async fill(digest, value, expiresAtMs) {
@@ -76,6 +79,7 @@ export function redisCache(client: Redis | Cluster, options: RedisCacheOptions =
       await connection.close()
     },
   }
+  return cache
 }
 
 interface Filling {

@@ -1,4 +1,5 @@
 import type { InsertQueryBuilder, InsertResult, Kysely, RawBuilder, SelectQueryBuilder } from 'kysely'
+import type { DatabaseFacts, StoreTools } from '../tools.js'
 import type { DriverErrors } from './driver-errors.js'
 import type { LastUse } from './last-use.js'
 import type { RowSecurity } from './row-security.js'
@@ -14,6 +15,7 @@ export type MakeDialect = (places: Places, timeouts: Timeouts) => Dialect
  * `postgres.ts` for its driver.
  */
 export interface Dialect {
+  readonly database: StoreTools['database']
   /** The database's clock, in whole milliseconds, as it is when this statement runs: the start of the transaction may be long ago. */
   now(on: Kysely<Tables>): Promise<number>
   /**
@@ -68,6 +70,9 @@ export interface Dialect {
    */
   recordUses(on: Kysely<Tables>, uses: readonly LastUse[]): Promise<readonly LastUse[]>
 
+  /** What the database and its settings are like, for whoever runs it. Takes one session, and changes nothing. */
+  inspect(on: Kysely<Tables>): Promise<Omit<DatabaseFacts, 'poolSize'>>
+
   readonly rowSecurity: RowSecurity
   readonly errors: DriverErrors
   readonly schema: SchemaDialect
@@ -76,6 +81,7 @@ export interface Dialect {
 /** How tables are found and made. */
 export interface SchemaDialect {
   readonly types: ColumnTypes
+  readonly drawn: Drawn
 
   /** @throws ApiKeyError `store_misconfigured` where the database or its driver cannot hold what keys are made of. */
   refuseUnfit(on: Kysely<Tables>): Promise<void>
@@ -117,6 +123,16 @@ export interface ColumnTypes {
 export interface Schema {
   /** Undefined where tables have none unless one was set. */
   readonly name: string | undefined
+}
+
+/** What migrations draw at random, and the clock, as expressions without parameters: for a script that several databases run. */
+export interface Drawn {
+  /** What tells this data from any other. */
+  readonly storeId: RawBuilder<unknown>
+  /** The tag of the first place in the feed: letters, digits, `-` and `_`. */
+  readonly tag: RawBuilder<unknown>
+  /** In whole milliseconds since the epoch. */
+  readonly clock: RawBuilder<unknown>
 }
 
 interface Index {

@@ -1,12 +1,13 @@
 import type { Kysely } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import type { Store } from '../store.js'
+import { type DatabaseFacts, STORE_TOOLS, type StoreTools } from '../tools.js'
 import type { Database } from './database.js'
 import type { MakeDialect } from './dialect.js'
 import { storeError } from './driver-errors.js'
 import { faults } from './late-failures.js'
 import { members } from './members.js'
-import { isMigrated, migrate } from './migrations.js'
+import { isMigrated, migrate, migrationScript, versions } from './migrations.js'
 import { bounded, reads } from './reads.js'
 import type { Tables } from './rows.js'
 import { transactions } from './steps.js'
@@ -15,9 +16,12 @@ import type { Timeouts } from './timeouts.js'
 import { inOwnTransaction } from './transaction.js'
 import { writes } from './writes.js'
 
+/** A store, and what whoever runs its database may ask. */
+export type SqlStore = Store & { readonly [STORE_TOOLS]: StoreTools }
+
 /** The store that every entry for an SQL database is. */
 // biome-ignore lint/suspicious/noExplicitAny: the application's own tables are none of our business
-export function kyselyStore(kysely: Kysely<any>, makeDialect: MakeDialect, timeouts: Timeouts): Store {
+export function kyselyStore(kysely: Kysely<any>, makeDialect: MakeDialect, timeouts: Timeouts): SqlStore {
   const places = placesOf(kysely)
   const placed = placing(places)
   const plain = kysely.withoutPlugins() as Kysely<Tables>
@@ -37,6 +41,13 @@ export function kyselyStore(kysely: Kysely<any>, makeDialect: MakeDialect, timeo
   return {
     shared: true,
 
+    [STORE_TOOLS]: {
+      database: dialect.database,
+      versions: () => bounded(database, () => versions(database)),
+      migrationScript: (from) => migrationScript(database, from),
+      inspect: () => bounded(database, () => inspect(database), timeouts.transactionTimeoutMs),
+    },
+
     async migrate() {
       if (await bounded(database, () => isMigrated(database), timeouts.transactionTimeoutMs)) return
       await inOwnTransaction(database, (on) => migrate(on, database))
@@ -50,4 +61,9 @@ export function kyselyStore(kysely: Kysely<any>, makeDialect: MakeDialect, timeo
 
     async close() {},
   }
+}
+
+async function inspect({ db, dialect }: Database): Promise<DatabaseFacts> {
+  const facts = await db.connection().execute((on) => dialect.inspect(on))
+  return { ...facts, poolSize: undefined }
 }

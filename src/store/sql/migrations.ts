@@ -3,7 +3,7 @@ import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import { newTag } from '../feed.js'
 import type { Database } from './database.js'
-import type { ColumnTypes, Schema } from './dialect.js'
+import type { ColumnTypes, Drawn, Schema } from './dialect.js'
 import type { Tables } from './rows.js'
 import { identifier, type Place, type Places, type TableName } from './table-names.js'
 
@@ -20,12 +20,40 @@ export async function isMigrated(database: Database): Promise<boolean> {
   return schema !== undefined && (await versionIn(db, database, schema)) === migrations.length
 }
 
+/** Which version the tables are at, 0 where there are none, and the latest one that this release knows. */
+export async function versions(database: Database): Promise<{ readonly found: number; readonly known: number }> {
+  const { db, places, dialect } = database
+  const schema = await dialect.schema.find(db, places.express_api_key_migrations)
+  return { found: schema === undefined ? 0 : await latestIn(db, database, schema), known: migrations.length }
+}
+
+/** What `migrate` would do from a version on, as text. What it draws at random, each database draws for itself when it runs the statements. */
+export async function migrationScript(database: Database, from: number): Promise<readonly string[]> {
+  const { db, places, dialect } = database
+  const written: string[] = []
+  const run: Run = async (statement) => {
+    const { sql: text, parameters } = statement.compile(db)
+    if (parameters.length > 0) throw new ApiKeyError('internal_error', 'A step of a migration has parameters, which a script cannot have.')
+    written.push(text.replaceAll(/\s*\n\s*/g, ' '))
+  }
+  const place = places.express_api_key_migrations
+  if (from === 0) await run(migrationsTable(place, dialect.schema.types))
+  const names = namesIn(database, { name: place.schema }, dialect.schema.drawn)
+  for (const statement of dialect.schema.more(placesIn(database, { name: place.schema }))) await run(statement)
+  for (const [index, step] of migrations.entries()) {
+    if (index < from) continue
+    await step(run, names)
+    await run(sql`insert into ${identifier(place)} values (${sql.lit(index + 1)}, ${dialect.schema.drawn.clock})`)
+  }
+  return written
+}
+
 /** Makes the migrations that are missing, inside a transaction. */
 export async function migrate(on: Kysely<Tables>, database: Database): Promise<void> {
   const run = making(on, database)
   const schema = await makeMigrationsTable(on, database, run)
   const version = await versionIn(on, database, schema)
-  const names = namesIn(database, schema)
+  const names = namesIn(database, schema, { storeId: sql`${randomUUID()}`, tag: sql`${newTag()}` })
   for (const statement of database.dialect.schema.more(placesIn(database, schema))) await run(statement)
   for (const [index, step] of migrations.entries()) {
     if (index < version) continue
@@ -65,15 +93,23 @@ async function makeMigrationsTable(on: Kysely<Tables>, { places, dialect }: Data
   const table = { schema: schema.name, name: place.name }
   await lock(on, table)
   if ((await find(on, place)) !== undefined) return schema
-  const columns = sql.raw(`version ${types.integer} primary key, applied_at ${types.ms} not null`)
-  await run(sql`create table if not exists ${identifier(table)} (${columns})`)
+  await run(migrationsTable(table, types))
   return schema
 }
 
-async function versionIn(on: Kysely<Tables>, { places }: Database, schema: Schema): Promise<number> {
+function migrationsTable(place: Place, types: ColumnTypes): RawBuilder<unknown> {
+  const columns = sql.raw(`version ${types.integer} primary key, applied_at ${types.ms} not null`)
+  return sql`create table if not exists ${identifier(place)} (${columns})`
+}
+
+async function latestIn(on: Kysely<Tables>, { places }: Database, schema: Schema): Promise<number> {
   const table = identifier({ schema: schema.name, name: places.express_api_key_migrations.name })
   const { rows } = await sql<{ version: number | null }>`select max(version) as version from ${table}`.execute(on)
-  const version = Number(rows[0]?.version ?? 0)
+  return Number(rows[0]?.version ?? 0)
+}
+
+async function versionIn(on: Kysely<Tables>, database: Database, schema: Schema): Promise<number> {
+  const version = await latestIn(on, database, schema)
   if (version <= migrations.length) return version
   throw new ApiKeyError(
     'invalid_option',
@@ -84,6 +120,7 @@ async function versionIn(on: Kysely<Tables>, { places }: Database, schema: Schem
 /** How the steps name things. */
 interface Names {
   readonly types: ColumnTypes
+  readonly drawn: Omit<Drawn, 'clock'>
   /** A table, in its schema. */
   table(name: TableName): RawBuilder<unknown>
   /** The rows of a table, in a statement about it. */
@@ -98,12 +135,13 @@ function placesIn({ places }: Database, schema: Schema): Places {
   return Object.fromEntries(entries.map(([table, place]) => [table, { schema: place.schema ?? schema.name, name: place.name }])) as Places
 }
 
-function namesIn(database: Database, schema: Schema): Names {
+function namesIn(database: Database, schema: Schema, drawn: Names['drawn']): Names {
   const { dialect } = database
   const places = placesIn(database, schema)
   const placeOf = (table: TableName): Place => places[table]
   return {
     types: dialect.schema.types,
+    drawn,
     table: (table) => identifier(placeOf(table)),
     rows: (table) => sql.id(places[table].name),
     index(table, suffix, columns, where) {
@@ -161,7 +199,7 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
     )
     await run(sql`insert into ${table('express_api_key_settings')} values (1, 50, 0, 0)`)
   },
-  async (run, { table, rows, types: { id, name, text, integer, ms } }) => {
+  async (run, { table, rows, drawn, types: { id, name, text, integer, ms } }) => {
     const [keys, generations] = [table('express_api_keys'), table('express_api_key_generations')]
     for (const column of [
       `secret_start ${name} not null default ''`,
@@ -182,7 +220,7 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
         where g.key_id = ${key}.id and g.generation = ${key}.generation)`)
     }
     await run(sql`alter table ${table('express_api_key_settings')} add column ${sql.raw(`store_id ${name} not null default ''`)}`)
-    await run(sql`update ${table('express_api_key_settings')} set store_id = ${randomUUID()}`)
+    await run(sql`update ${table('express_api_key_settings')} set store_id = ${drawn.storeId}`)
   },
   async (run, { table, types: { integer, ms } }) => {
     const [replays, settings] = [table('express_api_key_replays'), table('express_api_key_settings')]
@@ -197,7 +235,7 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
   async (run, { table, types: { ms } }) => {
     await run(sql`alter table ${table('express_api_keys')} add column ${sql.raw(`secret_created_at ${ms}`)}`)
   },
-  async (run, { table, types: { id, text, integer, ms } }) => {
+  async (run, { table, drawn, types: { id, text, integer, ms } }) => {
     const [settings, feed, changes] = [table('express_api_key_settings'), table('express_api_key_feed'), table('express_api_key_changes')]
     await run(
       sql`create table ${feed} (${sql.raw(`id ${integer} primary key, seq ${ms} not null, tag ${id} not null, pruned_to ${ms} not null`)})`,
@@ -211,7 +249,7 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
       channels ${text} not null, revoked ${integer} not null, acked ${ms} not null, joined_at ${ms} not null`)})`,
     )
     // A reader compares the tag at its position, so there is one to compare before the first change too.
-    await run(sql`insert into ${feed} values (1, 0, ${newTag()}, 0)`)
+    await run(sql`insert into ${feed} values (1, 0, ${drawn.tag}, 0)`)
     await run(sql`insert into ${changes} select seq, tag, '', 0 from ${feed}`)
     await run(sql`alter table ${settings} add column ${sql.raw(`protocol ${integer} not null default 1`)}`)
   },

@@ -2,6 +2,7 @@ import { Kysely, PostgresDialect } from 'kysely'
 import type { Channel } from '../../channel.js'
 import { ApiKeyError } from '../../errors.js'
 import type { Store } from '../store.js'
+import { STORE_TOOLS } from '../tools.js'
 import { postgresDialect } from './dialects/postgres.js'
 import { kyselyStore } from './kysely-store.js'
 import { type Faults, faults } from './late-failures.js'
@@ -33,8 +34,10 @@ export function postgresStore(pool: PgPool, options: PostgresStoreOptions = {}):
   })
   const store = kyselyStore(new Kysely({ dialect }), postgresDialect({ together: true }), limits)
   const channels: Channel[] = []
-  return {
+  const tools = store[STORE_TOOLS]
+  const withTools: Store & { readonly [STORE_TOOLS]: typeof tools } = {
     ...store,
+    [STORE_TOOLS]: { ...tools, inspect: async () => ({ ...(await tools.inspect()), poolSize: sizeOf(pool) }) },
     channel() {
       const channel = postgresChannel(pool, limits)
       channels.push(channel)
@@ -51,6 +54,14 @@ export function postgresStore(pool: PgPool, options: PostgresStoreOptions = {}):
       }
     },
   }
+  return withTools
+}
+
+/** How many connections the pool opens at most, where it tells. */
+function sizeOf(pool: PgPool): number | undefined {
+  const { options } = pool as { options?: { max?: unknown } }
+  const size = Number(options?.max ?? Number.NaN)
+  return Number.isInteger(size) ? size : undefined
 }
 
 /** Properties of things that have `connect` but are not a pool: clients of `pg`, MySQL, Redis and MongoDB, a data source, a socket. */

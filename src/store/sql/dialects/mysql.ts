@@ -22,6 +22,7 @@ import {
   type Verdict,
 } from '../driver-errors.js'
 import { type LastUse, recordUse } from '../last-use.js'
+import { inspectMysql } from '../mysql-inspect.js'
 import { noRowSecurity } from '../row-security.js'
 import type { Tables } from '../rows.js'
 import { identifier, type Places } from '../table-names.js'
@@ -75,6 +76,7 @@ const LOCK_TIMEOUT_S = 2
 const STATEMENT_TIMEOUT_S = 3
 
 export const mysqlDialect: MakeDialect = (places): Dialect => ({
+  database: 'MySQL',
   async now(on) {
     const { rows } = await sql<{ at: number }>`select ${STATEMENT_BEGAN} as at`.execute(on)
     return Number(rows[0]?.at)
@@ -106,6 +108,7 @@ export const mysqlDialect: MakeDialect = (places): Dialect => ({
   insertOnce: (query) => query.ignore(),
 
   recordUses,
+  inspect: (on) => inspectMysql(on, places, STATEMENT_BEGAN),
   rowSecurity: noRowSecurity,
   errors: mysqlErrors,
   schema,
@@ -216,6 +219,7 @@ const schema: SchemaDialect = {
     integer: 'int',
     ms: 'bigint',
   },
+  drawn: { storeId: sql`uuid()`, tag: sql`left(sha2(concat(uuid(), rand()), 256), 22)`, clock: STATEMENT_BEGAN },
 
   async refuseUnfit(on) {
     const { rows } = await sql<{

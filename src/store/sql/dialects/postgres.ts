@@ -21,6 +21,7 @@ import {
   type Verdict,
 } from '../driver-errors.js'
 import type { LastUse } from '../last-use.js'
+import { inspectPostgres } from '../postgres-inspect.js'
 import { rowSecurity } from '../row-security.js'
 import type { Tables } from '../rows.js'
 import { identifier, type Places, quoted } from '../table-names.js'
@@ -77,6 +78,7 @@ export function postgresDialect({ together }: { readonly together: boolean }): M
     const opening = begin(places, transactionTimeoutMs, together)
     const names = quoted(places.express_api_key_settings)
     return {
+      database: 'PostgreSQL',
       async now(on) {
         const { rows } = await sql<{ at: number }>`select ${CLOCK} as at`.execute(on)
         return Number(rows[0]?.at)
@@ -106,6 +108,7 @@ export function postgresDialect({ together }: { readonly together: boolean }): M
 
       insertOnce: (query) => query.onConflict((conflict) => conflict.doNothing()),
       recordUses,
+      inspect: (on) => inspectPostgres(on, places),
       rowSecurity: rowSecurity(places),
       errors: postgresErrors,
       schema,
@@ -198,6 +201,11 @@ const NUMBER = 0x80_81_fe_ff
 
 const schema: SchemaDialect = {
   types: { id: 'text', name: 'text', text: 'text', integer: 'integer', ms: 'bigint' },
+  drawn: {
+    storeId: sql`gen_random_uuid()::text`,
+    tag: sql`translate(rtrim(encode(uuid_send(gen_random_uuid()), 'base64'), '='), '+/', '-_')`,
+    clock: CLOCK,
+  },
 
   async refuseUnfit(on) {
     const { rows } = await sql<{ encoding: string; number: unknown }>`select current_setting('server_encoding') as encoding,

@@ -1,5 +1,6 @@
-import { sql } from 'kysely'
+import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { wallMs } from '../../../real-time.js'
+import type { DatabaseFacts } from '../../tools.js'
 import type { Dialect, MakeDialect, SchemaDialect } from '../dialect.js'
 import {
   CLOSED,
@@ -19,7 +20,8 @@ import {
 } from '../driver-errors.js'
 import { recordUse } from '../last-use.js'
 import { noRowSecurity } from '../row-security.js'
-import { identifier } from '../table-names.js'
+import type { Tables } from '../rows.js'
+import { identifier, type Places } from '../table-names.js'
 
 /**
  * By SQLite's result codes, or the numbers that node:sqlite gives for them.
@@ -49,7 +51,8 @@ export const sqliteErrors: DriverErrors = {
 }
 
 /** SQLite has one write lock, which `begin` takes: rows and names need no locks of their own. */
-export const sqliteDialect: MakeDialect = (): Dialect => ({
+export const sqliteDialect: MakeDialect = (places): Dialect => ({
+  database: 'SQLite',
   now: async () => wallMs(),
   // All processes that share a file share a clock.
   readClock: sql`null`,
@@ -82,6 +85,7 @@ export const sqliteDialect: MakeDialect = (): Dialect => ({
     return []
   },
 
+  inspect: (on) => inspect(on, places),
   rowSecurity: noRowSecurity,
   errors: sqliteErrors,
   schema,
@@ -89,6 +93,12 @@ export const sqliteDialect: MakeDialect = (): Dialect => ({
 
 const schema: SchemaDialect = {
   types: { id: 'text', name: 'text', text: 'text', integer: 'integer', ms: 'bigint' },
+  drawn: {
+    storeId: sql`lower(hex(randomblob(16)))`,
+    // As many characters as base64url makes of 16 bytes.
+    tag: sql`hex(randomblob(11))`,
+    clock: sql`cast((julianday('now') - 2440587.5) * 86400000 as integer)`,
+  },
 
   async refuseUnfit() {},
 
@@ -112,6 +122,41 @@ const schema: SchemaDialect = {
   more: () => [],
   isForbidden: () => false,
   isDone: () => false,
+}
+
+/** The first version that has what migrations use: columns that are dropped. */
+const OLDEST = 3.35
+
+async function inspect(on: Kysely<Tables>, places: Places): Promise<Omit<DatabaseFacts, 'poolSize'>> {
+  const one = async <Row>(query: RawBuilder<Row>): Promise<Row | undefined> => (await query.execute(on)).rows[0]
+  const version = (await one(sql<{ version: string }>`select sqlite_version() as version`))?.version ?? ''
+  const synchronous = await one(sql<{ synchronous: number }>`select synchronous from pragma_synchronous`)
+  const [major = 0, minor = 0] = version.split('.').map(Number)
+  const tables = await Promise.all(
+    Object.values(places).map(async (place) => ({
+      name: place.name,
+      exists: (await schema.find(on, place)) !== undefined,
+      missingRights: [],
+    })),
+  )
+  return {
+    version,
+    // 3.9 is older than 3.35.
+    major: major + minor / 100,
+    oldestMajor: OLDEST,
+    standby: false,
+    encoding: undefined,
+    role: undefined,
+    isolation: undefined,
+    readOnly: false,
+    inTransaction: false,
+    durable: Number(synchronous?.synchronous) >= 2,
+    clock: undefined,
+    mostConnections: undefined,
+    tables,
+    closedSchema: undefined,
+    hidden: '',
+  }
 }
 
 const FILE_PATH = misconfigured('The SQLite file cannot be opened; check its path, and let the process write in its folder.')

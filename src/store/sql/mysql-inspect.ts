@@ -1,0 +1,61 @@
+import { type Kysely, type RawBuilder, sql } from 'kysely'
+import { wallMs } from '../../real-time.js'
+import type { DatabaseFacts } from '../tools.js'
+import type { Tables } from './rows.js'
+import type { Places } from './table-names.js'
+
+/** Of MariaDB and of MySQL; what is older is refused by `migrate`, which knows the lesser numbers too. */
+const OLDEST = { mariadb: 10, mysql: 8 }
+
+interface Server {
+  readonly version: string
+  readonly readOnly: number
+  readonly charset: string
+  readonly role: string
+  readonly isolation: string
+  readonly autocommit: number
+  readonly durable: number
+  readonly at: number
+  readonly most: number
+}
+
+/** Looks at a server and its settings, in statements that change nothing. Whether a role has a right shows when it is used. */
+export async function inspectMysql(
+  on: Kysely<Tables>,
+  places: Places,
+  clock: RawBuilder<number>,
+): Promise<Omit<DatabaseFacts, 'poolSize'>> {
+  const before = wallMs()
+  const { rows } = await sql<Server>`select version() as version, @@global.read_only in ('1', 'ON') as readOnly,
+    (select default_character_set_name from information_schema.schemata where schema_name = database()) as charset,
+    current_user() as role, /*M! @@tx_isolation */ /*!80017 @@transaction_isolation */ as isolation, @@autocommit as autocommit,
+    @@global.innodb_flush_log_at_trx_commit as durable, ${clock} as at, @@global.max_connections as most`.execute(on)
+  const after = wallMs()
+  const [server] = rows as [Server]
+  const tables = await Promise.all(
+    Object.values(places).map(async ({ schema, name }) => {
+      const found = await sql`select 1 as found from information_schema.tables
+        where table_schema = coalesce(${schema ?? null}, database()) and table_name = ${name}`.execute(on)
+      return { name, exists: found.rows.length > 0, missingRights: [] }
+    }),
+  )
+  return {
+    version: server.version,
+    major: Number(server.version.split('.', 1)[0]),
+    oldestMajor: /mariadb/i.test(server.version) ? OLDEST.mariadb : OLDEST.mysql,
+    standby: Number(server.readOnly) !== 0,
+    // As doctor knows the name of what holds every character.
+    encoding: server.charset === 'utf8mb4' ? 'UTF8' : server.charset,
+    role: server.role,
+    // Each transaction asks for its own.
+    isolation: 'read committed',
+    readOnly: false,
+    inTransaction: Number(server.autocommit) === 0,
+    durable: Number(server.durable) === 1,
+    clock: { aheadMs: Math.round(Number(server.at) - (before + after) / 2), uncertainMs: Math.ceil((after - before) / 2) },
+    mostConnections: Number(server.most),
+    tables,
+    closedSchema: undefined,
+    hidden: '',
+  }
+}
