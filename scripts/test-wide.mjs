@@ -48,4 +48,7 @@ run('npx', 'jest', '--config', `${HOME}/jest.config.ts`, '--json', '--outputFile
 if (process.argv.length === 2) {
   process.env.LONG_TESTS = 'true'
   run('npx', 'jest', '--json', '--outputFile=.tmp/jest-long.json')
+  delete process.env.LONG_TESTS
+  process.env.TEST_STORE = 'mariadb'
+  run('npx', 'jest', 'test/promises', '--json', '--outputFile=.tmp/jest-mariadb.json')
 }

@@ -49,6 +49,7 @@ export const sections = [
       ['Prisma, Drizzle, Knex, …', 'docs/guides/orms.md'],
       ['Own stores and caches', 'docs/guides/stores-and-caches.md'],
       ['Own contract', 'docs/contracts.md'],
+      ['MySQL and MariaDB', 'docs/guides/mysql.md'],
       ['Bring your existing keys', 'docs/guides/import-keys.md'],
       ['Move from another package', 'docs/guides/move-from.md'],
       ['Test your application', 'docs/guides/testing.md'],

@@ -31,6 +31,7 @@ const FILES: { readonly [page: string]: { readonly [file: string]: readonly numb
     'test/wide/moving/from-unkey.ts': [2],
     'test/wide/moving/beside-tokens.ts': [3],
   },
+  'docs/guides/mysql.md': { 'test/wide/mysql/keys.ts': [0] },
   'docs/guides/testing.md': { 'test/examples/app.test.ts': [0], 'test/examples/time.test.ts': [1] },
 }
 

@@ -1,4 +1,4 @@
-import { ApiKeyError, createApiKeys, type Store } from 'express-api-keys'
+import { type ApiKeyError, createApiKeys, type Store } from 'express-api-keys'
 import { mysqlStore } from 'express-api-keys/mysql'
 import { sqlStore } from 'express-api-keys/sql'
 import { storeContract } from 'express-api-keys/testing'
@@ -173,5 +173,15 @@ test('mysqlStore takes a pool, with callbacks or promises, and nothing else', as
   ] as const)
     expect(() => mysqlStore(wrong as never)).toThrow(said)
   await connection.promise().end()
-  expect(ApiKeyError).toBeDefined()
+})
+
+test('the program of the page about MySQL keeps keys', async () => {
+  const { url } = await freshMysql()
+  Object.assign(process.env, { DATABASE_URL: url, API_KEYS_SECRET: SERVER_SECRET })
+  const { keys, close } = await import('./mysql/keys.js')
+  await keys.migrate()
+  const { secret } = await keys.create({ as: 'application', ownerId: 'acme', name: 'n' })
+  const { secret: fresh } = await keys.rotate({ as: { secret } })
+  expect([(await keys.verify(secret)).ok, (await keys.verify(fresh)).ok]).toEqual([false, true])
+  await close()
 })
