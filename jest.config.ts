@@ -11,6 +11,7 @@ const LONG = [
   'cli/import',
   'cli/keys',
   'cli/migrate',
+  'cli/terminal',
   'crash/commit',
   'crash/recall',
   'documents',

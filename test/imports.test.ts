@@ -97,7 +97,7 @@ test('nothing imports the command line', () => {
 test('a dialect of SQL is known to the entries for its database only', () => {
   const isDialect = (file: string): boolean => file.startsWith('store/sql/dialects/')
   const users = files.filter((file) => importsOf(file).some(isDialect))
-  const entries = ['postgres-channel', 'postgres-pool', 'postgres', 'sql-store', 'sqlite']
+  const entries = ['mysql', 'postgres-channel', 'postgres-pool', 'postgres', 'sql-store', 'sqlite']
   expect(users.sort()).toEqual(entries.map((name) => `store/sql/${name}.ts`))
 })
 

@@ -1,6 +1,6 @@
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { createApiKeys } from 'express-api-keys'
+import { createApiKeys, legacyFormat } from 'express-api-keys'
 import { postgresStore } from 'express-api-keys/postgres'
 import { Client } from 'pg'
 import { atEnd } from '../support/cleanup.js'
@@ -73,7 +73,7 @@ test('where all is well it says so, for people and for scripts', async () => {
     `ok       The server secret has 43 bytes.
 ok       PostgreSQL N answers, as role postgres.
 warning  The server loses what is committed when the power fails: a retired secret would work again.
-         Set fsync to on (PostgreSQL), or synchronous to FULL (SQLite).
+         Set fsync to on (PostgreSQL), innodb_flush_log_at_trx_commit to 1 (MySQL), or synchronous to FULL (SQLite).
 ok       The tables are at version 7, as this release needs them.
 ok       No instance is running; the feed is at change 0.
 ok       Redis N answers.
@@ -235,8 +235,11 @@ describe('it finds', () => {
 
   test('prefixes that hide each other, and keys with a prefix that nobody takes', async () => {
     const { url, pool } = await migrated()
-    const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, prefix: 'parcel' })
+    const legacyFormats = [legacyFormat({ match: /old_.+/ })]
+    const keys = createApiKeys({ store: postgresStore(pool), serverSecret: SERVER_SECRET, prefix: 'parcel', legacyFormats })
     await keys.create({ as: 'application', ownerId: 'acme', name: 'ci' })
+    // One that was issued elsewhere begins with nothing that is known.
+    await keys.import([{ hash: 'a'.repeat(64), ownerId: 'acme', name: 'old' }])
     await keys.close()
     const env = { DATABASE_URL: url }
     const hiding = await doctor(env, '--prefix', 'parcel', '--accepted-prefix', 'parcel_live')

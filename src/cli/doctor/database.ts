@@ -71,7 +71,7 @@ function serverFindings(facts: DatabaseFacts): readonly Finding[] {
       warning(
         'durability',
         'The server loses what is committed when the power fails: a retired secret would work again.',
-        'Set fsync to on (PostgreSQL), or synchronous to FULL (SQLite).',
+        'Set fsync to on (PostgreSQL), innodb_flush_log_at_trx_commit to 1 (MySQL), or synchronous to FULL (SQLite).',
       ),
     )
   const off = facts.clock === undefined ? 0 : Math.max(0, Math.abs(facts.clock.aheadMs) - facts.clock.uncertainMs)

@@ -32,7 +32,8 @@ function prefixFindings({ prefixes, starts }: Examined): readonly Finding[] {
     }
   }
   const known = prefixes.flatMap(startsOf)
-  const strange = starts.filter((start) => !known.includes(start))
+  // Keys that were issued elsewhere have none.
+  const strange = starts.filter((start) => start !== '' && !known.includes(start))
   if (strange.length > 0) {
     found.push(
       warning(

@@ -96,8 +96,6 @@ export interface SchemaDialect {
   /** Waits until no other process migrates this table of migrations, and keeps others waiting to the end of the transaction. */
   lock(on: Kysely<Tables>, migrations: Place): Promise<void>
   createIndex(index: Index): RawBuilder<unknown>
-  /** Makes what only this database needs besides, where it is not there yet. */
-  more(places: Places): readonly RawBuilder<unknown>[]
   /** Whether a statement failed because this role may not make or change tables. */
   isForbidden(error: unknown): boolean
   /**

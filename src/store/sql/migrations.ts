@@ -5,7 +5,7 @@ import { newTag } from '../feed.js'
 import type { Database } from './database.js'
 import type { ColumnTypes, Drawn, Schema } from './dialect.js'
 import type { Tables } from './rows.js'
-import { identifier, type Place, type Places, type TableName } from './table-names.js'
+import { identifier, type Place, type TableName } from './table-names.js'
 
 /**
  * Whether every migration has been made. Looks, and changes nothing, so that a role that may only read and write can ask.
@@ -39,7 +39,6 @@ export async function migrationScript(database: Database, from: number): Promise
   const place = places.express_api_key_migrations
   if (from === 0) await run(migrationsTable(place, dialect.schema.types))
   const names = namesIn(database, { name: place.schema }, dialect.schema.drawn)
-  for (const statement of dialect.schema.more(placesIn(database, { name: place.schema }))) await run(statement)
   for (const [index, step] of migrations.entries()) {
     if (index < from) continue
     await step(run, names)
@@ -54,7 +53,6 @@ export async function migrate(on: Kysely<Tables>, database: Database): Promise<v
   const schema = await makeMigrationsTable(on, database, run)
   const version = await versionIn(on, database, schema)
   const names = namesIn(database, schema, { storeId: sql`${randomUUID()}`, tag: sql`${newTag()}` })
-  for (const statement of database.dialect.schema.more(placesIn(database, schema))) await run(statement)
   for (const [index, step] of migrations.entries()) {
     if (index < version) continue
     await step(run, names)
@@ -129,16 +127,8 @@ interface Names {
   index(table: TableName, suffix: string, columns: string, where?: string): RawBuilder<unknown>
 }
 
-/** Where the tables lie once they are made. */
-function placesIn({ places }: Database, schema: Schema): Places {
-  const entries = Object.entries(places) as [TableName, Place][]
-  return Object.fromEntries(entries.map(([table, place]) => [table, { schema: place.schema ?? schema.name, name: place.name }])) as Places
-}
-
-function namesIn(database: Database, schema: Schema, drawn: Names['drawn']): Names {
-  const { dialect } = database
-  const places = placesIn(database, schema)
-  const placeOf = (table: TableName): Place => places[table]
+function namesIn({ places, dialect }: Database, schema: Schema, drawn: Names['drawn']): Names {
+  const placeOf = (table: TableName): Place => ({ schema: places[table].schema ?? schema.name, name: places[table].name })
   return {
     types: dialect.schema.types,
     drawn,

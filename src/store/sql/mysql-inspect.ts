@@ -10,7 +10,6 @@ const OLDEST = { mariadb: 10, mysql: 8 }
 interface Server {
   readonly version: string
   readonly readOnly: number
-  readonly charset: string
   readonly role: string
   readonly isolation: string
   readonly autocommit: number
@@ -26,8 +25,7 @@ export async function inspectMysql(
   clock: RawBuilder<number>,
 ): Promise<Omit<DatabaseFacts, 'poolSize'>> {
   const before = wallMs()
-  const { rows } = await sql<Server>`select version() as version, @@global.read_only in ('1', 'ON') as readOnly,
-    (select default_character_set_name from information_schema.schemata where schema_name = database()) as charset,
+  const { rows } = await sql<Server>`select version() as version, concat(@@global.read_only) not in ('0', 'OFF') as readOnly,
     current_user() as role, /*M! @@tx_isolation */ /*!80017 @@transaction_isolation */ as isolation, @@autocommit as autocommit,
     @@global.innodb_flush_log_at_trx_commit as durable, ${clock} as at, @@global.max_connections as most`.execute(on)
   const after = wallMs()
@@ -44,8 +42,8 @@ export async function inspectMysql(
     major: Number(server.version.split('.', 1)[0]),
     oldestMajor: /mariadb/i.test(server.version) ? OLDEST.mariadb : OLDEST.mysql,
     standby: Number(server.readOnly) !== 0,
-    // As doctor knows the name of what holds every character.
-    encoding: server.charset === 'utf8mb4' ? 'UTF8' : server.charset,
+    // Each table says what its texts are in.
+    encoding: undefined,
     role: server.role,
     // Each transaction asks for its own.
     isolation: 'read committed',

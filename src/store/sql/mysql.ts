@@ -2,8 +2,10 @@ import { Kysely, MysqlDialect } from 'kysely'
 import { ApiKeyError } from '../../errors.js'
 import { clearTimeout, setTimeout } from '../../real-time.js'
 import type { Store } from '../store.js'
-import { mysqlDialect, mysqlErrors, refuseUnsafeText } from './dialects/mysql.js'
+import { isInTransaction, mysqlDialect, mysqlErrors, refuseCharset } from './dialects/mysql.js'
+import { insideTransaction } from './driver-errors.js'
 import { kyselyStore } from './kysely-store.js'
+import { withParameters } from './mysql-text.js'
 import { type TimeoutOptions, timeouts } from './timeouts.js'
 
 export type { TimeoutOptions } from './timeouts.js'
@@ -42,7 +44,7 @@ export function mysqlStore(pool: MysqlPool, options: MysqlStoreOptions = {}): St
       end: (callback: (error: unknown) => void) => callback(undefined),
     } as never,
   })
-  return kyselyStore(new Kysely({ dialect }), mysqlDialect, limits)
+  return kyselyStore(new Kysely({ dialect }), mysqlDialect({ ownText: true }), limits)
 }
 
 /** A pool of `mysql2/promise` has the one that it wraps. */
@@ -60,35 +62,40 @@ function plainPool(given: unknown): MysqlPool {
   throw new ApiKeyError('invalid_option', `mysqlStore takes a mysql2 pool: mysqlStore(createPool({ uri })).${instead}`)
 }
 
-/** Connections that have been looked at. */
-const seen = new WeakSet<Connection>()
+/** Connections that have been looked at, and whether their server is MySQL. */
+const seen = new WeakMap<Connection, { readonly isMysql: boolean }>()
+
+/** MariaDB cuts a list of changes after a megabyte otherwise. */
+const LONG_LISTS = 'set group_concat_max_len = 67108864'
+const LOOK = 'select version() as version, @@character_set_client as charset'
+/** Fails inside of a transaction that somebody has left open, which would show what is no longer so. MariaDB says so in each read. */
+const PROBE = 'set transaction isolation level read committed'
 
 function handOut(connection: Connection, ms: number, callback: (error: unknown, connection: unknown) => void): void {
   const guarded = bounded(connection, ms)
-  if (seen.has(connection)) {
-    callback(undefined, guarded)
-    return
-  }
-  // MariaDB cuts a list of changes after a megabyte otherwise.
-  const look = 'set group_concat_max_len = 67108864'
-  guarded.query(look, [], (failed) => {
-    if (failed) return refused(failed)
-    guarded.query('select @@sql_mode as mode, @@character_set_client as charset', [], (error, rows) => {
-      try {
-        if (error) throw error
-        refuseUnsafeText((rows as { mode: string; charset: string }[])[0] as { mode: string; charset: string })
-      } catch (unsafe) {
-        return refused(unsafe)
-      }
-      seen.add(connection)
-      callback(undefined, guarded)
+  const ask = (text: string): Promise<unknown> =>
+    new Promise((resolve, reject) => {
+      guarded.query(text, undefined, (error, rows) => (error ? reject(error) : resolve(rows)))
     })
-  })
-
-  function refused(error: unknown): void {
-    guarded.release()
-    callback(error, undefined)
+  const looked = async (): Promise<void> => {
+    const known = seen.get(connection) ?? (await lookAt(ask))
+    seen.set(connection, known)
+    if (known.isMysql) await ask(PROBE).catch((error) => Promise.reject(isInTransaction(error) ? insideTransaction() : error))
   }
+  looked().then(
+    () => callback(undefined, guarded),
+    (error) => {
+      guarded.release()
+      callback(error, undefined)
+    },
+  )
+}
+
+async function lookAt(ask: (text: string) => Promise<unknown>): Promise<{ readonly isMysql: boolean }> {
+  await ask(LONG_LISTS)
+  const [{ version, charset }] = (await ask(LOOK)) as [{ version: string; charset: string }]
+  refuseCharset(charset)
+  return { isMysql: !/mariadb/i.test(version) }
 }
 
 /**
@@ -118,7 +125,8 @@ function bounded(connection: Connection, ms: number): Connection {
         connection.destroy()
       }, ms)
       timer.unref()
-      connection.query(text, values, settle)
+      // The driver's own way to write values trusts backslashes, which a session can give another meaning.
+      connection.query(withParameters(text, values ?? []), undefined, settle)
     },
     release() {
       if (broken === undefined) connection.release()

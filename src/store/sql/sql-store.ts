@@ -35,7 +35,7 @@ export function sqlStore(database: Kysely<any>, options: SqlStoreOptions = {}): 
 const DIALECTS: { readonly [name in SqlDialect]: MakeDialect } = {
   postgres: postgresDialect({ together: false }),
   sqlite: sqliteDialect,
-  mysql: mysqlDialect,
+  mysql: mysqlDialect({ ownText: false }),
 }
 const NAMES = Object.keys(DIALECTS) as SqlDialect[]
 

@@ -1,7 +1,6 @@
 import { createHash } from 'node:crypto'
 import { type Kysely, type RawBuilder, sql } from 'kysely'
 import { ApiKeyError } from '../../../errors.js'
-import { newTag } from '../../feed.js'
 import type { Dialect, MakeDialect, SchemaDialect } from '../dialect.js'
 import {
   CLOSED,
@@ -49,7 +48,10 @@ export const mysqlErrors: DriverErrors = {
   isBusy: () => false,
 }
 
-const MAY_HAVE_COMMITTED: readonly number[] = [1053, 1152, 1158, 1159, 1160, 1161, 1180, 1317, 1927, 2006, 2013, 4031]
+const MAY_HAVE_COMMITTED: readonly number[] = [
+  ...[1053, 1077, 1079, 1080, 1152, 1153, 1156, 1157, 1158, 1159, 1160, 1161, 1180, 1184, 1317, 1598],
+  ...[1927, 1969, 2006, 2013, 3024, 3169, 4031],
+]
 
 /** The number of an error of the server; errors of the driver have none, or no SQLSTATE. */
 function serverErrorOf(error: unknown): number | undefined {
@@ -64,75 +66,67 @@ function serverErrorOf(error: unknown): number | undefined {
 const STATEMENT_BEGAN = sql<number>`floor(timestampdiff(microsecond, '1970-01-01 00:00:00', utc_timestamp(6)) / 1000)`
 
 /** Only MariaDB runs what is in such a comment. A session that does not commit by itself, or whose clock somebody has set, may show what is no longer so. */
-const OUTDATED = sql<number>`case when @@autocommit = 0 /*M! or @@in_transaction = 1 */
-  or abs(timestampdiff(second, now(), sysdate())) > 30 then 1 else 0 end`
+const OUTDATED = (more: string): RawBuilder<number> => sql`case when @@autocommit = 0 /*M! or @@in_transaction = 1 */
+  or abs(timestampdiff(second, now(), sysdate())) > 30 ${sql.raw(more)} then 1 else 0 end`
 
-/** Replicas are set to read only. */
-const STANDBY = sql<number>`case when @@global.read_only in (0, 'OFF') then 0 else 1 end`
+/** With it, values that the driver writes with backslashes could become statements. */
+const UNSAFE_MODE = "or @@sql_mode like '%NO_BACKSLASH_ESCAPES%'"
+
+/** The second at which the server started is in the upper bits of uuid_short(): two starts within one second are none. A replica has an id of its own. */
+const SERVER = sql<string | null>`concat(@@hostname, ':', @@port, ':', @@server_id, ':', uuid_short() >> 24)`
+
+/** Replicas are set to read only. As text: a number would be equal to any word. */
+const STANDBY = sql<number>`case when concat(@@global.read_only) in ('0', 'OFF') then 0 else 1 end`
 
 /** How long a statement waits for a row or a name that somebody else holds, inside a transaction, in seconds. */
 const LOCK_TIMEOUT_S = 2
 /** How long one statement may run there, in seconds. MySQL has no such limit for statements that write. */
 const STATEMENT_TIMEOUT_S = 3
 
-export const mysqlDialect: MakeDialect = (places): Dialect => ({
-  database: 'MySQL',
-  async now(on) {
-    const { rows } = await sql<{ at: number }>`select ${STATEMENT_BEGAN} as at`.execute(on)
-    return Number(rows[0]?.at)
-  },
-  readClock: STATEMENT_BEGAN,
-  clock: () => STATEMENT_BEGAN,
-  loweredName: LOWERED_NAME,
-  standby: STANDBY,
-  outdated: OUTDATED,
-  server: serverNamed(places),
-  // As text: MySQL's drivers read JSON for whoever asks. Unlike GROUP_CONCAT it is not cut after a kilobyte.
-  gathered: sql`cast(json_arrayagg(concat(c.seq, ' ', c.tag, ' ', c.digests)) as char)`,
+/** How long a transaction may sit idle, in seconds: a client that is gone half must not keep its locks. MySQL has no such limit. */
+const IDLE_TIMEOUT_S = 10
 
-  forUpdate: (query) => query.forUpdate(),
-  // MariaDB does not know FOR SHARE.
-  forShare: (query) => query.modifyEnd(sql`lock in share mode`),
-  lockName: (on, name) => lockName(on, places, name),
+/** @param ownText whether values are written into statements by us, and not by the driver. */
+export const mysqlDialect =
+  ({ ownText }: { readonly ownText: boolean }): MakeDialect =>
+  (places): Dialect => ({
+    database: 'MySQL',
+    async now(on) {
+      const { rows } = await sql<{ at: number }>`select ${STATEMENT_BEGAN} as at`.execute(on)
+      return Number(rows[0]?.at)
+    },
+    readClock: STATEMENT_BEGAN,
+    clock: () => STATEMENT_BEGAN,
+    loweredName: LOWERED_NAME,
+    standby: STANDBY,
+    outdated: OUTDATED(ownText ? '' : UNSAFE_MODE),
+    server: SERVER,
+    // As text: MySQL's drivers read JSON for whoever asks. Unlike GROUP_CONCAT it is not cut after a kilobyte.
+    gathered: sql`cast(json_arrayagg(concat(c.seq, ' ', c.tag, ' ', c.digests)) as char)`,
 
-  begin: (on) => begin(on, places),
-  together: false,
-  async commit(on) {
-    await sql`commit`.execute(on)
-    await restore(on)
-  },
-  async rollback(on) {
-    await sql`rollback`.execute(on).catch(() => {})
-    await restore(on)
-  },
-  insertOnce: (query) => query.ignore(),
+    forUpdate: (query) => query.forUpdate(),
+    // MariaDB does not know FOR SHARE.
+    forShare: (query) => query.modifyEnd(sql`lock in share mode`),
+    lockName: (on, name) => lockName(on, places, name),
 
-  recordUses,
-  inspect: (on) => inspectMysql(on, places, STATEMENT_BEGAN),
-  rowSecurity: noRowSecurity,
-  errors: mysqlErrors,
-  schema,
-})
+    begin,
+    together: false,
+    async commit(on) {
+      await sql`commit`.execute(on)
+      await restore(on)
+    },
+    async rollback(on) {
+      await sql`rollback`.execute(on).catch(() => {})
+      await restore(on)
+    },
+    insertOnce: (query) => query.ignore(),
 
-/**
- * A table whose rows live in the memory of one server, and end with it: neither MySQL nor MariaDB otherwise tells one start of a server from the next. A replica gets
- * its rows, so the name of the server goes with them.
- */
-function serverTable({ express_api_key_settings: { schema, name } }: Places): RawBuilder<unknown> {
-  return identifier({ schema, name: `${name}_server` })
-}
-
-function serverNamed(places: Places): RawBuilder<string | null> {
-  return sql`(select concat(@@hostname, ':', @@port, ':', @@server_id, ':', token) from ${serverTable(places)} where id = 1)`
-}
-
-/** Gives the server a name where it has none since it started. Nobody may rely on one: without it a change waits for the lease. */
-async function nameServer(on: Kysely<Tables>, places: Places): Promise<void> {
-  const named = sql`insert ignore into ${serverTable(places)} (id, token) values (1, ${sql.lit(newTag())})`
-  await named.execute(on).catch((error: unknown) => {
-    if (!mysqlErrors.answered(error)) throw error
+    recordUses,
+    inspect: (on) => inspectMysql(on, places, STATEMENT_BEGAN),
+    rowSecurity: noRowSecurity,
+    errors: mysqlErrors,
+    schema,
   })
-}
 
 /** A to Z alone, in a collation that tells all characters apart: LOWER would change others too. */
 const LOWERED_NAME: RawBuilder<string> = [...'ABCDEFGHIJKLMNOPQRSTUVWXYZ'].reduce<RawBuilder<string>>(
@@ -140,22 +134,27 @@ const LOWERED_NAME: RawBuilder<string> = [...'ABCDEFGHIJKLMNOPQRSTUVWXYZ'].reduc
   sql<string>`name`,
 )
 
+/** What a session has of its own is put by, and put back. Values that the driver writes as text mean the same with any sql_mode but one. */
+const LIMITS = sql`set @express_api_keys_lock_wait = @@innodb_lock_wait_timeout, innodb_lock_wait_timeout = ${sql.lit(LOCK_TIMEOUT_S)},
+  @express_api_keys_mode = @@sql_mode, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', timestamp = default
+  /*M! , @express_api_keys_statement = @@max_statement_time, max_statement_time = ${sql.lit(STATEMENT_TIMEOUT_S)},
+  @express_api_keys_idle = @@idle_transaction_timeout, idle_transaction_timeout = ${sql.lit(IDLE_TIMEOUT_S)} */`
+const RESTORED = sql`set innodb_lock_wait_timeout = @express_api_keys_lock_wait, sql_mode = @express_api_keys_mode,
+  @express_api_keys_names = release_all_locks()
+  /*M! , max_statement_time = @express_api_keys_statement, idle_transaction_timeout = @express_api_keys_idle */`
+
 /**
  * Opens a transaction that shows what is committed when each statement runs: at REPEATABLE READ, the default, a plain SELECT goes on showing what was so at the first one.
  * The time limits of the session come back at its end.
  */
-async function begin(on: Kysely<Tables>, places: Places): Promise<void> {
+async function begin(on: Kysely<Tables>): Promise<void> {
   try {
-    await nameServer(on, places)
     // Fails inside of a transaction that somebody has left open.
     await sql`set transaction isolation level read committed, read write`.execute(on)
-    await sql`set @express_api_keys_lock_wait = @@innodb_lock_wait_timeout, innodb_lock_wait_timeout = ${sql.lit(LOCK_TIMEOUT_S)},
-      timestamp = default /*M! , @express_api_keys_statement = @@max_statement_time, max_statement_time = ${sql.lit(STATEMENT_TIMEOUT_S)} */`.execute(
-      on,
-    )
+    await LIMITS.execute(on)
     await sql`start transaction`.execute(on)
   } catch (error) {
-    throw serverErrorOf(error) === IN_TRANSACTION ? insideTransaction() : readOnly(error) ? standbyAnswered(error) : error
+    throw isInTransaction(error) ? insideTransaction() : readOnly(error) ? standbyAnswered(error) : error
   }
 }
 
@@ -167,10 +166,7 @@ function readOnly(error: unknown): boolean {
 
 /** Names belong to the session and outlive a transaction. Never rejects: the transaction is over. */
 async function restore(on: Kysely<Tables>): Promise<void> {
-  await sql`set innodb_lock_wait_timeout = @express_api_keys_lock_wait, @express_api_keys_names = release_all_locks()
-    /*M! , max_statement_time = @express_api_keys_statement */`
-    .execute(on)
-    .catch(() => {})
+  await RESTORED.execute(on).catch(() => {})
 }
 
 /** At most 64 characters. Each set of tables in a server has names of its own. */
@@ -229,9 +225,7 @@ const schema: SchemaDialect = {
       engine: string
       galera: unknown
     }>`select version() as version,
-      @@sql_mode as mode, @@character_set_client as charset, @@default_storage_engine as engine, 0 /*M! + @@wsrep_on */ as galera`.execute(
-      on,
-    )
+      @@character_set_client as charset, @@default_storage_engine as engine, 0 /*M! + @@wsrep_on */ as galera`.execute(on)
     const [found] = rows
     if (found === undefined) return
     if (!isSupported(found.version)) throw unfit('The server is too old: keys need MySQL 8.0.17 or MariaDB 10.6, or later.')
@@ -241,7 +235,7 @@ const schema: SchemaDialect = {
       )
     if (found.engine.toLowerCase() !== 'innodb')
       throw unfit('Tables would not be made with InnoDB, which has transactions; set default_storage_engine.')
-    refuseUnsafeText(found)
+    refuseCharset(found.charset)
   },
 
   async find(on, place) {
@@ -263,10 +257,6 @@ const schema: SchemaDialect = {
     await takeName(on, sql`concat('eak:', left(md5(database()), 16), ${hashed})`, STATEMENT_TIMEOUT_S)
   },
 
-  more: (places) => [
-    sql`create table if not exists ${serverTable(places)} (id int primary key, token varchar(32) character set ascii not null) engine = memory`,
-  ],
-
   // There are no partial indexes.
   createIndex: ({ table, name, columns }) => sql`create index ${sql.id(name)} on ${identifier(table)} ${sql.raw(`(${columns})`)}`,
 
@@ -275,15 +265,13 @@ const schema: SchemaDialect = {
   isDone: (error) => [1050, 1060, 1061, 1062, 1091].includes(serverErrorOf(error) ?? 0),
 }
 
-/**
- * The driver puts values into statements as text, with backslashes before quotes, and names are any text.
- *
- * @throws ApiKeyError `store_misconfigured` where the session reads that otherwise.
- */
-export function refuseUnsafeText({ mode, charset }: { readonly mode: string; readonly charset: string }): void {
-  if (mode.includes('NO_BACKSLASH_ESCAPES'))
-    throw unfit('sql_mode has NO_BACKSLASH_ESCAPES, with which values could become statements; take it out.')
+/** @throws ApiKeyError `store_misconfigured` where the connection cannot hold every name. */
+export function refuseCharset(charset: string): void {
   if (charset !== 'utf8mb4') throw unfit(`The connection speaks ${charset}, which cannot hold every name; set its charset to utf8mb4.`)
+}
+
+export function isInTransaction(error: unknown): boolean {
+  return serverErrorOf(error) === IN_TRANSACTION
 }
 
 function unfit(message: string): ApiKeyError {
@@ -305,30 +293,9 @@ const STANDBY_ANSWERED: Verdict = ['store_unavailable', standbyAnswered().messag
 
 /** By the number of the error. What is not here is `REFUSED`. */
 const VERDICTS: { readonly [number: number]: Verdict } = {
-  // Too many connections, a server that goes down, the network, locks, deadlocks, limits of time, the disk.
-  ...each(
-    [
-      '1021',
-      '1040',
-      '1041',
-      '1053',
-      '1104',
-      '1114',
-      '1129',
-      '1152',
-      '1158',
-      '1159',
-      '1160',
-      '1161',
-      '1180',
-      '1203',
-      '1205',
-      '1206',
-      '1213',
-    ],
-    UNAVAILABLE,
-  ),
-  ...each(['1226', '1317', '1735', '1927', '1969', '2006', '2013', '3024', '3058', '3572', '4031'], UNAVAILABLE),
+  // Whatever may have committed; too many connections, locks, deadlocks, limits of time, the disk.
+  ...each(MAY_HAVE_COMMITTED.map(String), UNAVAILABLE),
+  ...each(['1021', '1040', '1041', '1104', '1114', '1129', '1203', '1205', '1206', '1213', '1226', '1735', '3058', '3572'], UNAVAILABLE),
   ...each(['1290', '1792', '1836'], STANDBY_ANSWERED),
   ...each(['1045', '1130', '1251', '1698', '1862', '4151'], LOGIN),
   ...each(['1046', '1049'], DATABASE),

@@ -247,7 +247,6 @@ const schema: SchemaDialect = {
     return sql`create index ${sql.id(name)} on ${identifier(table)} ${sql.raw(rest)}`
   },
 
-  more: () => [],
   isForbidden: (error) => fieldsOf(error).code === '42501',
   isDone: () => false,
 }

@@ -119,7 +119,6 @@ const schema: SchemaDialect = {
     return sql`create index ${index} on ${sql.id(table.name)} ${sql.raw(rest)}`
   },
 
-  more: () => [],
   isForbidden: () => false,
   isDone: () => false,
 }
