@@ -50,5 +50,5 @@ if (process.argv.length === 2) {
   run('npx', 'jest', '--json', '--outputFile=.tmp/jest-long.json')
   delete process.env.LONG_TESTS
   process.env.TEST_STORE = 'mariadb'
-  run('npx', 'jest', 'test/promises', '--json', '--outputFile=.tmp/jest-mariadb.json')
+  run('npx', 'jest', 'test/promises', 'test/crash/crash.test.ts', '--json', '--outputFile=.tmp/jest-mariadb.json')
 }

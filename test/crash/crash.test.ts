@@ -166,7 +166,7 @@ test('P1, P2: a duplicate that queues behind a process that is killed does what 
 test('P4: after all this no secret is in the database, its log, or Redis, and PostgreSQL has no session or lock left over', () =>
   onEach(async (world) => {
     const postgres = world.name === 'PostgreSQL'
-    const dump = postgres ? await dumpDatabase(world.url, world.since) : Buffer.concat(filesOf(world.url))
+    const dump = await dumpOf(world)
     const places = { dump: dump.toString('latin1'), cached: await world.redis.dump() }
     const found = (words: readonly string[]): [string, readonly string[]][] =>
       Object.entries(places).map(([place, text]) => [place, words.filter((word) => text.includes(word))])
@@ -189,7 +189,7 @@ const LEFT_OVER = `select 1 from pg_stat_activity where datname = current_databa
 /** The same on each database, at once; the failure of one says which. */
 async function onEach(work: (world: World) => Promise<void>, step = ''): Promise<void> {
   // On SQLite a COMMIT is a call, and not under way while anything else happens in this process.
-  const there = worlds.filter(({ name }) => name === 'PostgreSQL' || step !== 'amid commit')
+  const there = worlds.filter(({ name }) => name !== 'SQLite' || step !== 'amid commit')
   const outcomes = await Promise.allSettled(there.map(work))
   for (const [index, outcome] of outcomes.entries()) {
     if (outcome.status === 'fulfilled') continue
@@ -273,6 +273,12 @@ async function unsettled({ query }: World, id: string): Promise<number> {
 
 function secretOf({ body }: Answer): string {
   return (body as { secret: string }).secret
+}
+
+async function dumpOf({ name, url, since }: World): Promise<Buffer> {
+  if (name === 'PostgreSQL') return dumpDatabase(url, since)
+  if (name === 'SQLite') return Buffer.concat(filesOf(url))
+  return (await import('../support/mariadb.js')).filesOfServer(url)
 }
 
 function filesOf(database: string): Buffer[] {

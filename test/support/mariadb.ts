@@ -1,9 +1,9 @@
 import { spawnSync } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createPool, type Pool } from 'mysql2'
+import { createPool, type Pool, type RowDataPacket } from 'mysql2'
 import { type Child, child } from './child.js'
 import { atEnd } from './cleanup.js'
 import { freePort } from './port.js'
@@ -84,3 +84,12 @@ afterAll(async () => {
   await (await shared)?.close()
   shared = undefined
 })
+
+/** Every file of the server, its log among them. */
+export async function filesOfServer(url: string): Promise<Buffer> {
+  const pool = createPool({ uri: url, connectionLimit: 1 }).promise()
+  const [rows] = await pool.query<RowDataPacket[]>('select @@datadir as folder')
+  await pool.end()
+  const files = readdirSync(rows[0]?.folder, { recursive: true, withFileTypes: true }).filter((file) => file.isFile())
+  return Buffer.concat(files.map((file) => readFileSync(join(file.parentPath, file.name))))
+}

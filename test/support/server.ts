@@ -5,13 +5,13 @@ import express, { type Request, type Response } from 'express'
 import express4 from 'express4'
 import { Redis } from 'ioredis'
 import Database from 'libsql'
-import { createPool } from 'mysql2'
+import { createPool, type PoolConnection } from 'mysql2'
 import { Pool } from 'pg'
 import { redisCache } from '../../src/cache/redis/redis-cache.js'
 import type { Channel } from '../../src/channel.js'
 import { systemClock } from '../../src/core/clock.js'
 import { type ApiKeysOptions, bearerAuth, contracts, createApiKeys, keyRouter, type Store } from '../../src/index.js'
-import { mysqlStore } from '../../src/store/sql/mysql.js'
+import { type MysqlPool, mysqlStore } from '../../src/store/sql/mysql.js'
 import { postgresStore } from '../../src/store/sql/postgres.js'
 import { sqliteStore } from '../../src/store/sql/sqlite.js'
 import { SOURCE } from './source.js'
@@ -27,7 +27,7 @@ const keys = createApiKeys({
     STORE_URL.startsWith('postgres:')
       ? postgresStore(mortalPool())
       : STORE_URL.startsWith('mysql:')
-        ? mysqlStore(createPool({ uri: STORE_URL }))
+        ? mysqlStore(mortalMysqlPool())
         : sqliteStore(new Database(STORE_URL)),
   ),
   ...(redis === undefined ? {} : { cache: mortal('cache', redisCache(redis)) }),
@@ -139,6 +139,27 @@ function mortalPool(): Pool {
     }) as typeof client.query
   })
   return pool
+}
+
+function mortalMysqlPool(): MysqlPool {
+  const pool = createPool({ uri: STORE_URL, connectionLimit: 20 })
+  const getConnection: MysqlPool['getConnection'] = (callback) =>
+    pool.getConnection((error, connection) => callback(error, connection && mortalConnection(connection)))
+  return Object.assign(Object.create(pool) as MysqlPool, { getConnection })
+}
+
+/** The same connection, on which the process can be killed with COMMIT sent, and its answer not yet there. */
+function mortalConnection(connection: PoolConnection): object {
+  let recorded = false
+  return {
+    query(text: string, values: undefined, callback: () => void) {
+      connection.query(text, values, callback)
+      if (text.includes('insert into `express_api_key_replays`')) recorded = true
+      if (recorded && text === 'commit') reached('amid commit')
+    },
+    release: () => connection.release(),
+    destroy: () => connection.destroy(),
+  }
 }
 
 /** Waits to be killed from outside. */
