@@ -27,6 +27,20 @@ test('a revocation by hand is seen with the next read of the feed where the trig
   await keys.close()
 })
 
+test('with the trigger of the page, each column that a verdict goes by is a change', async () => {
+  const { keys, pool, issue } = await setUp()
+  await pool.query(TRIGGER)
+  const { id } = await issue()
+  const columns = ['name', 'scopes', 'metadata', 'allowed_ips', 'expires_at', 'disabled_at', 'revoked_at']
+  for (const column of columns) {
+    const before = await latestChange(pool)
+    const value = column.endsWith('_at') ? 1 : column === 'metadata' ? '{"a":1}' : '["a"]'
+    await pool.query(`update express_api_keys set ${column} = $2 where id = $1`, [id, value])
+    expect([column, await latestChange(pool)]).toEqual([column, before + 1])
+  }
+  await keys.close()
+})
+
 test('with the trigger of the page, the package revokes as before, and a use of a key is no change', async () => {
   const { keys, clock, pool, issue } = await setUp()
   await pool.query(TRIGGER)
