@@ -243,6 +243,42 @@ export interface Recalled {
   readonly early: boolean
 }
 
+/** What `prune` removes; each is left out to keep all of that. Instants are a `Date`, or text as RFC 3339 has it. */
+export interface PruneOptions {
+  /** Events of the audit trail that are older. */
+  eventsBefore?: Date | string
+  /** Replay records that are older, and whose window is over. At least 24 hours ago, and the replay window: an Idempotency-Key from before may then be used once more. */
+  replaysBefore?: Date | string
+  /** Keys that were revoked earlier. Their secrets stay known as dead. */
+  revokedBefore?: Date | string
+  /** Keys that expired earlier. */
+  expiredBefore?: Date | string
+  /** Is called after each batch of 500. What it throws ends the pruning there. */
+  onProgress?: (removed: Pruned) => void
+}
+
+/** How much was removed. */
+export interface Pruned {
+  readonly events: number
+  readonly replays: number
+  readonly keys: number
+}
+
+/** Whose keys, and who says so. */
+export interface OwnerCommand {
+  /** Who asks: the application, or an operator with `api_keys:admin` for this owner. */
+  as: Actor
+  ownerId: string
+}
+
+export interface Erased {
+  readonly keys: number
+  readonly events: number
+  readonly replays: number
+  /** Digests that are kept, so that nothing makes these secrets good again. A digest is no personal data without its secret. */
+  readonly tombstones: number
+}
+
 /** Why a request was refused, for the server only. */
 export interface Denial {
   readonly code: ApiKeyErrorCode
@@ -300,6 +336,12 @@ export interface ApiKeys<Metadata extends object = JsonObject> {
   disable(command: RevokeCommand): Promise<ChangeResult<Metadata>>
   /** Ends that, and resolves once every instance accepts the key. A key cannot enable itself. */
   enable(command: RevokeCommand): Promise<ChangeResult<Metadata>>
+  /** Removes what is old, in batches that hold no lock for long. Needs DELETE on the tables. What is removed is gone for good; secrets of removed keys stay known as dead. */
+  prune(options: PruneOptions): Promise<Pruned>
+  /** Revokes every key of an owner, those too that are made meanwhile, and resolves once no instance accepts any of them. */
+  revokeAll(command: OwnerCommand & { reason?: string }): Promise<{ readonly revoked: number }>
+  /** The same, and then removes all that is kept of them and of the owner: keys, audit trail, replay records. Bare digests stay. */
+  erase(command: OwnerCommand): Promise<Erased>
   /** Resolves with the key, or undefined; `ownerId` narrows it to that owner's, and is refused when it is there and undefined. */
   get(id: string, scope?: { ownerId?: string }): Promise<ApiKey<Metadata> | undefined>
   /** Lists the keys that pass every filter, newest first; without `ownerId`, of all owners. */

@@ -14,6 +14,7 @@ import { checkedCommand, presentedWith, rotationPlan, targetOf, withoutCommon } 
 import { guardedStore } from './failures.js'
 import { guardedCache } from './guarded-cache.js'
 import { guardedChannel } from './guarded-channel.js'
+import { housekeeping } from './housekeeping.js'
 import { type Finder, finder } from './import/finder.js'
 import { importer } from './import/importer.js'
 import { changedFields, createFields, reasonText } from './input.js'
@@ -48,6 +49,10 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
   const { store, verifier, finder, recalls, listeners, life, internals } = engine
   const { command } = life
   const queries = keyQueries(store, settings.clock)
+  const house = housekeeping({
+    ...{ store, recalls, clock: settings.clock, replayWindowMs: settings.replayWindowMs },
+    tell: (event, key) => listeners.tell(event, key),
+  })
   const ready = readiness(store, settings.clock)
   const bringIn = importer({ store, clock: settings.clock, formats: settings.legacyFormats, forget: (digests) => verifier.forget(digests) })
 
@@ -75,6 +80,10 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
 
     ...commandsOf(settings, engine),
     import: (rows, options) => command(() => bringIn(rows as Parameters<typeof bringIn>[0], options)),
+
+    prune: (options) => command(() => house.prune(options)),
+    revokeAll: (asked) => command(() => house.revokeAll(asked)),
+    erase: (asked) => command(() => house.erase(asked)),
 
     get: (id, scope) => command(() => queries.get(id, scope)),
     list: (query) => command(() => queries.list(query)),

@@ -3,7 +3,8 @@ import { ApiKeyError } from '../errors.js'
 import { wallMs } from '../real-time.js'
 import { digestsOf } from './feed.js'
 import { type MemoryFeed, memoryFeed } from './memory-feed.js'
-import type { EventRow, GenerationRow, KeyFilters, KeyRow, Position, ReplayRow, Store, StoreTransaction } from './store.js'
+import { housekeeping, housekeepingSteps, type Tables } from './memory-housekeeping.js'
+import type { GenerationRow, KeyFilters, KeyRow, Position, Store, StoreTransaction } from './store.js'
 
 export interface MemoryStoreOptions {
   /** The store's clock, in milliseconds since the epoch; for tests. Default `Date.now`. */
@@ -43,6 +44,7 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
     ...reads(data),
     ...writes(data),
     ...data.feed.store,
+    ...housekeeping(data, (work) => inTurn(data, work)),
 
     // One at a time, on a copy that takes the place of the original at the end: a throw leaves nothing behind.
     transaction: (work) =>
@@ -63,13 +65,6 @@ export function memoryStore(options: MemoryStoreOptions = {}): Store {
 
     async close() {},
   }
-}
-
-interface Tables {
-  readonly keys: Map<string, KeyRow>
-  readonly generations: Map<string, GenerationRow>
-  readonly replays: Map<string, ReplayRow>
-  readonly events: EventRow[]
 }
 
 interface Data {
@@ -166,7 +161,7 @@ function writes(data: Data): Writes {
       inTurn(data, async () => {
         const { generations } = data.tables
         const row = generations.get(digest)
-        if (row === undefined) return { retired: [], waitMs: 0 }
+        if (row === undefined || row.keyId === digest) return { retired: [], waitMs: 0 }
         if (row.firstUsedAt === null) generations.set(digest, { ...row, firstUsedAt: now() })
         if (!row.retiresEarlier) return { retired: [], waitMs: 0 }
         const before = generationOf(data.tables, row.keyId, row.generation - 1)
@@ -292,9 +287,7 @@ function steps(data: Data, tables: Tables, changed: Set<string>): StoreTransacti
     async appendEvent(row) {
       events.push(jsonCopy(row))
     },
-    async appendEvents(rows) {
-      for (const row of rows) events.push(jsonCopy(row))
-    },
+    ...housekeepingSteps(tables),
     async appendChange(digests) {
       for (const digest of digestsOf(digests)) changed.add(digest)
     },

@@ -43,6 +43,7 @@ export interface KeyRow {
 export interface GenerationRow {
   /** SHA-256 of the secret, base64url without padding: 43 characters. */
   readonly digest: string
+  /** The digest itself where this is a tombstone: all that is left of a secret whose key was removed. */
   readonly keyId: string
   readonly generation: number
   readonly createdAt: number
@@ -257,6 +258,38 @@ export interface KeyFilters {
   readonly last4?: string
 }
 
+/** Which keys housekeeping is about. Each that is there narrows it further. */
+export interface KeyChoice {
+  readonly ownerId?: string
+  /** Keys that nobody has revoked. */
+  readonly unrevoked?: true
+  /** Keys that were revoked earlier. */
+  readonly revokedBefore?: number
+  /** Keys whose expiry is earlier. */
+  readonly expiredBefore?: number
+}
+
+/** Which lines of the audit trail. Each that is there narrows it further. */
+export interface EventChoice {
+  readonly ownerId?: string
+  /** Lines from this instant on. */
+  readonly since?: number
+  /** Lines that are older. */
+  readonly before?: number
+}
+
+/** What `removeKeys` removed. */
+export interface RemovedKeys {
+  /** How many keys there were. */
+  readonly keys: number
+  /** How many replay records. */
+  readonly replays: number
+  /** How many digests are left as tombstones. */
+  readonly tombstones: number
+  /** Those of them that were not retired, or had a grace period: a verifier may know of them as good. */
+  readonly digests: readonly string[]
+}
+
 /**
  * Where keys live: the authority. `storeContract` in `express-api-keys/testing` judges an implementation.
  *
@@ -328,6 +361,27 @@ export interface Store {
 
   /** Lists a key's events, newest first (by `at`, then `id`, both descending). */
   events(query: { keyId: string; after?: Position | undefined; limit: number }): Promise<readonly EventRow[]>
+
+  /** Finds the ids of up to `limit` such keys, in any order. */
+  keyIds(choice: KeyChoice, limit: number): Promise<readonly string[]>
+
+  /** Lists events of all keys, oldest first (by `at`, then `id`). */
+  trail(query: EventChoice & { after?: Position | undefined; limit: number }): Promise<readonly EventRow[]>
+
+  /**
+   * Removes up to `limit` such events, the oldest first, and resolves with how many there were. Where they are those of an owner, also removes the replay records about
+   * the same keys, which may be gone already.
+   */
+  pruneEvents(
+    choice: { readonly before: number } | { readonly ownerId: string },
+    limit: number,
+  ): Promise<{ events: number; replays: number }>
+
+  /** Removes up to `limit` replay records that were made before this instant and whose window ended before it, and resolves with how many there were. */
+  pruneReplays(before: number, limit: number): Promise<number>
+
+  /** Has what was removed be gone from the store's files too, where they keep it in unused places. Optional. */
+  scrub?(): Promise<void>
 
   /**
    * Sets `firstUsedAt` to the store's clock if it is null. Where the generation `retiresEarlier`, also ends, in the same transaction, the
@@ -440,6 +494,18 @@ export interface StoreTransaction {
   appendEvent(row: EventRow): Promise<void>
   /** The same for up to 500. */
   appendEvents(rows: readonly EventRow[]): Promise<void>
+
+  /**
+   * Revokes those of these locked keys, up to 500, that are not, as of `at`: writes `revokedAt`, `revokedReason` and `updatedAt` (later than before in any case), retires their
+   * generations as `retireGenerations` does, and erases the seals of every record about them and of every answer that they were given. Resolves with the digests that it changed.
+   */
+  endKeys(ids: readonly string[], change: { at: number; reason: string | null }): Promise<readonly string[]>
+  /**
+   * Removes these locked keys, up to 500, for good. Of their generations a tombstone is left: the digest, with itself as `keyId`, generation 0, and nothing else, so that no
+   * generation can have this digest again, and no read finds a key for it. With `replays: 'removed'` the records about the keys go too; with `'kept'` they stay without
+   * seal and `callerId`, and refuse what they stand for.
+   */
+  removeKeys(ids: readonly string[], replays: 'kept' | 'removed'): Promise<RemovedKeys>
 
   /**
    * Says that verdicts about these digests change with this transaction. The store adds one change to the feed, with the digests of all calls, as the last thing before

@@ -1,5 +1,6 @@
 import type { Store } from '../store/store.js'
 import { feeds, followers, memberships, moments } from './store-contract/feed.js'
+import { housekeeping } from './store-contract/housekeeping.js'
 import { imports } from './store-contract/imports.js'
 import { listings, reads } from './store-contract/reads.js'
 import { replays, seals } from './store-contract/replays.js'
@@ -53,6 +54,7 @@ export function storeContract(
       followers,
       memberships,
       moments,
+      housekeeping,
     ])
       declare(check)
   })

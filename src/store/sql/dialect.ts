@@ -72,6 +72,8 @@ export interface Dialect {
 
   /** What the database and its settings are like, for whoever runs it. Takes one session, and changes nothing. */
   inspect(on: Kysely<Tables>): Promise<Omit<DatabaseFacts, 'poolSize'>>
+  /** Has what was deleted be gone from the file too. Runs outside of a transaction. Left out where the database does that by itself, sooner or later. */
+  scrub?(on: Kysely<Tables>): Promise<void>
 
   readonly rowSecurity: RowSecurity
   readonly errors: DriverErrors

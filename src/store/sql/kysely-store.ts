@@ -5,6 +5,7 @@ import { type DatabaseFacts, STORE_TOOLS, type StoreTools } from '../tools.js'
 import type { Database } from './database.js'
 import type { MakeDialect } from './dialect.js'
 import { storeError } from './driver-errors.js'
+import { housekeeping } from './housekeeping.js'
 import { faults } from './late-failures.js'
 import { members } from './members.js'
 import { isMigrated, migrate, migrationScript, versions } from './migrations.js'
@@ -56,6 +57,7 @@ export function kyselyStore(kysely: Kysely<any>, makeDialect: MakeDialect, timeo
     ...reads(database),
     ...writes(database),
     ...members(database),
+    ...housekeeping(database),
     transaction: transactions(database),
     onFault: lateFailures.on,
 

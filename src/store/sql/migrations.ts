@@ -253,4 +253,11 @@ const migrations: readonly ((run: Run, names: Names) => Promise<void>)[] = [
     for (const column of [`allowed_ips ${text}`, `disabled_at ${ms}`])
       await run(sql`alter table ${table('express_api_keys')} add column ${sql.raw(column)}`)
   },
+  // What housekeeping looks for: events by age and by owner, replay records by age, revoked keys by when they were revoked.
+  async (run, { index }) => {
+    await run(index('express_api_key_events', '_by_time', 'at, id'))
+    await run(index('express_api_key_events', '_by_owner', 'owner_id, at, id'))
+    await run(index('express_api_key_replays', '_by_time', 'created_at'))
+    await run(index('express_api_keys', '_by_end', 'revoked_at', 'revoked_at is not null'))
+  },
 ]

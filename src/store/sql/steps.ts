@@ -6,9 +6,10 @@ import type { Database } from './database.js'
 import type { Dialect } from './dialect.js'
 import { storeError } from './driver-errors.js'
 import { refuseOtherProtocol } from './feed.js'
+import { housekeepingSteps } from './housekeeping.js'
+import { retire } from './retire.js'
 import {
   eventColumns,
-  type GenerationTable,
   generationColumns,
   generationRow,
   keyColumns,
@@ -53,13 +54,10 @@ export function steps(on: Kysely<Tables>, dialect: Dialect, changed: Set<string>
     ...keySteps(on, dialect),
     ...generationSteps(on, dialect),
     ...replaySteps(on),
+    ...housekeepingSteps(on, dialect),
 
     async appendEvent(row) {
       await on.insertInto('express_api_key_events').values(eventColumns(row)).execute()
-    },
-
-    async appendEvents(rows) {
-      if (rows.length > 0) await on.insertInto('express_api_key_events').values(rows.map(eventColumns)).execute()
     },
 
     async appendChange(digests) {
@@ -161,26 +159,7 @@ function generationSteps(
       await on.insertInto('express_api_key_generations').values(generationColumns(row)).execute()
     },
 
-    async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
-      // Locked before they are changed, since not every database says which rows an update has changed.
-      const query = on
-        .selectFrom('express_api_key_generations')
-        .select(['digest', 'retired_at', 'grace_ends_at'])
-        .where('key_id', '=', keyId)
-        .where((is) => is.or([is('retired_at', 'is', null), is('grace_ends_at', 'is not', null)]))
-        .orderBy('generation')
-      const locked = await dialect.forUpdate(query).execute()
-      const isOver = ({ grace_ends_at: end }: { grace_ends_at: number | null }): boolean => end !== null && Number(end) <= at
-      const over = locked.filter(isOver).map(({ digest }) => digest)
-      const accepted = locked.filter((row) => row.retired_at === null || !isOver(row)).map(({ digest }) => digest)
-      const update = (digests: readonly string[], change: Partial<GenerationTable>): Promise<unknown> =>
-        on.updateTable('express_api_key_generations').set(change).where('digest', 'in', digests).execute()
-      // What is over stays over: a clock that is set back would have it begin again.
-      if (over.length > 0) await update(over, { grace_ends_at: null })
-      if (accepted.length > 0)
-        await update(accepted, { retired_at: at, retired_by: by, retired_reason: reason, grace_ends_at: graceEndsAt })
-      return locked.map(({ digest }) => digest)
-    },
+    retireGenerations: (keyId, change) => retire(on, dialect, [keyId], change),
 
     async lowerGrace(keyId, generation, { from, to }) {
       await on

@@ -45,7 +45,9 @@ async function markFirstUse(tx: StoreTransaction, on: Kysely<Tables>, digest: st
   if (found.retiresEarlier) await tx.lockKeys([found.keyId])
   const now = await tx.now()
   const generations = on.updateTable('express_api_key_generations')
-  await generations.set({ first_used_at: now }).where('digest', '=', digest).where('first_used_at', 'is', null).execute()
+  // A tombstone stays as bare as it is.
+  const unused = generations.set({ first_used_at: now }).where('digest', '=', digest).where('first_used_at', 'is', null)
+  await unused.where('generation', '>', 0).execute()
   if (!found.retiresEarlier) return { retired: [], waitMs: 0 }
   const earlier = await on
     .selectFrom('express_api_key_generations')
