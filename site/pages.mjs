@@ -50,6 +50,7 @@ export const sections = [
       ['Own stores and caches', 'docs/guides/stores-and-caches.md'],
       ['Own contract', 'docs/contracts.md'],
       ['MySQL and MariaDB', 'docs/guides/mysql.md'],
+      ['Remove what is old, erase a customer', 'docs/guides/housekeeping.md'],
       ['Bring your existing keys', 'docs/guides/import-keys.md'],
       ['Move from another package', 'docs/guides/move-from.md'],
       ['Test your application', 'docs/guides/testing.md'],

@@ -74,7 +74,7 @@ test('where all is well it says so, for people and for scripts', async () => {
 ok       PostgreSQL N answers, as role postgres.
 warning  The server loses what is committed when the power fails: a retired secret would work again.
          Set fsync to on (PostgreSQL), innodb_flush_log_at_trx_commit to 1 (MySQL), or synchronous to FULL (SQLite).
-ok       The tables are at version 7, as this release needs them.
+ok       The tables are at version 8, as this release needs them.
 ok       No instance is running; the feed is at change 0.
 ok       Redis N answers.
 
@@ -142,8 +142,8 @@ describe('it finds', () => {
       await pool.query(statement)
       return (await doctor({ DATABASE_URL: url })).found
     }
-    expect(await found('delete from express_api_key_migrations where version = 7')).toEqual(['problem tables_behind'])
-    expect(await found('insert into express_api_key_migrations values (7, 0), (99, 0)')).toEqual(['problem tables_ahead'])
+    expect(await found('delete from express_api_key_migrations where version = 8')).toEqual(['problem tables_behind'])
+    expect(await found('insert into express_api_key_migrations values (8, 0), (99, 0)')).toEqual(['problem tables_ahead'])
     expect(await found('delete from express_api_key_migrations where version = 99; drop table express_api_key_events')).toEqual([
       'problem tables_missing',
     ])

@@ -128,7 +128,7 @@ function tables(): [table: string, text: string][] {
 
 function statements(database: string): string[] {
   const all = [...PAGE.matchAll(/^```sql\n(.*?)^```$/gms)].map(([, statement = '']) => statement)
-  expect(all).toHaveLength(5)
+  expect(all).toHaveLength(3)
   return all.filter((statement) => database === 'PostgreSQL' || !statement.startsWith('-- PostgreSQL'))
 }
 
