@@ -1,6 +1,6 @@
 import type { Cache, Counters } from '../cache/cache.js'
 import type { Channel } from '../channel.js'
-import { invalidOption } from '../options.js'
+import { invalidOption, refuseUnknown } from '../options.js'
 import type { JsonObject, Store } from '../store/store.js'
 import { secretOf } from './actor.js'
 import { isAllowedFrom } from './allowed-ips.js'
@@ -67,11 +67,13 @@ export function createApiKeys(options: ApiKeysOptions): ApiKeys {
     ready: () => command(ready),
 
     async verify(secret, from) {
+      if (from !== undefined) refuseUnknown(from, ['ip'], 'verify', 'invalid_request')
       const digest = format.digestIn(secret)
       return digest === undefined ? malformed : fromAddress(await command(() => found(secret, digest)), from)
     },
 
     peek(secret, from) {
+      if (from !== undefined && isPlain(from)) refuseUnknown(from, ['ip'], 'peek', 'invalid_request')
       const digest = format.digestIn(secret)
       const known = digest === undefined ? malformed : verifier.peek(digest)
       if (known === undefined || (!known.ok && known.reason === 'unknown' && finder.mayFind(secret, digest ?? ''))) return undefined
@@ -226,6 +228,11 @@ function readPath({ settings, store, cache, tell, report }: ReadPathParts): { re
     inBackground: (work) => verifier.inBackground(work),
   })
   return { verifier, recalls }
+}
+
+/** What applications write, and not what bearerAuth makes for each request. */
+function isPlain(from: unknown): boolean {
+  return typeof from !== 'object' || from === null || Object.getPrototypeOf(from) === Object.prototype
 }
 
 /** The same result, unless its key may not be used from there. Only for a key that has a list is the address looked at. */

@@ -8,8 +8,13 @@ export const ADMIN_SCOPE = 'api_keys:admin'
 /**
  * Whether one of the scopes that are held covers the one that is wanted: `hasScope(key.scopes, 'reports:read')`. `reports:*` covers `reports:read`, and `*` covers
  * all but `api_keys:admin`.
+ *
+ * @throws TypeError for anything but a list and a text.
  */
 export function hasScope(held: readonly string[], wanted: string): boolean {
+  // A text would be searched for a part of it.
+  if (!Array.isArray(held) || typeof wanted !== 'string')
+    throw new TypeError('hasScope takes a list of scopes and a scope: hasScope(key.scopes, "reports:read").')
   return held.includes(wanted) || held.some((scope) => covers(scope, wanted))
 }
 

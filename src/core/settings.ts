@@ -57,7 +57,7 @@ export function settingsFrom(options: ApiKeysOptions): Settings {
   refuseUnknown(options, OPTIONS, 'createApiKeys')
   const { store, cache, clock = systemClock, onError = logError } = options
   if (!isStore(store)) throw invalidOption('store must be a store, such as postgresStore(pool), sqliteStore(database) or memoryStore().')
-  if (cache !== undefined && typeof cache?.get !== 'function') throw invalidOption('cache must be a cache, such as redisCache(client).')
+  if (cache !== undefined && !isCache(cache)) throw invalidOption('cache must be a cache, such as redisCache(client).')
   if (typeof onError !== 'function') throw invalidOption('onError must be a function.')
   const environmentInSecret = booleanOption('environmentInSecret', options.environmentInSecret)
   const [prefix, accepted] = [prefixOption(options.prefix), acceptedPrefixesOption(options.acceptedPrefixes)]
@@ -81,6 +81,13 @@ export function settingsFrom(options: ApiKeysOptions): Settings {
     maxKnownSecrets: integerOption('maxKnownSecrets', options.maxKnownSecrets, 100_000, 100, 1_000_000),
     maxLifetimeMs: maxLifetimeOption(options),
   }
+}
+
+const CACHE_METHODS = ['get', 'fill', 'bury', 'forget', 'close'] as const
+
+/** A client of Redis has some of the methods, and would fail only later. */
+function isCache(cache: unknown): cache is Cache {
+  return typeof cache === 'object' && cache !== null && CACHE_METHODS.every((name) => typeof (cache as Partial<Cache>)[name] === 'function')
 }
 
 function isStore(store: unknown): store is Store {

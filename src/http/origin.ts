@@ -24,14 +24,14 @@ export function clientAddress(req: Request): string | undefined {
 
 /** Where a request came from, for a key that asks: most do not. */
 export class ClientAddress {
-  readonly req: Request
+  readonly #req: Request
 
   constructor(req: Request) {
-    this.req = req
+    this.#req = req
   }
 
   get ip(): string | undefined {
-    return clientAddress(this.req)
+    return clientAddress(this.#req)
   }
 }
 

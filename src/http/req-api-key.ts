@@ -11,11 +11,12 @@ import { type FailureContext, isError, refuse, STDERR, type Telling } from './pr
  * Returns the key that let this request in. By its type, `req.apiKey` may be undefined; this cannot. `Metadata` is the type that
  * `createApiKeys<Metadata>` was given.
  *
- * @throws ApiKeyError `internal_error` if the request has no key, since no `bearerAuth` stands before this handler.
+ * @throws ApiKeyError `internal_error` if no `bearerAuth` stands before this handler, and `credential_missing` if one let the request pass without a key.
  */
 export function apiKeyOf<Metadata extends object = JsonObject>(req: { readonly apiKey?: ApiKey | undefined }): ApiKey<Metadata> {
   if (req.apiKey !== undefined) return req.apiKey as ApiKey<object> as ApiKey<Metadata>
-  throw unguarded('this handler').missing()
+  // Behind `optional`, `anyOf` or a preflight there is a bearerAuth, and no key.
+  throw (guardOf(req as Request) ?? unguarded('this handler')).missing()
 }
 
 /**

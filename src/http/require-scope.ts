@@ -12,7 +12,13 @@ import { guardOf, unguarded } from './req-api-key.js'
  *
  * @throws ApiKeyError `invalid_option` for anything that would ask for nothing.
  */
-export function requireScope(wanted: string | readonly string[] | AdmissionOptions): RequestHandler {
+export function requireScope(wanted: string | readonly string[] | AdmissionOptions, ...more: never[]): RequestHandler {
+  // A second scope would be asked of nobody.
+  if (more.length > 0)
+    throw new ApiKeyError(
+      'invalid_option',
+      'requireScope takes one argument, and no keys. For several scopes write a list: requireScope(["a", "b"]).',
+    )
   const options =
     typeof wanted === 'string' || Array.isArray(wanted) ? { scope: wanted as string | readonly string[] } : (wanted as AdmissionOptions)
   if (

@@ -50,6 +50,8 @@ export function bearer(): Source {
 
 /** `Authorization: <name> <key>`, such as `ApiKey` or `Token`. The name goes by no case. */
 export function scheme(name: string): Source {
+  if (typeof name === 'string' && name.toLowerCase() === 'basic')
+    throw invalidOption('For Basic there is basic(), which reads the key from the user name.')
   return schemeOf(name, MAX_LENGTH)
 }
 
@@ -92,7 +94,7 @@ export function header(name: string): Source {
     read(req, maxLength) {
       const value = only(req, lower, name, maxLength)
       if (value === undefined) return undefined
-      if (!BARE.test(value)) throw malformed(`Send one API key as: ${name}: <key>.`)
+      if (!BARE.test(value)) throw malformed(`Send one API key as: ${name}: <key>, without a scheme such as Bearer.`)
       return value
     },
   }

@@ -4,7 +4,7 @@ import { cli, cliOn, ownFolder } from '../support/cli.js'
 import { freshDatabase } from '../support/postgres.js'
 
 /** How many migrations there are. */
-const KNOWN = 7
+const KNOWN = 8
 
 /** A new, empty database: how the command line is run on it, and how it is looked into. */
 interface Empty {

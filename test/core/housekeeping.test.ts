@@ -13,6 +13,7 @@ import {
 } from 'express-api-keys'
 import { redisCache } from 'express-api-keys/redis'
 import { Redis } from 'ioredis'
+import { type HousekeepingParts, housekeeping } from '../../src/core/housekeeping.js'
 import { atEnd } from '../support/cleanup.js'
 import { TestClock } from '../support/clock.js'
 import { dumpDatabase } from '../support/postgres.js'
@@ -35,7 +36,9 @@ const make = (keys: ApiKeys, ownerId: string, more: object = {}): Promise<Issued
 describe.each([['memory', async () => ({ store: memoryStore() })], ...stores] as const)('on %s', (_name, makeStore) => {
   test('P3: all keys of an owner are ended at once, on every instance, those too that are made meanwhile', async () => {
     const { store } = await makeStore()
-    const [here, there] = [instance(store), instance(store)]
+    // One of them hears of nothing, and is waited for.
+    const [here, there] = [instance(store, { leaseMs: 1_500 }), instance(store, { leaseMs: 1_500 })]
+    const deaf = instance(store, { leaseMs: 1_500, recall: false })
     await here.migrate()
     const mine: IssuedKey[] = []
     for (let n = 0; n < 12; n++) mine.push(await make(here, 'acme'))
@@ -43,11 +46,14 @@ describe.each([['memory', async () => ({ store: memoryStore() })], ...stores] as
     const [graced] = mine as [IssuedKey]
     const fresh = await here.rotate({ as: { secret: graced.secret }, idempotencyKey: 'k', retire: { afterMs: 60_000 } })
     const secrets = [...mine.map(({ secret }) => secret), fresh.secret]
-    for (const secret of [...secrets, other.secret]) expect((await there.verify(secret)).ok).toBe(true)
+    for (const secret of [...secrets, other.secret]) for (const keys of [there, deaf]) expect((await keys.verify(secret)).ok).toBe(true)
+    // From here on it accepts what it knows, for as long as its lease.
+    while (deaf.peek(fresh.secret)?.ok !== true) await deaf.verify(fresh.secret)
     const ended = here.revokeAll({ ...application, ownerId: 'acme', reason: 'closed' })
     const late = await make(there, 'acme').catch(() => undefined)
     const { revoked } = await ended
     expect(revoked).toBeGreaterThanOrEqual(12)
+    for (const secret of secrets) for (const keys of [here, there, deaf]) expect(keys.peek(secret)?.ok ?? false).toBe(false)
     for (const secret of secrets)
       for (const keys of [here, there]) expect(await keys.verify(secret)).toEqual({ ok: false, reason: 'revoked' })
     expect((await there.verify(other.secret)).ok).toBe(true)
@@ -202,4 +208,22 @@ test('a clock that jumps back makes nothing good again that was pruned', async (
   expect(await keys.prune({ expiredBefore: new Date(clock.wallMs() - 1) })).toMatchObject({ keys: 1 })
   clock.setWall(-100_000)
   expect(await instance(store, { clock }).verify(secret)).toMatchObject({ ok: false })
+})
+
+test('P3: to end the keys of an owner, or to remove them, waits until every instance knows of it', async () => {
+  const store = memoryStore()
+  const { key } = await make(instance(store), 'acme')
+  const gates: (() => void)[] = []
+  const recalls = { settled: () => new Promise<void>((resolve) => gates.push(resolve)) } as unknown as HousekeepingParts['recalls']
+  const house = housekeeping({ store, clock: new TestClock(), recalls, replayWindowMs: 600_000, tell: () => {} })
+  let isOver = false
+  const ended = house.revokeAll({ ...application, ownerId: 'acme' }).then(() => {
+    isOver = true
+  })
+  // It is committed, and not answered.
+  while (gates.length === 0) await new Promise(setImmediate)
+  for (let turns = 0; turns < 20; turns++) await new Promise(setImmediate)
+  expect([(await store.key(key.id))?.key.revokedAt, isOver]).toEqual([expect.any(Number), false])
+  gates[0]?.()
+  await ended
 })

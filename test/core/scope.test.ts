@@ -32,3 +32,13 @@ test('of several scopes, one that covers is enough', () => {
   expect(hasScope(['a', 'reports:*'], 'b')).toBe(false)
   expect(hasScope([], 'a')).toBe(false)
 })
+
+test.each<[unknown, unknown]>([
+  ['reports:readonly', 'reports:read'],
+  [undefined, 'a'],
+  [{ scopes: ['a'] }, 'a'],
+  [['a'], undefined],
+  [['a'], ['a']],
+])('hasScope takes a list and a text: %j, %j is a mistake', (held, wanted) => {
+  expect(() => hasScope(held as string[], wanted as string)).toThrow(TypeError)
+})

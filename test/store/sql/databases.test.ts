@@ -750,7 +750,7 @@ describe('refused at start-up', () => {
   test('options with other names', () => {
     expect(() => sqlStore(db, { readTimeoutMS: 1_000 } as object)).toThrow('Write "readTimeoutMs" instead.')
     expect(() => postgresStore(unused, { dialect: 'sqlite' } as object)).toThrow('The store has no option "dialect"')
-    expect(() => sqlStore(db, { dialect: 'mysql' as 'sqlite' })).toThrow('dialect must be "postgres" or "sqlite", not mysql.')
+    expect(() => sqlStore(db, { dialect: 'oracle' as 'sqlite' })).toThrow('dialect must be "postgres" or "sqlite" or "mysql", not oracle.')
     expect(() => sqlStore(db, { dialect: 'sqlite' })).toThrow('this Kysely instance speaks "postgres"')
   })
 
