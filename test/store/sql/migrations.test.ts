@@ -14,7 +14,16 @@ describe.each(stores)('on %s', (_name, makeStore) => {
     // As the release before left them.
     await query('delete from express_api_key_migrations where version >= 4')
     for (const table of ['feed', 'changes', 'instances']) await query(`drop table express_api_key_${table}`)
-    for (const index of ['creation', 'last4', 'expiry']) await query(`drop index express_api_keys_by_${index}`)
+    const indexes = [
+      'keys_by_creation',
+      'keys_by_last4',
+      'keys_by_expiry',
+      'keys_by_end',
+      'key_events_by_time',
+      'key_events_by_owner',
+      'key_replays_by_time',
+    ]
+    for (const index of indexes) await query(`drop index express_api_${index}`)
     await query('alter table express_api_key_settings drop column protocol')
     await query('alter table express_api_keys drop column secret_created_at')
     for (const column of ['allowed_ips', 'disabled_at']) await query(`alter table express_api_keys drop column ${column}`)
