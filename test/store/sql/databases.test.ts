@@ -378,18 +378,17 @@ describe('plugins of the application', () => {
     )
     expect(rows.map(({ name }) => name)).toEqual([
       'auth.app_express_api_key_changes_pkey',
-      'auth.app_express_api_key_events_by_key',
+      ...['key', 'owner', 'time'].map((suffix) => `auth.app_express_api_key_events_by_${suffix}`),
       'auth.app_express_api_key_events_pkey',
       'auth.app_express_api_key_feed_pkey',
       'auth.app_express_api_key_generations_key_id_generation_key',
       'auth.app_express_api_key_generations_pkey',
       'auth.app_express_api_key_instances_pkey',
       'auth.app_express_api_key_migrations_pkey',
-      'auth.app_express_api_key_replays_by_expiry',
-      'auth.app_express_api_key_replays_by_key',
+      ...['expiry', 'key', 'time'].map((suffix) => `auth.app_express_api_key_replays_by_${suffix}`),
       'auth.app_express_api_key_replays_pkey',
       'auth.app_express_api_key_settings_pkey',
-      ...['creation', 'expiry', 'last4', 'owner'].map((suffix) => `auth.app_express_api_keys_by_${suffix}`),
+      ...['creation', 'end', 'expiry', 'last4', 'owner'].map((suffix) => `auth.app_express_api_keys_by_${suffix}`),
       'auth.app_express_api_keys_pkey',
     ])
   })
@@ -493,7 +492,8 @@ describe('roles as people make them', () => {
         drop column window_ms, drop column grace_ms;
       alter table keys.express_api_key_settings add column earlier_until bigint not null default 0, drop column lease_version, drop column protocol;
       drop table keys.express_api_key_feed, keys.express_api_key_changes, keys.express_api_key_instances;
-      drop index keys.express_api_keys_by_creation, keys.express_api_keys_by_last4, keys.express_api_keys_by_expiry;
+      drop index keys.express_api_keys_by_creation, keys.express_api_keys_by_last4, keys.express_api_keys_by_expiry, keys.express_api_keys_by_end,
+        keys.express_api_key_events_by_time, keys.express_api_key_events_by_owner, keys.express_api_key_replays_by_time;
       alter table keys.express_api_keys drop column secret_created_at, drop column allowed_ips, drop column disabled_at`)
     await worksWith(postgresStore(pool(url)))
     const { rows } = await admin.query("select schemaname from pg_tables where tablename like 'express%' group by 1")
