@@ -55,7 +55,7 @@ export function auditTrail({ store, clock, tell, background }: AuditParts): Audi
     transaction,
     writeLater(line, subject) {
       if (subject !== undefined && !isDue(`${line.type} ${subject}`)) return
-      background.add(inTurn(() => transaction(async (tx, write) => write(await tx.now(), line))))
+      background.add(inTurn(() => writeOfKey(line)))
     },
     writeRefusedSecret,
     writeRefusedSecretLater(digest, origin) {
@@ -74,6 +74,13 @@ export function auditTrail({ store, clock, tell, background }: AuditParts): Audi
     )
     for (const [event, key] of written) tell(event, key)
     return result
+  }
+
+  /** Its key may have been erased since: then nothing is written about it any more. */
+  function writeOfKey(line: AuditLine): Promise<void> {
+    return transaction(async (tx, write) => {
+      if ((await tx.lockKeys([line.key.id])).length > 0) await write(await tx.now(), line)
+    })
   }
 
   async function writeRefusedSecret(digest: string, origin: Origin): Promise<void> {

@@ -59,7 +59,7 @@ function batched({ store, clock, recalls }: HousekeepingParts): Batched {
 
 /** Ends and removes many keys, in batches until none is left, those too that were made meanwhile. */
 export function housekeeping(parts: HousekeepingParts): Housekeeping {
-  const { store, tell } = parts
+  const { store } = parts
   const inBatches = batched(parts)
   return {
     async prune(options) {
@@ -80,7 +80,8 @@ export function housekeeping(parts: HousekeepingParts): Housekeeping {
       ]
       for (const choice of choices) {
         await inBatches(choice, async (tx, rows) => {
-          const { digests, keys } = await tx.removeKeys(ids(rows), 'kept')
+          // Under the lock: somebody may have given a key a later expiry since it was found, and its clients go by that.
+          const { digests, keys } = await tx.removeKeys(ids(rows.filter((row) => isStill(row, choice))), 'kept')
           return { digests, done: () => note('keys', keys) }
         })
       }
@@ -91,7 +92,7 @@ export function housekeeping(parts: HousekeepingParts): Housekeeping {
       refuseUnknown(command, ['as', 'ownerId', 'reason'], 'revokeAll', 'invalid_request')
       const reason = command.reason === undefined ? null : reasonText(command.reason)
       const { ownerId, actor } = ownerOf(command)
-      return { revoked: await endAll(ownerId, actor, reason) }
+      return { revoked: await endAll(parts, ownerId, { actor, reason }) }
     },
 
     async erase(command) {
@@ -99,7 +100,7 @@ export function housekeeping(parts: HousekeepingParts): Housekeeping {
       const { ownerId, actor } = ownerOf(command)
       const erased = { keys: 0, events: 0, replays: 0, tombstones: 0 }
       // First no instance accepts them any more, as after a revocation; then nothing of them is left.
-      await endAll(ownerId, actor, null)
+      await endAll(parts, ownerId, { actor, reason: null })
       await inBatches({ ownerId }, async (tx, rows) => {
         const { keys, replays, tombstones, digests } = await tx.removeKeys(ids(rows), 'removed')
         erased.keys += keys
@@ -117,25 +118,41 @@ export function housekeeping(parts: HousekeepingParts): Housekeeping {
       return erased
     },
   }
+}
 
-  async function endAll(ownerId: string, actor: string, reason: string | null): Promise<number> {
-    let revoked = 0
-    await inBatches({ ownerId, unrevoked: true }, async (tx, rows) => {
-      const ending = rows.filter(({ revokedAt }) => revokedAt === null)
-      const at = await tx.now()
-      const digests = await tx.endKeys(ids(ending), { at, reason })
-      const lines = ending.map(
-        (row) => [revocationOf(row, { at, actor, reason }), { ...row, revokedAt: at, revokedReason: reason }] as const,
-      )
-      await tx.appendEvents(lines.map(([event]) => event))
-      const done = (): void => {
-        revoked += ending.length
-        for (const [event, row] of lines) tell(event, row)
-      }
-      return { digests, done }
-    })
-    return revoked
-  }
+/** Revokes every key of an owner, and resolves with how many when no instance accepts any of them. */
+async function endAll(
+  parts: HousekeepingParts,
+  ownerId: string,
+  { actor, reason }: { readonly actor: string; readonly reason: string | null },
+): Promise<number> {
+  let revoked = 0
+  await batched(parts)({ ownerId, unrevoked: true }, async (tx, rows) => {
+    const ending = rows.filter(({ revokedAt }) => revokedAt === null)
+    const at = await tx.now()
+    const digests = await tx.endKeys(ids(ending), { at, reason })
+    const lines = ending.map((row) => [revocationOf(row, { at, actor, reason }), { ...row, revokedAt: at, revokedReason: reason }] as const)
+    await tx.appendEvents(lines.map(([event]) => event))
+    const done = (): void => {
+      revoked += ending.length
+      for (const [event, row] of lines) parts.tell(event, row)
+    }
+    return { digests, done }
+  })
+  await othersToo(parts)
+  return revoked
+}
+
+/** What another call has ended, such as this one before its answer was lost, may not be known to every instance yet: everything up to now has to be. */
+async function othersToo({ store, clock, recalls }: HousekeepingParts): Promise<void> {
+  const waitMs = await store.transaction((tx) => tx.waitMs())
+  await recalls.settled({ change: undefined, committedAt: clock.monotonicMs(), waitMs })
+}
+
+/** Whether a key was revoked, or has expired, earlier than it is pruned by. */
+function isStill({ revokedAt, expiresAt }: KeyRow, { revokedBefore, expiredBefore }: KeyChoice): boolean {
+  const isEarlier = (at: number | null, before: number | undefined): boolean => before === undefined || (at !== null && at < before)
+  return isEarlier(revokedAt, revokedBefore) && isEarlier(expiresAt, expiredBefore)
 }
 
 function ids(rows: readonly KeyRow[]): readonly string[] {
@@ -167,14 +184,14 @@ function ownerOf(command: OwnerCommand): { readonly ownerId: string; readonly ac
   return { ownerId, actor: actorName(as, undefined) }
 }
 
-/** Checks what is to be pruned, by the store's clock. Throws `invalid_request`. */
+/** Checks what is to be pruned, by the store's clock and by this machine's: one that was set forward would have what is still good be removed. Throws `invalid_request`. */
 async function pruneInstants(
-  { store, replayWindowMs }: HousekeepingParts,
+  { store, clock, replayWindowMs }: HousekeepingParts,
   options: PruneOptions,
 ): Promise<{ readonly [name in (typeof PRUNED)[number]]?: number }> {
   const given = PRUNED.filter((name) => options[name] !== undefined)
   if (given.length === 0) throw invalidRequest(`Say what to prune: ${PRUNED.join(', ')}.`)
-  const now = await store.transaction((tx) => tx.now())
+  const now = Math.min(await store.transaction((tx) => tx.now()), clock.wallMs())
   return Object.fromEntries(
     given.map((name) => {
       const at = instantOf(options[name], name)

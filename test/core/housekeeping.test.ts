@@ -13,6 +13,9 @@ import {
 } from 'express-api-keys'
 import { redisCache } from 'express-api-keys/redis'
 import { Redis } from 'ioredis'
+import { auditTrail } from '../../src/core/audit.js'
+import { background } from '../../src/core/background.js'
+import { systemClock } from '../../src/core/clock.js'
 import { type HousekeepingParts, housekeeping } from '../../src/core/housekeeping.js'
 import { atEnd } from '../support/cleanup.js'
 import { TestClock } from '../support/clock.js'
@@ -215,7 +218,7 @@ test('P3: to end the keys of an owner, or to remove them, waits until every inst
   const { key } = await make(instance(store), 'acme')
   const gates: (() => void)[] = []
   const recalls = { settled: () => new Promise<void>((resolve) => gates.push(resolve)) } as unknown as HousekeepingParts['recalls']
-  const house = housekeeping({ store, clock: new TestClock(), recalls, replayWindowMs: 600_000, tell: () => {} })
+  const house = housekeeping({ store, clock: systemClock, recalls, replayWindowMs: 600_000, tell: () => {} })
   let isOver = false
   const ended = house.revokeAll({ ...application, ownerId: 'acme' }).then(() => {
     isOver = true
@@ -225,5 +228,67 @@ test('P3: to end the keys of an owner, or to remove them, waits until every inst
   for (let turns = 0; turns < 20; turns++) await new Promise(setImmediate)
   expect([(await store.key(key.id))?.key.revokedAt, isOver]).toEqual([expect.any(Number), false])
   gates[0]?.()
+  while (gates.length < 2) await new Promise(setImmediate)
+  gates[1]?.()
   await ended
+})
+
+test('P3: to end keys that another call has just ended waits until every instance knows of that', async () => {
+  const store = memoryStore()
+  const keys = instance(store)
+  await make(keys, 'acme')
+  await keys.revokeAll({ ...application, ownerId: 'acme' })
+  const asked: unknown[] = []
+  const recalls = { settled: async ({ change }: { change: unknown }) => void asked.push(change) } as unknown as HousekeepingParts['recalls']
+  const house = housekeeping({ store, clock: systemClock, recalls, replayWindowMs: 600_000, tell: () => {} })
+  expect(await house.revokeAll({ ...application, ownerId: 'acme' })).toEqual({ revoked: 0 })
+  // Which digests it was about is not known: everything up to now.
+  expect(asked).toEqual([undefined])
+})
+
+test('a key that is given a later expiry while it is being pruned stays', async () => {
+  const clock = new TestClock()
+  const inner = memoryStore({ now: clock.wallMs })
+  const customer = instance(inner, { clock })
+  const { key, secret } = await make(customer, 'acme', { expiresAt: new Date(clock.wallMs() + 60_000) })
+  clock.advance(120_000)
+  let isLate = false
+  const store: Store = {
+    ...inner,
+    async keyIds(choice, limit) {
+      const found = await inner.keyIds(choice, limit)
+      if (!isLate) await customer.update({ ...application, id: key.id, changes: { expiresAt: new Date(clock.wallMs() + DAY_MS) } })
+      isLate = true
+      return found
+    },
+  }
+  expect(await instance(store, { clock }).prune({ expiredBefore: new Date(clock.wallMs() - 1) })).toMatchObject({ keys: 0 })
+  expect((await customer.verify(secret)).ok).toBe(true)
+})
+
+test('a store whose clock was set forward lets nothing be pruned that is still good', async () => {
+  const clock = new TestClock()
+  const keys = instance(memoryStore({ now: () => clock.wallMs() + 400 * DAY_MS }), { clock })
+  const { secret } = await make(keys, 'acme')
+  await expect(keys.prune({ expiredBefore: new Date(clock.wallMs() + 100 * DAY_MS) })).rejects.toThrow('must be an instant that has passed')
+  await expect(keys.prune({ replaysBefore: new Date(clock.wallMs() - 1_000) })).rejects.toThrow('at least 24 hours ago')
+  expect((await keys.verify(secret)).ok).toBe(true)
+})
+
+test('a line that was waiting for the audit trail is not written once its key is erased', async () => {
+  const store = memoryStore()
+  const keys = instance(store)
+  const { key } = await make(keys, 'acme')
+  const row = (await store.key(key.id))?.key
+  if (row === undefined) throw new Error('There is no such key.')
+  const behind = background(() => {})
+  const audit = auditTrail({ store, clock: systemClock, tell: () => {}, background: behind })
+  const line = { type: 'key.replayed', key: row, actor: 'system', origin: { ip: '203.0.113.77' }, details: {} } as const
+  audit.writeLater(line)
+  await behind.idle()
+  expect((await store.trail({ ownerId: 'acme', limit: 10 })).map(({ type }) => type)).toContain('key.replayed')
+  await keys.erase({ ...application, ownerId: 'acme' })
+  audit.writeLater(line)
+  await behind.idle()
+  expect(await store.trail({ limit: 10 })).toEqual([])
 })
