@@ -243,7 +243,7 @@ test('P3: to end keys that another call has just ended waits until every instanc
   const house = housekeeping({ store, clock: systemClock, recalls, replayWindowMs: 600_000, tell: () => {} })
   expect(await house.revokeAll({ ...application, ownerId: 'acme' })).toEqual({ revoked: 0 })
   // Which digests it was about is not known: everything up to now.
-  expect(asked).toEqual([undefined])
+  expect(asked).toStrictEqual([undefined])
 })
 
 test('a key that is given a later expiry while it is being pruned stays', async () => {
