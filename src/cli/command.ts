@@ -4,6 +4,7 @@ import type { Command as KeyCommand, Origin } from '../core/api-keys.js'
 import type { Purpose } from './connection/open.js'
 import type { Output } from './output.js'
 import { type GlobalOptions, inSession, type Session } from './session.js'
+import { idempotencyKeyFrom } from './sources.js'
 
 /** What the commands share. */
 export interface Room {
@@ -47,9 +48,24 @@ function userName(): string {
   }
 }
 
-/** What a retry has to repeat: the options as they were typed. What they come to, such as `90d` from now, is another instant at each run. */
-export function requestOf(command: string, id: string, options: object): RequestShape {
-  return { method: 'CLI', path: `${command}/${id}`, body: JSON.parse(JSON.stringify(options)) as object }
+/** The option by which a command that prints a secret can be run again. */
+export const IDEMPOTENCY_KEY_FROM: readonly [flags: string, description: string] = [
+  '--idempotency-key-from <source>',
+  'a file or env:NAME: run again with the same one, it prints the same secret. A file is made if need be',
+]
+
+/**
+ * What such a command repeats when it is run again: the options as they were typed. What they come to, such as `90d` from now, is another instant at each run. Nothing
+ * where it cannot be run again.
+ */
+export async function repetitionOf(
+  command: string,
+  id: string,
+  { idempotencyKeyFrom: source, ...repeated }: { readonly idempotencyKeyFrom?: string },
+): Promise<{ idempotencyKey?: string; request?: RequestShape }> {
+  if (source === undefined) return {}
+  const body = JSON.parse(JSON.stringify(repeated)) as object
+  return { idempotencyKey: await idempotencyKeyFrom(source), request: { method: 'CLI', path: `${command}/${id}`, body } }
 }
 
 /** The examples at the end of a command's help. */

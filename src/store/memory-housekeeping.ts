@@ -37,7 +37,10 @@ export function housekeeping(data: { tables: Tables }, inTurn: <T>(work: () => P
         const keyIds = new Set('ownerId' in choice ? [...gone].map(({ keyId }) => keyId) : [])
         const records = [...replays.values()].filter(({ keyId }) => keyIds.has(keyId))
         for (const { id } of records) replays.delete(id)
-        events.splice(0, events.length, ...events.filter((row) => !gone.has(row)))
+        const kept = events.filter((row) => !gone.has(row))
+        events.length = 0
+        // One by one: a call has no room for as many arguments as there may be events.
+        for (const row of kept) events.push(row)
         return { events: gone.size, replays: records.length }
       }),
 
@@ -64,17 +67,8 @@ export function housekeepingSteps(tables: Tables): Pick<StoreTransaction, 'appen
       const endingIds = new Set(ending.map(({ id }) => id))
       for (const row of ending)
         keys.set(row.id, { ...row, revokedAt: at, revokedReason: reason, updatedAt: Math.max(at, row.updatedAt + 1) })
-      const retired = { retiredAt: at, retiredBy: null, retiredReason: 'revoked', graceEndsAt: null } as const
-      const changed = [...generations.values()].filter(
-        ({ keyId, retiredAt, graceEndsAt }) => endingIds.has(keyId) && (retiredAt === null || graceEndsAt !== null),
-      )
-      for (const row of changed) {
-        const isOver = row.graceEndsAt !== null && row.graceEndsAt <= at
-        generations.set(row.digest, { ...row, ...(isOver ? { graceEndsAt: null } : retired) })
-      }
-      for (const row of replays.values())
-        if (endingIds.has(row.keyId) || endingIds.has(row.callerId)) replays.set(row.id, { ...row, sealed: null })
-      return changed.map(({ digest }) => digest)
+      eraseSealsOf(replays, endingIds, null)
+      return retire(generations, endingIds, { at, by: null, reason: 'revoked' })
     },
 
     async removeKeys(ids, what) {
@@ -82,7 +76,7 @@ export function housekeepingSteps(tables: Tables): Pick<StoreTransaction, 'appen
       const rows = [...generations.values()].filter(({ keyId }) => going.has(keyId))
       for (const { digest } of rows) generations.set(digest, tombstoneOf(digest))
       const records = [...replays.values()].filter(({ keyId }) => going.has(keyId))
-      for (const row of replays.values()) if (going.has(row.callerId)) replays.set(row.id, { ...row, sealed: null })
+      eraseSealsOf(replays, going, null)
       for (const row of records) {
         if (what === 'removed') replays.delete(row.id)
         else replays.set(row.id, { ...row, sealed: null, callerId: '' })
@@ -95,6 +89,27 @@ export function housekeepingSteps(tables: Tables): Pick<StoreTransaction, 'appen
       }
     },
   }
+}
+
+/** Retires the generations of some keys, as `retireGenerations` says. */
+export function retire(
+  generations: Tables['generations'],
+  keyIds: ReadonlySet<string>,
+  { at, by, reason, graceEndsAt }: Parameters<StoreTransaction['retireGenerations']>[1],
+): readonly string[] {
+  const ending = [...generations.values()].filter((row) => keyIds.has(row.keyId) && (row.retiredAt === null || row.graceEndsAt !== null))
+  const retired = { retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt: graceEndsAt ?? null }
+  for (const row of ending) {
+    const isOver = row.graceEndsAt !== null && row.graceEndsAt <= at
+    generations.set(row.digest, { ...row, ...(isOver ? { graceEndsAt: null } : retired) })
+  }
+  return ending.map(({ digest }) => digest)
+}
+
+/** Erases the seal of every record about these keys, and of every answer that they were given, but for the record named. */
+export function eraseSealsOf(replays: Tables['replays'], keyIds: ReadonlySet<string>, exceptId: string | null): void {
+  for (const row of replays.values())
+    if ((keyIds.has(row.keyId) || keyIds.has(row.callerId)) && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
 }
 
 function isChosen({ ownerId, revokedAt, expiresAt }: KeyRow, choice: KeyChoice): boolean {

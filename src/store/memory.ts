@@ -3,7 +3,7 @@ import { ApiKeyError } from '../errors.js'
 import { wallMs } from '../real-time.js'
 import { digestsOf } from './feed.js'
 import { type MemoryFeed, memoryFeed } from './memory-feed.js'
-import { housekeeping, housekeepingSteps, type Tables } from './memory-housekeeping.js'
+import { eraseSealsOf, housekeeping, housekeepingSteps, retire, type Tables } from './memory-housekeeping.js'
 import type { GenerationRow, KeyFilters, KeyRow, Position, Store, StoreTransaction } from './store.js'
 
 export interface MemoryStoreOptions {
@@ -255,15 +255,7 @@ function steps(data: Data, tables: Tables, changed: Set<string>): StoreTransacti
       if (generations.has(row.digest) || generationOf(tables, row.keyId, row.generation) !== undefined) throw taken('generation')
       generations.set(row.digest, { ...row })
     },
-    async retireGenerations(keyId, { at, by, reason, graceEndsAt = null }) {
-      const ending = [...generations.values()].filter((row) => row.keyId === keyId && (row.retiredAt === null || row.graceEndsAt !== null))
-      const retired = { retiredAt: at, retiredBy: by, retiredReason: reason, graceEndsAt }
-      for (const row of ending) {
-        const isOver = row.graceEndsAt !== null && row.graceEndsAt <= at
-        generations.set(row.digest, { ...row, ...(isOver ? { graceEndsAt: null } : retired) })
-      }
-      return ending.map(({ digest }) => digest)
-    },
+    retireGenerations: async (keyId, change) => retire(generations, new Set([keyId]), change),
     async lowerGrace(keyId, generation, { from, to }) {
       const row = generationOf(tables, keyId, generation)
       if (row?.graceEndsAt === from && from > to) generations.set(row.digest, { ...row, graceEndsAt: to })
@@ -280,10 +272,7 @@ function steps(data: Data, tables: Tables, changed: Set<string>): StoreTransacti
       replays.set(replayId, { ...row, sealed: to })
       return true
     },
-    async eraseReplays(keyId, exceptId) {
-      for (const row of replays.values())
-        if ((row.keyId === keyId || row.callerId === keyId) && row.id !== exceptId) replays.set(row.id, { ...row, sealed: null })
-    },
+    eraseReplays: async (keyId, exceptId) => eraseSealsOf(replays, new Set([keyId]), exceptId),
     async appendEvent(row) {
       events.push(jsonCopy(row))
     },

@@ -1,12 +1,11 @@
 import type { Command } from 'commander'
 import type { Environment } from '../../store/store.js'
-import { type AddCommand, examples, inRoom, originOf, type Room, requestOf } from '../command.js'
+import { type AddCommand, examples, IDEMPOTENCY_KEY_FROM, inRoom, originOf, type Room, repetitionOf } from '../command.js'
 import { prefixOfEnvironment } from '../connection/open.js'
 import { named } from '../describe.js'
 import { CliError } from '../exit.js'
 import { printSecret } from '../secret.js'
 import type { Session } from '../session.js'
-import { idempotencyKeyFrom } from '../sources.js'
 import { expiry, metadata, several } from '../values.js'
 
 interface CreateOptions {
@@ -33,10 +32,7 @@ export const addCreate: AddCommand = (program, room) => {
     .option('--allowed-ip <address>', 'an address or network it may be used from; can be repeated (default: any)', several)
     .option('--metadata <json>', 'a JSON object that the application reads')
     .option('--rotation-secret', 'has a second secret, printed on a line of its own, be needed for its rotation')
-    .option(
-      '--idempotency-key-from <source>',
-      'a file or env:NAME: run again with the same one, it prints the same secret. A file is made if need be',
-    )
+    .option(...IDEMPOTENCY_KEY_FROM)
     .addHelpText(
       'after',
       examples(
@@ -51,15 +47,14 @@ export const addCreate: AddCommand = (program, room) => {
 async function create(session: Session, room: Room, options: CreateOptions, program: Command): Promise<void> {
   if (!session.fromConfig && program.opts<{ prefix?: string }>().prefix === undefined) await refuseStrangePrefix(session)
   const { keys, out } = session
-  const idempotencyKey = options.idempotencyKeyFrom === undefined ? undefined : await idempotencyKeyFrom(options.idempotencyKeyFrom)
-  const { idempotencyKeyFrom: _source, ...repeated } = options
+  const repetition = await repetitionOf('create', '', options)
   const issued = await session.change(
     keys.create({
       as: 'application',
       origin: originOf(room),
       ownerId: options.owner,
       name: options.name,
-      ...(idempotencyKey === undefined ? {} : { idempotencyKey, request: requestOf('create', '', repeated) }),
+      ...repetition,
       ...(options.environment === undefined ? {} : { environment: options.environment }),
       ...(options.scope === undefined ? {} : { scopes: options.scope }),
       ...(options.expires === undefined ? {} : { expiresAt: expiry(options.expires) }),

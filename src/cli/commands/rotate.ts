@@ -1,8 +1,7 @@
-import { type AddCommand, examples, inRoom, originOf, type Room, requestOf } from '../command.js'
+import { type AddCommand, examples, IDEMPOTENCY_KEY_FROM, inRoom, originOf, type Room, repetitionOf } from '../command.js'
 import { named } from '../describe.js'
 import { printSecret } from '../secret.js'
 import type { Session } from '../session.js'
-import { idempotencyKeyFrom } from '../sources.js'
 import { expiry, retirement } from '../values.js'
 
 interface RotateOptions {
@@ -27,10 +26,7 @@ export const addRotate: AddCommand = (program, room) => {
     .option('--emergency', 'both secrets are known to somebody: ends a grace period too, and no earlier answer can be asked for again')
     .option('--successor', 'gives the key a new id too, and revokes the old one')
     .option('--keep-rotation-secret', 'leaves the rotation secret as it is')
-    .option(
-      '--idempotency-key-from <source>',
-      'a file or env:NAME: run again with the same one, it prints the same secret. A file is made if need be',
-    )
+    .option(...IDEMPOTENCY_KEY_FROM)
     .addHelpText(
       'after',
       examples(
@@ -44,14 +40,13 @@ export const addRotate: AddCommand = (program, room) => {
 
 async function rotate(session: Session, room: Room, options: RotateOptions, id: string): Promise<void> {
   const { keys, out } = session
-  const idempotencyKey = options.idempotencyKeyFrom === undefined ? undefined : await idempotencyKeyFrom(options.idempotencyKeyFrom)
-  const { idempotencyKeyFrom: _source, ...repeated } = options
+  const repetition = await repetitionOf('rotate', id, options)
   const issued = await session.change(
     keys.rotate({
       as: 'application',
       origin: originOf(room),
       id,
-      ...(idempotencyKey === undefined ? {} : { idempotencyKey, request: requestOf('rotate', id, repeated) }),
+      ...repetition,
       retire: options.retire === undefined ? undefined : retirement(options.retire),
       ...(options.expires === undefined ? {} : { expiresAt: expiry(options.expires) }),
       emergency: options.emergency === true,

@@ -115,7 +115,7 @@ export function housekeepingSteps(on: Kysely<Tables>, dialect: Dialect): Steps {
         .set({ revoked_at: at, revoked_reason: reason, updated_at: sql`case when updated_at < ${at} then ${at} else updated_at + 1 end` })
         .where('id', 'in', ending)
         .execute()
-      await eraseSeals(on, ending)
+      await eraseSealsOf(on, ending)
       return digests
     },
 
@@ -132,7 +132,7 @@ export function housekeepingSteps(on: Kysely<Tables>, dialect: Dialect): Steps {
         .set({ ...BLANK, key_id: sql.ref('digest') })
         .where('key_id', 'in', ids)
         .execute()
-      await eraseSeals(on, ids)
+      await eraseSealsOf(on, ids)
       const replays = what === 'removed' ? await deleteReplaysOf(on, ids) : 0
       if (what === 'kept') await on.updateTable('express_api_key_replays').set({ caller_id: '' }).where('key_id', 'in', ids).execute()
       await on.deleteFrom('express_api_keys').where('id', 'in', ids).execute()
@@ -145,11 +145,13 @@ export function housekeepingSteps(on: Kysely<Tables>, dialect: Dialect): Steps {
 /** What a tombstone holds beside the digest. */
 const { digest: _digest, key_id: _keyId, ...BLANK } = generationColumns(tombstoneOf(''))
 
-async function eraseSeals(on: Kysely<Tables>, ids: readonly string[]): Promise<void> {
+/** Erases the seal of every record about these keys, and of every answer that they were given, but for the record named. */
+export async function eraseSealsOf(on: Kysely<Tables>, keyIds: readonly string[], exceptId: string | null = null): Promise<void> {
   await on
     .updateTable('express_api_key_replays')
     .set({ sealed: null })
+    .where((is) => is.or([is('key_id', 'in', keyIds), is('caller_id', 'in', keyIds)]))
     .where('sealed', 'is not', null)
-    .where((is) => is.or([is('key_id', 'in', ids), is('caller_id', 'in', ids)]))
+    .$if(exceptId !== null, (query) => query.where('id', '!=', exceptId ?? ''))
     .execute()
 }

@@ -6,7 +6,7 @@ import type { Database } from './database.js'
 import type { Dialect } from './dialect.js'
 import { storeError } from './driver-errors.js'
 import { refuseOtherProtocol } from './feed.js'
-import { housekeepingSteps } from './housekeeping.js'
+import { eraseSealsOf, housekeepingSteps } from './housekeeping.js'
 import { retire } from './retire.js'
 import {
   eventColumns,
@@ -197,14 +197,6 @@ function replaySteps(on: Kysely<Tables>): Pick<StoreTransaction, 'replay' | 'ins
       return true
     },
 
-    async eraseReplays(keyId, exceptId) {
-      await on
-        .updateTable('express_api_key_replays')
-        .set({ sealed: null })
-        .where((is) => is.or([is('key_id', '=', keyId), is('caller_id', '=', keyId)]))
-        .where('sealed', 'is not', null)
-        .$if(exceptId !== null, (query) => query.where('id', '!=', exceptId ?? ''))
-        .execute()
-    },
+    eraseReplays: (keyId, exceptId) => eraseSealsOf(on, [keyId], exceptId),
   }
 }

@@ -24,7 +24,7 @@ import { type LastUse, recordUse } from '../last-use.js'
 import { inspectMysql } from '../mysql-inspect.js'
 import { noRowSecurity } from '../row-security.js'
 import type { Tables } from '../rows.js'
-import { identifier, type Places } from '../table-names.js'
+import { identifier } from '../table-names.js'
 
 /**
  * By the server's error numbers; by the driver's words where it speaks for itself.
@@ -107,7 +107,11 @@ export const mysqlDialect =
     forUpdate: (query) => query.forUpdate(),
     // MariaDB does not know FOR SHARE.
     forShare: (query) => query.modifyEnd(sql`lock in share mode`),
-    lockName: (on, name) => lockName(on, places, name),
+    // Each set of tables in a database has names of its own.
+    lockName(on, name) {
+      const { schema = '', name: table } = places.express_api_key_settings
+      return takeName(on, [schema, table, name], LOCK_TIMEOUT_S)
+    },
 
     begin,
     together: false,
@@ -122,7 +126,7 @@ export const mysqlDialect =
     insertOnce: (query) => query.ignore(),
 
     recordUses,
-    inspect: (on) => inspectMysql(on, places, STATEMENT_BEGAN),
+    inspect: (on) => inspectMysql(on, places, { clock: STATEMENT_BEGAN, standby: STANDBY, find: schema.find }),
     rowSecurity: noRowSecurity,
     errors: mysqlErrors,
     schema,
@@ -169,20 +173,11 @@ async function restore(on: Kysely<Tables>): Promise<void> {
   await RESTORED.execute(on).catch(() => {})
 }
 
-/** At most 64 characters. Each set of tables in a server has names of its own. */
-async function lockName(
-  on: Kysely<Tables>,
-  { express_api_key_settings: { schema = '', name: table } }: Places,
-  name: string,
-): Promise<void> {
-  const hashed = createHash('sha256')
-    .update(JSON.stringify([schema, table, name]))
-    .digest('base64url')
-  await takeName(on, sql`concat('eak:', left(md5(database()), 16), ${hashed})`, LOCK_TIMEOUT_S)
-}
-
-async function takeName(on: Kysely<Tables>, name: RawBuilder<unknown>, seconds: number): Promise<void> {
-  const { rows } = await sql<{ taken: number | null }>`select get_lock(${name}, ${sql.lit(seconds)}) as taken`.execute(on)
+/** Waits for a name. It has at most 64 characters, and belongs to the database: servers know names of their own only. */
+async function takeName(on: Kysely<Tables>, parts: readonly unknown[], seconds: number): Promise<void> {
+  const hashed = createHash('sha256').update(JSON.stringify(parts)).digest('base64url')
+  const { rows } = await sql<{ taken: number | null }>`select get_lock(concat('eak:', left(md5(database()), 16), ${hashed}),
+    ${sql.lit(seconds)}) as taken`.execute(on)
   if (Number(rows[0]?.taken) !== 1) throw new ApiKeyError('store_unavailable', 'Another transaction holds a name for too long.')
 }
 
@@ -220,7 +215,6 @@ const schema: SchemaDialect = {
   async refuseUnfit(on) {
     const { rows } = await sql<{
       version: string
-      mode: string
       charset: string
       engine: string
       galera: unknown
@@ -250,12 +244,7 @@ const schema: SchemaDialect = {
     return { name: place.schema }
   },
 
-  async lock(on, migrations) {
-    const hashed = createHash('sha256')
-      .update(JSON.stringify(['migrate', migrations]))
-      .digest('base64url')
-    await takeName(on, sql`concat('eak:', left(md5(database()), 16), ${hashed})`, STATEMENT_TIMEOUT_S)
-  },
+  lock: (on, migrations) => takeName(on, ['migrate', migrations], STATEMENT_TIMEOUT_S),
 
   // There are no partial indexes.
   createIndex: ({ table, name, columns }) => sql`create index ${sql.id(name)} on ${identifier(table)} ${sql.raw(`(${columns})`)}`,
